@@ -1,0 +1,158 @@
+"""Class sums of features, and the anchors (one feature vector per class) made from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cag.labels import IGNORE
+
+
+def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Keep the labels that the prediction agrees with: the pixels that anchors are made of.
+
+    Args:
+        labels: integer [B, h, w], train ids.
+        logits: float [B, K, h, w].
+
+    Returns:
+        [B, h, w] of the labels' dtype: the label where argmax(logits) equals it, otherwise 255.
+    """
+    # max finds the same first index as argmax, in half the time on a CPU
+    prediction = logits.max(dim=1).indices  # [B, h, w]
+    return labels.masked_fill(prediction != labels, IGNORE)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bring label maps [B, H, W] of any integer dtype to `size` (h, w) by nearest neighbour.
+
+    Row i of the result is row floor(i H / h), which for an output stride of 4 is row 4 i.
+    """
+    (height, width), device = size, labels.device
+    rows = torch.arange(height, device=device) * labels.shape[1] // height
+    columns = torch.arange(width, device=device) * labels.shape[2] // width
+    return labels[:, rows[:, None], columns]
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sum the feature vectors of each class in each image. Differentiable in the features.
+
+    These sums and counts are all that any definition of the anchors needs.
+
+    Args:
+        features: float [B, D, h, w]; half precision is summed in float32.
+        labels: integer [B, h, w]; any value outside 0..num_classes-1 is ignored. For anchors, mask
+            them first with `agreeing_labels`.
+        num_classes: K.
+
+    Returns:
+        sums float32 [B, K, D], and counts int64 [B, K].
+
+    Raises:
+        ValueError: the maps differ in size.
+    """
+    if features.shape[0] != labels.shape[0] or features.shape[2:] != labels.shape[1:]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and labels {tuple(labels.shape)} differ in size; "
+            "bring the labels to the features' size first"
+        )
+    return _ClassSums.apply(features, labels, num_classes)
+
+
+def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: int = 10) -> Tensor:
+    """Average class sums into anchors (paper section 3.2; released code `cac.py`).
+
+    Args:
+        sums: float [N, K, D], as `class_sums` gives them.
+        counts: integer [N, K].
+        average: "images" is the released code: the mean of the images' class means, over the images
+            with at least `min_pixels` pixels of the class; an all-zero class mean is not counted.
+            (Its cap at 3000 vectors, which turns the mean into a moving average, is left out.)
+            "pixels" is the paper: the mean over all pixels of the class.
+        min_pixels: fewer pixels of a class in an image do not count; "images" only.
+
+    Returns:
+        float32 [K, D]; a row of NaN for a class that is never seen.
+
+    Raises:
+        ValueError: another `average`.
+    """
+    mean = AnchorMean(average, min_pixels)
+    mean.update(sums, counts)
+    return mean.compute()
+
+
+class AnchorMean:
+    """The same anchors from class sums that arrive piece by piece, in memory that stays flat.
+
+    Example:
+        >>> mean = AnchorMean("images", min_pixels=1)
+        >>> mean.update(torch.tensor([[[2.0, 4.0]]]), torch.tensor([[2]]))
+        >>> mean.update(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[1]]))
+        >>> mean.compute()
+        tensor([[2., 1.]])
+
+    Attributes:
+        images: int64 [K], images that count for the class ("pixels": that show it).
+        pixels: int64 [K], pixels of the class in these images.
+    """
+
+    def __init__(self, average: str = "images", min_pixels: int = 10) -> None:
+        if average not in ("images", "pixels"):
+            raise ValueError(f"average must be 'images' or 'pixels', not {average!r}")
+        self.average = average
+        self.min_pixels = max(min_pixels, 1) if average == "images" else 1
+        self.images = self.pixels = torch.zeros((), dtype=torch.int64)
+        self._total = torch.zeros((), dtype=torch.float64)
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Add class sums float [N, K, D] with their counts integer [N, K]."""
+        sums = sums.double()
+        counted = counts >= self.min_pixels  # [N, K]
+        if self.average == "images":
+            counted &= (sums != 0).any(dim=-1)
+            weight = counted / counts.clamp(min=1).double()
+        else:
+            weight = counted.double()
+        self._total = self._total + torch.einsum("nk,nkd->kd", weight, sums)
+        self.images = self.images + counted.sum(dim=0)
+        self.pixels = self.pixels + (counts * counted).sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """Return the anchors so far, float32 [K, D]; NaN for a class never seen."""
+        divisor = self.images if self.average == "images" else self.pixels
+        return (self._total / divisor[..., None]).float()  # 0 / 0 is the NaN
+
+
+class _ClassSums(torch.autograd.Function):
+    """One-hot matrix product: keeps only the labels for backward, gives a contiguous gradient."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(labels)
+        ctx.shape, ctx.dtype = features.shape, features.dtype
+        one_hot = _one_hot(labels, num_classes)
+        counts = one_hot.sum(dim=-1).long()  # [B, K]
+        ctx.mark_non_differentiable(counts)
+        # under autocast the product would run, and round the sums, in half precision
+        with torch.autocast(features.device.type, enabled=False):
+            pixels = features.flatten(2).float().transpose(1, 2)  # [B, hw, D]
+            return torch.bmm(one_hot, pixels), counts  # [B, K, D]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+        (labels,) = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            one_hot = _one_hot(labels, gradient.shape[1])
+            pixels = torch.bmm(gradient.transpose(1, 2), one_hot)  # [B, D, hw]
+        return pixels.view(ctx.shape).to(ctx.dtype), None, None
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels [B, h, w] as float32 [B, K, hw]; a pixel without a class is a column of zeros."""
+    labels = labels.flatten(1)[:, None]
+    classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)[:, None]
+    one_hot = labels.new_empty((labels.shape[0], num_classes, labels.shape[2]), dtype=torch.float32)
+    return torch.eq(labels, classes, out=one_hot)

@@ -1,0 +1,433 @@
+"""Raw layouts, and the one prepared form that every later stage reads.
+
+A layout is a function that lists a raw data set's `Item`s; everything after that is common.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cag.errors import UserError
+from cag.files import inside, is_local, require_space, sha256, write_csv, write_json
+from cag.images import read_image, read_label, write_image, write_label
+from cag.labels import ClassMap, LabelSpace
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+MANIFEST, CLASSES = "manifest.csv", "classes.json"
+_PATH_COLUMNS = ["name", "image", "label"]
+COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
+_BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a raw data set.
+
+    Attributes:
+        name: What the prepared files are called: a posix path without extension.
+        image: Posix path below the data set's folder.
+        label: Posix path below the data set's folder; None where there is no label, or none may be
+            opened.
+    """
+
+    name: str
+    image: str
+    label: str | None
+
+
+def index_folder(folder: Path) -> pd.DataFrame:
+    """List every file below a folder, but hidden ones.
+
+    Returns:
+        Columns path (posix, below the folder; sorted) and bytes.
+
+    Raises:
+        UserError: The folder is missing, or a symbolic link in it leads elsewhere, in a circle or
+            to nothing.
+    """
+    files = _files(Path(folder), "")
+    return pd.DataFrame(files, columns=["path", "bytes"])
+
+
+def list_folder(folder: Path, images: str, labels: str | None) -> list[Item]:
+    """List the layout `folder`: plain folders of images and, matched by name, of labels.
+
+    Args:
+        folder: The data set's folder.
+        images: Folder of the images, below `folder`; its sub-folders belong to it.
+        labels: Folder of the labels, or None: no label is then looked for.
+
+    Returns:
+        Items sorted by name: the path below `images` (and below `labels`) without extension.
+
+    Raises:
+        UserError: A folder is missing, there is no image, an image has no label or a label no
+            image, or two files have one name.
+    """
+    image_paths = _by_name(Path(folder), images)
+    if not image_paths:
+        raise UserError(
+            f"{Path(folder) / images}: no image found; expected files that end in "
+            f"{', '.join(sorted(EXTENSIONS))}"
+        )
+    if labels is None:
+        return [Item(name, path, None) for name, path in sorted(image_paths.items())]
+    first, second = PurePosixPath(images), PurePosixPath(labels)
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        raise UserError(
+            f"{folder}: images ({images}) and labels ({labels}) must be two separate folders"
+        )
+    label_paths = _by_name(Path(folder), labels)
+    _check_pairs(Path(folder), images, labels, image_paths, label_paths)
+    return [Item(name, path, label_paths[name]) for name, path in sorted(image_paths.items())]
+
+
+def prepare_split(
+    items: Sequence[Item],
+    folder: Path,
+    out: Path,
+    split: str,
+    class_map: ClassMap,
+    size: tuple[int, int] | None = None,
+    label_size: Literal["prepared", "own"] = "prepared",
+    workers: int | None = None,
+    on_item: Callable[[], None] | None = None,
+) -> pd.DataFrame:
+    """Write one split in the prepared form: images/<split>/ and labels/<split>/ below `out`.
+
+    Images are resized bilinearly with antialiasing, label maps by nearest neighbour. An item
+    without a label path gets no label map, and no label of it is opened. At most a few images for
+    each worker are in memory. When an item fails nothing of the split is left behind, and the error
+    is that of the first bad item in the given order.
+
+    Args:
+        items: What to prepare, in the order of the rows.
+        folder: The raw data set's folder, which no item may leave.
+        out: The prepared folder, which must not have this split yet.
+        split: "train" or "val".
+        class_map: Translates raw label values to train ids.
+        size: (height, width) in pixels of the prepared images; None keeps each image's own.
+        label_size: "prepared": the label map gets its image's prepared size; "own": it keeps its
+            size, for evaluation at full resolution.
+        workers: Number of threads; None for one for each core.
+        on_item: Called after each item, in the calling thread.
+
+    Returns:
+        The split's rows of the manifest (see `COLUMNS`).
+
+    Raises:
+        UserError: A file cannot be read, leaves its folder or has a value outside the class map; an
+            image and its label differ in size; two items have one name; or the disk is too full.
+    """
+    _check_names(items, split)
+    require_space(out, _estimated_bytes(items, folder, size), f"the prepared split '{split}'")
+    targets = [Path(out) / kind / split for kind in ("images", "labels")]
+    for target in targets:
+        target.mkdir(parents=True)
+
+    def prepare(item: Item) -> dict:
+        return _prepare_item(item, Path(folder), Path(out), split, class_map, size, label_size)
+
+    rows = []
+    try:
+        with closing(_in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
+            for row in prepared:
+                rows.append(row)
+                if on_item:
+                    on_item()
+    except BaseException:
+        for target in targets:
+            shutil.rmtree(target)
+        raise
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
+    """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
+
+    Args:
+        folder: The prepared folder.
+        rows: What `prepare_split` gave, for all splits.
+        label_space: The classes of its label maps.
+    """
+    write_json(Path(folder) / CLASSES, label_space.to_dict())
+    write_csv(Path(folder) / MANIFEST, rows[COLUMNS])
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """Read a prepared data set's table of images.
+
+    Returns:
+        Columns split, name, image, label, height, width, image_sha256, label_sha256; paths are
+        posix, below the folder, label is "" where there is none; height and width (int64, pixels)
+        are the prepared image's.
+
+    Raises:
+        UserError: The manifest is missing, has other columns, sizes that are no numbers, a repeated
+            name, or a path that leaves the folder.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
+    except (OSError, ValueError) as error:  # what pandas raises for a broken file is a ValueError
+        raise UserError(f"{path}: not a readable table ({error}); prepare it again") from error
+    _check_manifest(path, rows)
+    return rows.astype({"height": "int64", "width": "int64"})
+
+
+def read_label_space(folder: Path) -> LabelSpace:
+    """Read a prepared data set's classes.
+
+    Raises:
+        UserError: classes.json is missing or not of the form that `write_manifest` writes.
+    """
+    path = Path(folder) / CLASSES
+    try:
+        return LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a list of classes ({error}); prepare it again") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 (hex) that names a prepared data set's content.
+
+    The manifest and the classes are hashed; they hold the digest of every image and label map.
+    """
+    digest = hashlib.sha256()
+    for name in (MANIFEST, CLASSES):
+        try:
+            digest.update(f"{name} {sha256(Path(folder) / name)}\n".encode())
+        except FileNotFoundError:
+            raise UserError(
+                f"{Path(folder) / name}: no such file; run `dvc repro` to prepare the data set"
+            ) from None
+    return digest.hexdigest()
+
+
+# Listing files
+
+
+def _files(root: Path, below: str) -> list[tuple[str, int]]:
+    """Return (posix path below root, bytes) of the visible files below root/below, sorted."""
+    start = inside(root, below)
+    if not start.is_dir():
+        raise UserError(
+            f"{start}: no such folder; put the data set there or point the folder elsewhere"
+        )
+    prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
+    return sorted(_walk(start, prefix, root.resolve(), (start.resolve(),)))
+
+
+def _walk(
+    folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
+) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in visible:
+        _check_entry(entry, root, ancestors)
+        if entry.is_dir():
+            real = Path(entry.path).resolve() if entry.is_symlink() else ancestors[-1] / entry.name
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", root, (*ancestors, real))
+        elif entry.is_file():
+            yield prefix + entry.name, entry.stat().st_size
+
+
+def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fsencode(entry.path)!r}: rename this file to valid UTF-8") from None
+    if not entry.is_symlink():
+        return
+    real = Path(os.path.realpath(entry.path))  # unlike resolve(), never raises for a loop
+    if not real.exists():
+        raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
+    if not real.is_relative_to(root):
+        raise UserError(
+            f"{entry.path}: this link leaves the data set's folder {root}; copy the files into it"
+        )
+    if real in ancestors:
+        raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
+
+
+def _by_name(root: Path, below: str) -> dict[str, str]:
+    """Return name -> posix path below root of the raster files below root/below."""
+    paths: dict[str, str] = {}
+    for path, _ in _files(root, below):
+        relative = PurePosixPath(path)
+        if relative.suffix.lower() not in EXTENSIONS:
+            continue
+        name = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
+        if name in paths:
+            raise UserError(
+                f"{root / path}: has the same name as {root / paths[name]} but for the extension; "
+                "keep one of them"
+            )
+        paths[name] = path
+    return paths
+
+
+def _check_pairs(
+    folder: Path,
+    images: str,
+    labels: str,
+    image_paths: dict[str, str],
+    label_paths: dict[str, str],
+) -> None:
+    for kind, other, paths, missing in (
+        ("image", "label", image_paths, image_paths.keys() - label_paths.keys()),
+        ("label", "image", label_paths, label_paths.keys() - image_paths.keys()),
+    ):
+        if missing:
+            first = paths[min(missing)]
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            expected = folder / (labels if other == "label" else images) / min(missing)
+            raise UserError(
+                f"{folder / first}: this {kind} has no {other}{more}; expected {expected} "
+                "with an image extension; add or remove the file"
+            )
+
+
+# Preparing
+
+
+def _check_names(items: Sequence[Item], split: str) -> None:
+    if not items:
+        raise UserError(f"the split '{split}' has no images; check the data set's folders")
+    seen: dict[str, str] = {}
+    for item in items:
+        if item.name in seen:
+            raise UserError(f"{item.image}: has the same name as {seen[item.name]} ({item.name})")
+        seen[item.name] = item.image
+
+
+def _estimated_bytes(items: Sequence[Item], folder: Path, size: tuple[int, int] | None) -> int:
+    height, width = size or read_image(inside(folder, items[0].image)).shape[:2]
+    return len(items) * height * width * _BYTES_PER_PIXEL
+
+
+def _in_order(
+    function: Callable[[Item], dict], items: Sequence[Item], workers: int
+) -> Iterator[dict]:
+    """Map over threads; results, and so the first error, come in the order of the items.
+
+    Pillow and numpy release the interpreter lock. Only a few items are under way at a time.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepare_item(
+    item: Item,
+    folder: Path,
+    out: Path,
+    split: str,
+    class_map: ClassMap,
+    size: tuple[int, int] | None,
+    label_size: str,
+) -> dict:
+    image = read_image(inside(folder, item.image))  # (H, W, 3)
+    labels = None
+    if item.label is not None:
+        labels = _read_train_ids(item, folder, image.shape[:2], class_map)  # (H, W)
+    image = _resize(image, size, Image.Resampling.BILINEAR)
+    row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
+    row["height"], row["width"] = image.shape[:2]
+
+    row["image"], path = _output(out, "images", split, item.name)
+    write_image(path, image)
+    row["image_sha256"] = sha256(path)
+    if labels is not None:
+        if label_size == "prepared":
+            labels = _resize(labels, size, Image.Resampling.NEAREST)
+        row["label"], path = _output(out, "labels", split, item.name)
+        write_label(path, labels, class_map.label_space.palette_array)
+        row["label_sha256"] = sha256(path)
+    return row
+
+
+def _read_train_ids(
+    item: Item, folder: Path, image_size: tuple[int, int], class_map: ClassMap
+) -> np.ndarray:
+    path = inside(folder, item.label)
+    raw = read_label(path)
+    if raw.shape[:2] != image_size:
+        (height, width), (label_height, label_width) = image_size, raw.shape[:2]
+        raise UserError(
+            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
+            f"{label_width} x {label_height}; they must have one size"
+        )
+    try:
+        return class_map.encode(raw)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _resize(
+    array: np.ndarray, size: tuple[int, int] | None, resample: Image.Resampling
+) -> np.ndarray:
+    if size is None or array.shape[:2] == tuple(size):
+        return array
+    height, width = size
+    return np.array(Image.fromarray(array).resize((width, height), resample, reducing_gap=3.0))
+
+
+def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:
+    """Return the path below `out` for the manifest and the path to write, whose folder exists."""
+    relative = f"{kind}/{split}/{name}.png"
+    path = inside(out, relative)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return relative, path
+
+
+# Checking
+
+
+def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
+    if list(rows.columns) != COLUMNS:
+        raise UserError(
+            f"{path}: found the columns {', '.join(rows.columns)}; expected {', '.join(COLUMNS)}; "
+            "prepare it again"
+        )
+    for column in ("height", "width"):
+        wrong = ~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")
+        if wrong.any():
+            raise UserError(
+                f"{path}: {column} of {rows['name'][wrong].iloc[0]!r} is "
+                f"{rows[column][wrong].iloc[0]!r}; expected a number of pixels; prepare it again"
+            )
+    for column in _PATH_COLUMNS:
+        for value in rows[column]:
+            if not is_local(value) or (not value and column != "label"):
+                raise UserError(
+                    f"{path}: the {column} {value!r} is not a path below {path.parent}; "
+                    "prepare it again"
+                )
+    repeated = rows.duplicated(["split", "name"])
+    if repeated.any():
+        raise UserError(f"{path}: {rows['name'][repeated].iloc[0]!r} is listed twice")

@@ -1,0 +1,250 @@
+"""Label spaces (names and colours of the classes) and class maps (raw label value -> train id)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cag.errors import UserError
+
+IGNORE = 255
+MAX_CLASSES = 254
+_UNKNOWN = 254  # no train id, no ignored pixel: marks a raw value that is not in the map
+_SHOWN_VALUES = 5
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a project, in the order of their train ids.
+
+    Attributes:
+        names: One name for each class.
+        palette: One (red, green, blue) colour in 0..255 for each class.
+
+    Raises:
+        ValueError: No or too many classes, repeated names, or not one valid colour for each name.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"{len(self.names)} classes found, 1 to {MAX_CLASSES} are possible")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the class name {repeated[0]!r} is given twice")
+        if len(self.palette) != len(self.names) or not all(map(_is_color, self.palette)):
+            raise ValueError("each class needs a colour of three integers in 0..255")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes K; train ids are 0..K-1."""
+        return len(self.names)
+
+    @property
+    def palette_array(self) -> np.ndarray:
+        """The colours as uint8 [K, 3]."""
+        return np.array(self.palette, np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists for JSON: {"classes": [{"name": ..., "color": [r, g, b]}, ...]}."""
+        pairs = zip(self.names, self.palette, strict=True)
+        return {"classes": [{"name": name, "color": list(color)} for name, color in pairs]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpace":
+        """Rebuild what `to_dict` gave.
+
+        Raises:
+            ValueError: The content has another form.
+        """
+        try:
+            names = tuple(str(entry["name"]) for entry in content["classes"])
+            palette = tuple(tuple(entry["color"]) for entry in content["classes"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("expected a list 'classes' of entries with name and color") from error
+        return cls(names, palette)
+
+
+class ClassMap:
+    """A map from a data set's raw label values to train ids.
+
+    Args:
+        label_space: The classes, in the order of their train ids.
+        train_ids: Raw value -> train id or 255. Values are integers, or (red, green, blue) for
+            colour-coded labels; one kind only.
+        ignore_rest: Whether every value that is not listed becomes 255.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        train_ids: Mapping[int | tuple[int, int, int], int],
+        ignore_rest: bool = False,
+    ):
+        self.label_space = label_space
+        self.by_color = any(isinstance(value, tuple) for value in train_ids)
+        self._rest = IGNORE if ignore_rest else _UNKNOWN
+        values = np.array(list(train_ids), np.int64).reshape(len(train_ids), -1)
+        keys = _pack(values) if self.by_color else values.reshape(-1)
+        order = np.argsort(keys)
+        self._keys = keys[order]  # (V,) ascending
+        self._ids = np.array(list(train_ids.values()), np.uint8)[order]  # (V,)
+
+    def encode(self, raw: np.ndarray) -> np.ndarray:
+        """Translate a raw label map, as `images.read_label` gives it.
+
+        Args:
+            raw: Integers [H, W], or [H, W, 3] for a map of colours.
+
+        Returns:
+            uint8 [H, W], train ids; 255 = ignored.
+
+        Raises:
+            UserError: A raw value is not in the map (the first few are named), or the label has
+                colours where the map has integers, or the reverse.
+        """
+        if (raw.ndim == 3) != self.by_color:
+            found, expected = ("colours", "integers") if raw.ndim == 3 else ("integers", "colours")
+            raise UserError(
+                f"the label holds {found}, the class map lists {expected}; "
+                "use the class map that belongs to this data set"
+            )
+        labels = self._look_up(raw)
+        if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
+            raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
+        return labels
+
+    def _look_up(self, raw: np.ndarray) -> np.ndarray:
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            return self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
+        return self._search(_pack(raw) if self.by_color else raw)
+
+    def _search(self, keys: np.ndarray) -> np.ndarray:
+        position = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        known = self._keys[position] == keys
+        return np.where(known, self._ids[position], np.uint8(self._rest))
+
+
+def _pack(colors: np.ndarray) -> np.ndarray:
+    """Return one int64 for each colour [..., 3] of up to 16 bits a channel."""
+    red, green, blue = np.moveaxis(colors.astype(np.int64), -1, 0)
+    return red << 32 | green << 16 | blue
+
+
+def _unknown_message(values: np.ndarray) -> str:
+    unique = np.unique(values, axis=0).tolist()
+    shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
+    more = ", ..." if len(unique) > _SHOWN_VALUES else ""
+    noun = "label value" if len(unique) == 1 else "label values"
+    return (
+        f"{noun} {shown}{more} not in the class map; "
+        "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
+    )
+
+
+def read_class_map(path: Path) -> ClassMap:
+    """Read a class map from YAML.
+
+    The order of `classes` gives the train ids; values are integers, or [r, g, b] for colour-coded
+    labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
+    become 255, or is `rest`: every other value.
+
+        classes:
+          - {name: road, color: [128, 64, 128], values: [7]}
+        ignore: [0, 1, 255]
+
+    Raises:
+        UserError: The file is missing, is not YAML or breaks a rule; file and key are named.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the class map cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    try:
+        return _class_map(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _class_map(content: Any) -> ClassMap:
+    _check_keys("the file", content, required={"classes"}, optional={"ignore"})
+    entries = content["classes"]
+    if not isinstance(entries, list):
+        raise ValueError(f"classes: expected a list, found {entries!r}")
+    for train_id, entry in enumerate(entries):
+        _check_class(f"classes[{train_id}]", entry)
+    try:
+        label_space = LabelSpace.from_dict(content)
+    except ValueError as error:
+        raise ValueError(f"classes: {error}") from error
+
+    ignore = content.get("ignore", [])
+    listed = [(f"classes[{i}].values", entry["values"], i) for i, entry in enumerate(entries)]
+    if ignore != "rest":
+        listed.append(("ignore", ignore, IGNORE))
+    return ClassMap(label_space, _train_ids(listed), ignore_rest=ignore == "rest")
+
+
+def _check_class(key: str, entry: Any) -> None:
+    _check_keys(key, entry, required={"name", "color", "values"})
+    if not isinstance(entry["name"], str) or not entry["name"].strip():
+        raise ValueError(f"{key}.name: expected a text, found {entry['name']!r}")
+    if not _is_color(entry["color"]):
+        raise ValueError(
+            f"{key}.color: expected three integers in 0..255, found {entry['color']!r}"
+        )
+
+
+def _check_keys(key: str, entry: Any, required: set[str], optional: frozenset | set = frozenset()):
+    if not isinstance(entry, dict):
+        raise ValueError(f"{key}: expected keys {sorted(required)}, found {entry!r}")
+    unknown = [name for name in entry if name not in required | optional]
+    if unknown:
+        raise ValueError(
+            f"{key}: unknown key {unknown[0]!r}; known keys are {sorted(required | optional)}"
+        )
+    missing = sorted(required - set(entry))
+    if missing:
+        raise ValueError(f"{key}: the key {missing[0]!r} is missing")
+
+
+def _train_ids(listed: list[tuple[str, Any, int]]) -> dict[int | tuple[int, int, int], int]:
+    """Merge lists of (key, raw values, train id), each value once and all of one kind."""
+    train_ids: dict = {}
+    first_key: dict = {}
+    for key, values, train_id in listed:
+        if not isinstance(values, list):
+            raise ValueError(f"{key}: expected a list of values, found {values!r}")
+        for value in values:
+            raw = _raw_value(key, value)
+            if raw in train_ids:
+                raise ValueError(f"{key}: the value {value} is already in {first_key[raw]}")
+            train_ids[raw], first_key[raw] = train_id, key
+    if not train_ids:
+        raise ValueError("classes: no class has a value")
+    if len({type(raw) for raw in train_ids}) > 1:
+        raise ValueError("classes: integers and [r, g, b] colours are mixed; use one kind")
+    return train_ids
+
+
+def _raw_value(key: str, value: Any) -> int | tuple[int, int, int]:
+    if type(value) is int:
+        return value
+    if _is_color(value):
+        return tuple(value)
+    raise ValueError(f"{key}: expected an integer or [r, g, b], found {value!r}")
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
+    )

@@ -1,0 +1,207 @@
+"""The losses of the adaptation step (paper section 3.4; METHOD steps 3c and 3d)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cag.anchors import IGNORE, agreeing_labels, class_sums, resize_labels
+
+
+class AdaptationLosses(NamedTuple):
+    """Scalars of one adaptation step; all but `total` are without their weights."""
+
+    total: Tensor
+    source_ce: Tensor
+    target_ce: Tensor
+    source_distance: Tensor
+    target_distance: Tensor
+
+
+def adaptation_loss(
+    source_features: Tensor,
+    source_logits: Tensor,
+    source_labels: Tensor,
+    target_features: Tensor,
+    target_logits: Tensor,
+    anchor_labels: Tensor,
+    probability_labels: Tensor,
+    anchors: Tensor,
+    distance_weight: float = 0.7,
+    *,
+    target_labels: str = "both",
+    distance_kind: str = "class_mean",
+    min_pixels: int = 10,
+    valid_classes: Tensor | None = None,
+) -> AdaptationLosses:
+    """Compute the loss of one adaptation step on a source and a target batch.
+
+    total = CE(source) + CE(target) + distance_weight (distance(source) + distance(target)), where
+    the target's distance follows the anchor labels. Computed in float32 under autocast too. Nothing
+    waits for the device, and a part without a single labelled pixel is 0 with a zero gradient.
+
+    Args:
+        source_features: float [B, D, h, w].
+        source_logits: float [B, K, h, w]; brought to the labels' size, bilinear, aligned corners.
+        source_labels: integer [B, H, W], train ids at full resolution; others than 0..K-1 ignored.
+        target_features: float [B', D, h', w'].
+        target_logits: float [B', K, h', w'].
+        anchor_labels: integer [B', h', w'], pseudo-labels of the anchor rule, 255 = none.
+        probability_labels: integer [B', h', w'], those of the probability rule, 255 = none.
+        anchors: float [K, D]; rows of NaN take part in no loss.
+        distance_weight: lambda.
+        target_labels: "both" for half the sum of the two cross-entropies (the released code),
+            "anchor" (the paper's text) or "probability" for one of them.
+        distance_kind: `kind` of `distance_loss`.
+        min_pixels: as for `distance_loss`.
+        valid_classes: as for `distance_loss`.
+
+    Returns:
+        `AdaptationLosses`, float32 scalars.
+
+    Raises:
+        ValueError: another `target_labels` or `distance_kind`.
+    """
+    target_ce = _target_cross_entropy(
+        target_logits, anchor_labels, probability_labels, target_labels
+    )
+    upsampled = F.interpolate(
+        source_logits.float(), source_labels.shape[1:], mode="bilinear", align_corners=True
+    )
+    source_ce = cross_entropy(upsampled, source_labels)
+    small_labels = resize_labels(source_labels, source_logits.shape[2:])
+    options = {"kind": distance_kind, "min_pixels": min_pixels, "valid_classes": valid_classes}
+    source_distance = distance_loss(
+        source_features, source_logits, small_labels, anchors, **options
+    )
+    target_distance = distance_loss(
+        target_features, target_logits, anchor_labels, anchors, **options
+    )
+    total = source_ce + target_ce + distance_weight * (source_distance + target_distance)
+    return AdaptationLosses(total, source_ce, target_ce, source_distance, target_distance)
+
+
+def distance_loss(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    kind: str = "class_mean",
+    *,
+    min_pixels: int = 10,
+    valid_classes: Tensor | None = None,
+) -> Tensor:
+    """Draw features towards the anchors of their classes.
+
+    Args:
+        features: float [B, D, h, w].
+        logits: float [B, K, h, w], the current prediction.
+        labels: integer [B, h, w]; others than 0..K-1 ignored.
+        anchors: float [K, D], constants; a class with a row of NaN takes part in nothing.
+        kind: "class_mean" is the released code: for each image and class, over the pixels
+            predicted as labelled, smooth L1 between the mean feature and the anchor (mean over D,
+            divided by 10 while above 5); 10 times the mean over the pairs of image and class. Each
+            pixel's gradient is the mean feature's times 2 / (h w), whatever the number of pixels.
+            "pixel" is the paper: the L2 distance of each labelled pixel to its anchor, averaged
+            over the pixels.
+        min_pixels: with fewer pixels a class mean is left out; "class_mean" only.
+        valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
+            as in the released code. None: all.
+
+    Returns:
+        float32 scalar; 0 with a zero gradient where no pixel takes part.
+
+    Raises:
+        ValueError: another `kind`.
+    """
+    if kind not in ("class_mean", "pixel"):
+        raise ValueError(f"kind must be 'class_mean' or 'pixel', not {kind!r}")
+    anchors = anchors.detach().float()
+    seen = ~anchors.isnan().any(dim=1)  # [K]
+    anchors = anchors.masked_fill(~seen[:, None], 0)
+    valid = seen if valid_classes is None else seen & valid_classes
+    with torch.autocast(features.device.type, enabled=False):
+        if kind == "pixel":
+            return _pixel_distance(features.float(), labels, anchors, seen, valid)
+        labels = agreeing_labels(labels, logits.detach())
+        return _class_mean_distance(features, labels, anchors, seen, valid, min_pixels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels; 0 with a zero gradient where there is none.
+
+    Args:
+        logits: float [B, K, h, w].
+        labels: integer [B, h, w]; others than 0..K-1 ignored.
+
+    Returns:
+        float32 scalar.
+    """
+    labelled = _labelled(labels, logits.shape[1])
+    labels = labels.long().masked_fill(~labelled, IGNORE)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / labelled.sum().clamp(min=1)
+
+
+def _target_cross_entropy(
+    logits: Tensor, anchor_labels: Tensor, probability_labels: Tensor, target_labels: str
+) -> Tensor:
+    """Cross-entropy on one kind of pseudo-label, or half the sum of both, float32 scalar."""
+    choices = {
+        "both": (anchor_labels, probability_labels),
+        "anchor": (anchor_labels,),
+        "probability": (probability_labels,),
+    }
+    if target_labels not in choices:
+        raise ValueError(
+            f"target_labels must be one of {', '.join(choices)}, not {target_labels!r}"
+        )
+    chosen = choices[target_labels]
+    return sum(cross_entropy(logits, labels) for labels in chosen) / len(chosen)
+
+
+def _class_mean_distance(
+    features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor, min_pixels: int
+) -> Tensor:
+    """The released code's loss; labels [B, h, w] are those the prediction agrees with."""
+    sums, counts = class_sums(features, labels, len(anchors))  # [B, K, D], [B, K]
+    means = sums / counts.clamp(min=1)[..., None]
+    # A mean hands 1 / count of its gradient to each pixel; the released code scales that by
+    # 2 count / (h w), so that a rare class's pixels are pushed no harder than a common one's.
+    scale = 2 * counts / labels[0].numel()
+    means = means.detach() + (means - means.detach()) * scale[..., None]
+    pairs = (counts >= max(min_pixels, 1)) & seen  # [B, K]
+    terms = F.smooth_l1_loss(means, anchors.expand_as(means), reduction="none").mean(dim=-1)
+    terms = _divided_while_above_five(terms).masked_fill(~(pairs & valid), 0)
+    return 10 * terms.sum() / pairs.sum().clamp(min=1)
+
+
+def _divided_while_above_five(terms: Tensor) -> Tensor:
+    """Divide each term by 10 until it is at most 5; the division is part of the gradient."""
+    powers = 10.0 ** torch.arange(38, dtype=torch.float64, device=terms.device)  # to float32's end
+    divisions = torch.bucketize(terms.detach().double(), 5 * powers)  # how many are exceeded
+    return terms / powers[divisions].float()
+
+
+def _pixel_distance(
+    features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor
+) -> Tensor:
+    """The paper's loss: mean L2 distance of labelled pixels to their anchors."""
+    labelled = _labelled(labels, len(anchors)).flatten()
+    classes = labels.flatten().long().masked_fill(~labelled, 0)
+    counted = labelled & seen[classes]  # [B h w]
+    own = anchors.t().contiguous().index_select(1, classes)  # [D, B h w]
+    own = own.unflatten(1, labels.shape).transpose(0, 1)  # [B, D, h, w]
+    squares = (features - own).square().sum(dim=1).flatten()  # [B h w]
+    # the root has no gradient at 0: a pixel on its anchor has nowhere to go
+    pulled = counted & valid[classes] & (squares > 0)
+    distances = squares.masked_fill(~pulled, 1).sqrt().masked_fill(~pulled, 0)
+    return distances.sum() / counted.sum().clamp(min=1)
+
+
+def _labelled(labels: Tensor, num_classes: int) -> Tensor:
+    """Where labels of any integer dtype are in 0..num_classes-1, bool."""
+    return (labels >= 0) & (labels < num_classes)

@@ -1,0 +1,208 @@
+"""Segmentation networks: features before the classifier, logits, and models on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from cag.config import Network
+from cag.errors import UserError
+from cag.files import atomic_file, encoder_weights_file
+from cag.labels import LabelSpace
+
+# An encoder halves the image at most five times.
+INPUT_MULTIPLE = 32
+MODEL_FORMAT = 1
+
+
+class NetworkOutput(NamedTuple):
+    """What a network says of images [B, 3, H, W]."""
+
+    features: Tensor  # [B, D, h, w] the classifier's input
+    logits: Tensor  # [B, K, h, w]
+
+
+class SegmentationNetwork(nn.Module):
+    """Encoder, decoder and classifier of a library's network, without its final upsampling.
+
+    The features are the decoder's output (METHOD: f), the logits the classifier's (METHOD: z).
+    """
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.encoder, self.decoder = model.encoder, model.decoder
+        self.classifier = model.segmentation_head[0]
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """D, the number of feature channels."""
+        return self.classifier.in_channels
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return self.classifier.out_channels
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """Features and logits of images.
+
+        Args:
+            images: [B, 3, H, W] float in [0, 1]; any size, padded inside to a multiple of 32.
+
+        Returns:
+            Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
+        """
+        height, width = images.shape[-2:]
+        images = (images - self.mean) / self.std
+        images = F.pad(images, (0, -width % INPUT_MULTIPLE, 0, -height % INPUT_MULTIPLE))
+        features = self.decoder(self.encoder(images))  # (B, D, h', w')
+        stride = images.shape[-1] // features.shape[-1]
+        features = features[..., : -(-height // stride), : -(-width // stride)]  # (B, D, h, w)
+        return NetworkOutput(features, self.classifier(features))
+
+
+def build(config: Network, num_classes: int, pretrained: bool = False) -> SegmentationNetwork:
+    """Build a network.
+
+    Args:
+        config: The `network` parameters.
+        num_classes: K.
+        pretrained: Load `config.encoder_weights`; otherwise the weights are random.
+
+    Returns:
+        A module whose call gives `NetworkOutput`.
+
+    Raises:
+        UserError: The architecture, encoder, an option or the encoder's weights are not to be had.
+    """
+    architecture = getattr(smp, config.architecture, None)
+    if not (isinstance(architecture, type) and issubclass(architecture, nn.Module)):
+        raise UserError(
+            f"network.architecture is '{config.architecture}'; expected a network of "
+            "segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
+        )
+    try:
+        model = architecture(
+            encoder_name=config.encoder,
+            encoder_weights=None,
+            classes=num_classes,
+            **config.options,
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"network: {config.architecture} on encoder '{config.encoder}' with options "
+            f"{config.options} cannot be built: {' '.join(str(error).split())}"
+        ) from None
+    if pretrained and config.encoder_weights is not None:
+        load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
+    return SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
+    """Load pretrained weights into an encoder: from the local file if there is one, else the hub.
+
+    Raises:
+        UserError: Neither is to be had, or the file does not fit the encoder.
+    """
+    path = encoder_weights_file(name, weights)
+    state = _read_encoder_file(path) if path.exists() else _hub_state(name, weights, path)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: does not fit encoder '{name}': {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def _read_encoder_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
+
+
+def _hub_state(name: str, weights: str, path: Path) -> dict[str, Tensor]:
+    try:
+        return smp.encoders.get_encoder(name, weights=weights).state_dict()
+    except Exception as error:  # the hub's clients raise many kinds
+        raise UserError(
+            f"network.encoder_weights: '{weights}' of encoder '{name}' is neither a file at {path} "
+            f"nor to be had from the hub ({type(error).__name__}); put the file there, set "
+            "CAG_WEIGHTS to its folder, go online, or set network.encoder_weights to null"
+        ) from None
+
+
+def save_model(
+    path: Path, network: SegmentationNetwork, config: Network, classes: LabelSpace
+) -> None:
+    """Write a model that describes itself: weights, network parameters, class names and palette."""
+    description = {
+        "format": MODEL_FORMAT,
+        "network": config.model_dump(mode="json"),
+        "classes": classes.to_dict(),
+    }
+    state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_file(path) as partial:
+        # One metadata key: several would be written in an order that changes from run to run.
+        partial.write_bytes(save(state, metadata={"cag": json.dumps(description)}))
+
+
+def load_model(
+    path: Path, classes: LabelSpace | None = None
+) -> tuple[SegmentationNetwork, Network, LabelSpace]:
+    """Read a model.
+
+    Args:
+        path: A file that `save_model` wrote.
+        classes: The classes it must have; None accepts any.
+
+    Returns:
+        The network in eval mode on the CPU, its parameters and its classes.
+
+    Raises:
+        UserError: The file is missing, damaged, no model of ours, or has other classes.
+    """
+    description, state = _read_model(path)
+    config = Network.model_validate_json(json.dumps(description["network"]))
+    found = LabelSpace.from_dict(description["classes"])
+    if classes is not None and found.names != classes.names:
+        raise UserError(
+            f"{path}: a model of {found.num_classes} classes ({', '.join(found.names)}); the data "
+            f"have {classes.num_classes} ({', '.join(classes.names)}); train it on these classes"
+        )
+    network = build(config, found.num_classes)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: weights do not fit its network: {' '.join(str(error).split())[:300]}"
+        ) from None
+    return network.eval(), config, found
+
+
+def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["cag"])
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged model file ({error}); delete it and rerun") from None
+    except KeyError:
+        raise UserError(f"{path}: no model of this program: it has no description") from None
+    if description.get("format") != MODEL_FORMAT:
+        raise UserError(
+            f"{path}: model format {description.get('format')}, expected {MODEL_FORMAT}"
+        )
+    return description, state

@@ -1,0 +1,416 @@
+"""Figures and picture panels of a run, drawn without a display and the same bytes each time."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+DPI = 144
+RULES = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
+LARGEST_ANNOTATED = 24  # classes; beyond it numbers in a confusion matrix are too small to read
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure; hues are Okabe and Ito's, told apart by colour-blind readers."""
+
+    surface: str
+    ink: str
+    muted: str
+    grid: str
+    missing: str
+    cycle: tuple[str, ...]
+    ramp: tuple[str, str, str]
+
+
+LIGHT = Theme(
+    surface="#ffffff",
+    ink="#1b1f24",
+    muted="#5b6470",
+    grid="#e3e6ea",
+    missing="#f1f2f4",
+    cycle=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b88600", "#3f9fd8"),
+    ramp=("#ffffff", "#6aaedb", "#08306b"),
+)
+DARK = Theme(
+    surface="#1b1f25",
+    ink="#e8eaed",
+    muted="#a3abb6",
+    grid="#333942",
+    missing="#262b32",
+    cycle=("#56b4e9", "#f08a3c", "#2fbf94", "#e19cc4", "#e6b422", "#8fd0f7"),
+    ramp=("#1b1f25", "#2b74a8", "#cfe9fb"),
+)
+
+
+def panel(
+    rows: Sequence[Sequence[np.ndarray]], column_titles: Sequence[str], gap: int = 6
+) -> np.ndarray:
+    """Lay pictures out in a grid under a line of column titles.
+
+    Args:
+        rows: for each row one picture per column, uint8 [H, W, 3] RGB; every picture is scaled to
+            the size of the first one.
+        column_titles: one title per column.
+        gap: space around each picture, in pixels.
+
+    Returns:
+        uint8 [H', W', 3] RGB.
+
+    Raises:
+        ValueError: no row, or a row whose length is not the number of titles.
+    """
+    if not rows or any(len(row) != len(column_titles) for row in rows):
+        raise ValueError(
+            f"a panel needs at least one row, and {len(column_titles)} pictures in each"
+        )
+    height, width = rows[0][0].shape[:2]
+    size = max(11, min(28, height // 8))
+    top = size + 2 * gap
+    grid = (len(rows) * (height + gap) + top, len(column_titles) * (width + gap) + gap)
+    canvas = Image.new("RGB", grid[::-1], "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    for column, title in enumerate(column_titles):
+        left = gap + column * (width + gap)
+        draw.text((left, top / 2), title, fill="black", font=font, anchor="lm")
+        for row, pictures in enumerate(rows):
+            cell = _scaled(pictures[column], width, height)
+            canvas.paste(cell, (left, top + row * (height + gap)))
+    return np.asarray(canvas)
+
+
+def confusion_figure(
+    confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT, title: str = ""
+) -> Figure:
+    """Draw a confusion matrix as shares of the true class's pixels.
+
+    Args:
+        confusion: [K, K] pixel counts, rows = truth.
+        names: K class names.
+        theme: colours.
+        title: line above the matrix.
+
+    Returns:
+        the figure; a class without a labelled pixel has an empty row.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    side = 2.6 + 0.34 * len(names)
+    figure, axes = _figure((side, side - 0.8), theme)
+    ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
+    ramp.set_bad(theme.missing)
+    picture = axes.imshow(share, cmap=ramp, vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="prediction", ylabel="truth", title=title)
+    axes.spines[:].set_visible(False)
+    if len(names) <= LARGEST_ANNOTATED:
+        _annotate(axes, share, theme)
+    bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), fraction=0.045, pad=0.02)
+    bar.set_label("share of the true class's pixels", color=theme.muted)
+    bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
+    """Draw the mIoU of each model as bars, the source-only model in grey.
+
+    Args:
+        table: columns model, miou (0..1) and change (from the source-only model; NaN for it).
+        theme: colours.
+
+    Returns:
+        the figure.
+    """
+    figure, axes = _figure((8, 0.9 + 0.46 * len(table)), theme)
+    miou = table["miou"].to_numpy(dtype=np.float64)
+    baseline = table["change"].isna().to_numpy()
+    colors = [theme.muted if first else theme.cycle[0] for first in baseline]
+    positions = np.arange(len(table))
+    axes.barh(positions, np.nan_to_num(miou), color=colors, height=0.62)
+    for y, value, change in zip(positions, miou, table["change"], strict=True):
+        text = f"{100 * value:.1f}" if np.isfinite(value) else "none"
+        text += "" if pd.isna(change) else f"   ({100 * change:+.1f})"
+        axes.annotate(
+            text,
+            (np.nan_to_num(value), y),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=theme.ink,
+            fontsize=10,
+        )
+    axes.set_yticks(positions, table["model"])
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(1.0, max(0.1, 1.3 * np.nanmax(miou, initial=0.0))))
+    axes.set_xlabel("mIoU on the target validation images (change in points)")
+    _share_axis(axes, theme)
+    return figure
+
+
+def per_class_figure(
+    before: np.ndarray,
+    after: np.ndarray,
+    names: Sequence[str],
+    theme: Theme = LIGHT,
+    labels: tuple[str, str] = ("before", "after"),
+) -> Figure:
+    """Draw each class's IoU before and after as two joined dots, greatest gain first.
+
+    Args:
+        before: [K] IoU, 0..1; NaN where a class occurs in neither map.
+        after: [K] IoU of the other model.
+        names: K class names.
+        theme: colours.
+        labels: names of the two models.
+
+    Returns:
+        the figure; classes whose change is not defined stand last.
+    """
+    before, after = (np.asarray(values, dtype=np.float64) for values in (before, after))
+    change = after - before
+    order = np.argsort(-change, kind="stable")  # NaN sorts last
+    before, after, change = before[order], after[order], change[order]
+    figure, axes = _figure((8, 1.2 + 0.29 * len(names)), theme)
+    positions = np.arange(len(names))
+    gain, loss = theme.cycle[0], theme.cycle[1]
+    colors = np.where(change < 0, loss, gain)
+    axes.hlines(positions, before, after, colors=colors, linewidth=2.5, alpha=0.55)
+    axes.scatter(
+        before,
+        positions,
+        color=theme.surface,
+        edgecolor=theme.muted,
+        zorder=3,
+        s=38,
+        linewidth=1.5,
+        label=labels[0],
+    )
+    for mask, color, marker, word in (
+        (change < 0, loss, "v", "lower"),
+        (~(change < 0), gain, "o", "higher"),
+    ):
+        if mask.any():
+            axes.scatter(
+                after[mask],
+                positions[mask],
+                color=color,
+                marker=marker,
+                zorder=4,
+                s=44,
+                label=f"{labels[1]} ({word})",
+            )
+    axes.set_yticks(positions, [names[index] for index in order])
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first class on top; room for one without a dot
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("IoU")
+    _share_axis(axes, theme)
+    _legend(figure, axes, theme)
+    return figure
+
+
+def coverage_shares(coverage: pd.DataFrame) -> pd.DataFrame:
+    """Turn a round's pixel counts into shares.
+
+    Args:
+        coverage: columns class, nearest, anchor, probability, agree: pixels whose nearest anchor
+            is the class, that each rule labels so, and that both label so.
+
+    Returns:
+        columns class, anchor, probability, agreement, with a last row "all classes". The first two
+        are relative to the pixels nearest to the class's anchor, so `probability` can exceed 1
+        where the classifier names the class more often than its anchor is nearest; agreement is
+        the share of the pixels labelled by either rule that both label alike. NaN for 0 / 0.
+    """
+    counts = coverage[["nearest", "anchor", "probability", "agree"]].astype(np.float64)
+    counts = pd.concat([counts, counts.sum().to_frame().T], ignore_index=True)
+    either = counts["anchor"] + counts["probability"] - counts["agree"]
+    shares = pd.DataFrame(
+        {
+            "anchor": counts["anchor"] / counts["nearest"],
+            "probability": counts["probability"] / counts["nearest"],
+            "agreement": counts["agree"] / either,
+        }
+    ).replace([np.inf, -np.inf], np.nan)
+    shares.insert(0, "class", [*coverage["class"].astype(str), "all classes"])
+    return shares
+
+
+def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
+    """Draw how much of each class the pseudo-labels keep, one column of dots per round.
+
+    Args:
+        coverages: round name -> the round's pixel counts, as for `coverage_shares`.
+        theme: colours.
+
+    Returns:
+        the figure; shares above 1.1 are drawn as arrows at the edge.
+    """
+    shares = {name: coverage_shares(table) for name, table in coverages.items()}
+    classes = list(next(iter(shares.values()))["class"])
+    figure = Figure(figsize=(max(8, 1.6 + 2.6 * len(shares)), 1.6 + 0.27 * len(classes)))
+    columns = _styled(figure.subplots(1, len(shares), sharey=True, squeeze=False).flat, theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    for axes, (name, table) in zip(columns, shares.items(), strict=True):
+        _coverage_column(axes, table, theme)
+        axes.set_title(name, color=theme.ink, fontsize=11)
+        axes.set_xlim(-0.03, 1.13)
+        _share_axis(axes, theme)
+    columns[0].set_yticks(range(len(classes)), classes)
+    columns[0].set_ylim(len(classes) - 0.4, -0.6)
+    _legend(figure, columns[0], theme)
+    figure.supxlabel(
+        "share (anchor, probability: of the pixels nearest to the class's anchor)",
+        color=theme.muted,
+        fontsize=9,
+    )
+    return figure
+
+
+def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
+    """Draw the learning curves, one small plot per quantity and one line per model.
+
+    Args:
+        curves: model name -> columns iteration and any of learning_rate, loss, source_ce, ...
+        theme: colours.
+
+    Returns:
+        the figure: running means over a thirtieth of the run, with the raw values behind them.
+    """
+    quantities = list(
+        dict.fromkeys(
+            column for table in curves.values() for column in table.columns if column != "iteration"
+        )
+    )
+    quantities.sort(key="learning_rate".__eq__)  # a stable sort that puts it last
+    columns = min(3, max(1, len(quantities)))
+    lines = max(1, -(-len(quantities) // columns))
+    figure = Figure(figsize=(8.4, 0.7 + 2.1 * lines))
+    grid = _styled(figure.subplots(lines, columns, squeeze=False).flat, theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    for axes, quantity in zip(grid, quantities, strict=False):
+        for index, (model, table) in enumerate(curves.items()):
+            if quantity in table:
+                _curve(axes, table, quantity, model, index, theme)
+        axes.set_title(quantity.replace("_", " "), color=theme.ink, fontsize=10)
+        axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axes in grid[len(quantities) :]:
+        axes.set_axis_off()
+    _legend(figure, grid, theme)
+    figure.supxlabel("iteration", color=theme.muted, fontsize=9)
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Encode a figure as PNG: the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer, format="png", dpi=DPI, metadata={"Software": None}, facecolor=figure.get_facecolor()
+    )
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG: the same figure gives the same bytes."""
+    Path(path).write_bytes(png_bytes(figure))
+
+
+def _scaled(picture: np.ndarray, width: int, height: int) -> Image.Image:
+    """Scale with a box filter: averages when shrinking, invents no colour when enlarging."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return image if image.size == (width, height) else image.resize((width, height), Image.BOX)
+
+
+def _figure(size: tuple[float, float], theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained", facecolor=theme.surface)
+    return figure, _styled([figure.subplots()], theme)[0]
+
+
+def _styled(axes_list, theme: Theme) -> list[Axes]:
+    styled = list(axes_list)
+    for axes in styled:
+        axes.set_facecolor(theme.surface)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(theme.grid)
+        axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=9, length=0)
+        axes.xaxis.label.set(color=theme.muted, fontsize=9)
+        axes.yaxis.label.set(color=theme.muted, fontsize=9)
+        axes.title.set(color=theme.ink, fontsize=11)
+        axes.set_axisbelow(True)
+    return styled
+
+
+def _share_axis(axes: Axes, theme: Theme) -> None:
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+    axes.spines["left"].set_visible(False)
+
+
+def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
+    """Put one legend above the plots; a name drawn in several of them is listed once."""
+    found: dict[str, object] = {}
+    for one in axes if isinstance(axes, Sequence) else [axes]:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="outside upper left",
+            ncols=6,
+            frameon=False,
+            labelcolor=theme.ink,
+            fontsize=9,
+        )
+
+
+def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
+    # A number stands in each cell of at least 1 %, in whichever ink reads on the cell's colour.
+    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.01), strict=True):
+        value = share[row, column]
+        ink = theme.surface if value > 0.55 else theme.ink
+        axes.text(
+            column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=ink
+        )
+
+
+def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:
+    positions = np.arange(len(shares))
+    axes.axhline(len(shares) - 1.5, color=theme.muted, linewidth=0.8)  # above "all classes"
+    for color, (rule, marker) in zip(theme.cycle, RULES.items(), strict=False):
+        values = shares[rule].to_numpy()
+        beyond = values > 1.1
+        axes.scatter(
+            values[~beyond],
+            positions[~beyond],
+            color=color,
+            marker=marker,
+            s=26,
+            alpha=0.9,
+            label=rule,
+            zorder=3,
+        )
+        axes.scatter(
+            np.full(beyond.sum(), 1.1), positions[beyond], color=color, marker=">", s=30, zorder=3
+        )
+
+
+def _curve(
+    axes: Axes, table: pd.DataFrame, quantity: str, model: str, index: int, theme: Theme
+) -> None:
+    color = theme.cycle[index % len(theme.cycle)]
+    style = ("-", "--", ":", "-.")[index % 4]
+    smooth = table[quantity].rolling(max(1, len(table) // 30), min_periods=1, center=True).mean()
+    axes.plot(table["iteration"], table[quantity], color=color, alpha=0.22, linewidth=0.7)
+    axes.plot(table["iteration"], smooth, color=color, linestyle=style, linewidth=1.6, label=model)

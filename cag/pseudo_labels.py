@@ -1,0 +1,244 @@
+"""Pseudo-labels for target pixels: by distance to the anchors, and by the predicted probability."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cag.labels import IGNORE
+
+# Pixels are worked on in blocks that fit a CPU's cache: a third faster, and no temporary is larger.
+_BLOCK_PIXELS = 4096
+_SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
+
+
+def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find each pixel's nearest anchor, and the distances to it and to the second nearest.
+
+    Args:
+        features: float [B, D, h, w].
+        anchors: float [K, D], K <= 255; a row with NaN is a class never seen, and is never nearest.
+
+    Returns:
+        nearest uint8 [B, h, w], the lowest class on ties; and the L2 distances d1 <= d2 to the
+        nearest and the second nearest, float32 [B, h, w], in units of the features, accurate to
+        about 1e-6 of the features' distance from the anchors' centre.
+
+    Raises:
+        ValueError: fewer than two anchors are seen, or D differs.
+    """
+    if features.shape[1] != anchors.shape[1]:
+        raise ValueError(
+            f"the features have {features.shape[1]} channels, the anchors {anchors.shape[1]}"
+        )
+    seen = ~anchors.isnan().any(dim=1)  # [K]
+    if int(seen.sum()) < 2:
+        raise ValueError(
+            f"a margin needs at least two anchors, but {int(seen.sum())} of {len(anchors)} classes "
+            "have been seen (the others are rows of NaN)"
+        )
+    anchors = anchors.detach().float().masked_fill(~seen[:, None], torch.inf)
+    blocks = features.detach().flatten(2).split(_BLOCK_PIXELS, dim=2)
+    with torch.autocast(features.device.type, enabled=False):
+        parts = [_block_distances(block, anchors, seen) for block in blocks]
+    nearest, first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    shape = features.shape[:1] + features.shape[2:]
+    return nearest.to(torch.uint8).view(shape), first.view(shape), second.view(shape)
+
+
+def anchor_margins(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each pixel's nearest anchor and the margin d2 - d1 by which it is nearest.
+
+    Args and errors are those of `anchor_distances`. (The released code assumes distances below 100;
+    there is no such limit here.)
+
+    Returns:
+        nearest uint8 [B, h, w], and margin float32 [B, h, w] >= 0 in units of the features.
+    """
+    nearest, first, second = anchor_distances(features, anchors)
+    return nearest, second - first
+
+
+def relative_margins(nearest_distance: Tensor, second_distance: Tensor) -> Tensor:
+    """Return the margin without units, (d2 - d1) / (d2 + d1) in [0, 1]; 0 where both are 0."""
+    total = nearest_distance + second_distance
+    return (second_distance - nearest_distance) / total.masked_fill(total == 0, 1)
+
+
+def active(
+    nearest: Tensor,
+    nearest_distance: Tensor,
+    second_distance: Tensor,
+    margin: float | None = None,
+    relative_margin: float | None = None,
+    class_thresholds: Tensor | None = None,
+) -> Tensor:
+    """Label the active pixels: those that reach every threshold that is given.
+
+    Args:
+        nearest: uint8 [...], the class of the nearest anchor.
+        nearest_distance: float32 [...], d1.
+        second_distance: float32 [...], d2.
+        margin: least d2 - d1, in units of the features (the paper's and the released code's rule).
+        relative_margin: least (d2 - d1) / (d2 + d1), in [0, 1].
+        class_thresholds: float [K], the least relative margin of each class, as
+            `MarginHistogram.thresholds` gives it.
+
+    Returns:
+        uint8 [...]: the class where active, otherwise 255. Exactly the threshold is active.
+
+    Raises:
+        ValueError: no threshold is given.
+    """
+    if margin is None and relative_margin is None and class_thresholds is None:
+        raise ValueError("give at least one of margin, relative_margin and class_thresholds")
+    keep = torch.ones_like(nearest, dtype=torch.bool)
+    if margin is not None:
+        keep &= second_distance - nearest_distance >= margin
+    if relative_margin is not None or class_thresholds is not None:
+        relative = relative_margins(nearest_distance, second_distance)
+        if relative_margin is not None:
+            keep &= relative >= relative_margin
+        if class_thresholds is not None:
+            keep &= relative >= class_thresholds.to(relative)[nearest.long()]
+    return nearest.masked_fill(~keep, IGNORE)
+
+
+def by_anchor(features: Tensor, anchors: Tensor, margin: float = 2.5) -> Tensor:
+    """Label the pixels whose nearest anchor is nearest by `margin` or more (paper section 3.3).
+
+    Args and errors are those of `anchor_distances`; `margin` is in units of the features.
+
+    Returns:
+        uint8 [B, h, w]: the class of the nearest anchor, or 255.
+    """
+    return active(*anchor_distances(features, anchors), margin=margin)
+
+
+def by_probability(logits: Tensor, threshold: float = 0.95) -> Tensor:
+    """Label the pixels whose predicted class has a probability above `threshold`.
+
+    Args:
+        logits: float [B, K, h, w].
+        threshold: in [0, 1]; compared as float32, and the threshold itself is not enough.
+
+    Returns:
+        uint8 [B, h, w]: the predicted class, or 255.
+    """
+    probability, prediction = logits.detach().float().softmax(dim=1).max(dim=1)
+    return confident(prediction, probability, threshold)
+
+
+def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) -> Tensor:
+    """Apply the rule of `by_probability` to predictions that are stored with their probability.
+
+    Args:
+        prediction: integer [...], the predicted class.
+        probability: float32 [...], its probability.
+        threshold: as for `by_probability`.
+
+    Returns:
+        uint8 [...]: the predicted class, or 255.
+    """
+    keep = probability > torch.tensor(threshold, dtype=torch.float32)
+    return prediction.to(torch.uint8).masked_fill(~keep, IGNORE)
+
+
+class MarginHistogram:
+    """Per-class quantiles of the relative margin over a whole data set, in memory that stays flat.
+
+    A threshold per class keeps rare classes alive, which one margin for all silences. Two passes:
+    `update` with every image, then `active(..., class_thresholds=histogram.thresholds(keep))`.
+
+    Attributes:
+        counts: int64 [K, bins], pixels by nearest class and relative margin. Histograms of parts of
+            a data set add up.
+    """
+
+    def __init__(
+        self, num_classes: int, bins: int = 2**14, device: torch.device | str | None = None
+    ) -> None:
+        if bins < 1 or bins & (bins - 1):
+            # then relative * bins and edge / bins are exact, and both passes agree on every pixel
+            raise ValueError(f"bins must be a power of two, not {bins}")
+        self.counts = torch.zeros(num_classes, bins, dtype=torch.int64, device=device)
+
+    def update(self, nearest: Tensor, relative: Tensor) -> None:
+        """Count pixels: nearest uint8 [...] and their relative margin float32 [...] in [0, 1]."""
+        bins = self.counts.shape[1]
+        cell = (relative.flatten() * bins).long().clamp(0, bins - 1)
+        cell = (nearest.flatten().long() * bins + cell).to(self.counts.device)
+        self.counts.view(-1).scatter_add_(0, cell, torch.ones_like(cell))
+
+    def thresholds(self, keep: float) -> Tensor:
+        """Find the relative margin that the most confident fraction `keep` of each class reaches.
+
+        Returns:
+            float32 [K]: the highest bin edge that at least `keep` of the class's pixels reach (so
+            at most one bin's pixels too many); 0 for a class without pixels.
+
+        Raises:
+            ValueError: `keep` is not in (0, 1].
+        """
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep must be above 0 and at most 1, not {keep}")
+        reaching = self.counts.flip(1).cumsum(dim=1).flip(1)  # [K, bins], non-increasing
+        # a product such as 0.07 * 100 = 7.000000000000001 must not ask for an eighth pixel
+        needed = (reaching[:, :1].double() * keep - 1e-6).ceil().clamp(min=1)
+        edges = (reaching >= needed).sum(dim=1) - 1
+        return edges.clamp(min=0).float() / self.counts.shape[1]
+
+
+def _block_distances(
+    features: Tensor, anchors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest [B, p], d1 and d2 of features [B, D, p]; anchors [K, D] infinite where not seen."""
+    # Distances are differences of products. Around the anchors' centre the products are no larger
+    # than need be, and a centre of few digits leaves short numbers exact.
+    centre = anchors[seen].mean(dim=0).bfloat16().float()  # [D]
+    offsets = (anchors - centre).masked_fill(~seen[:, None], 0)  # [K, D]
+    centred = features.float() - centre[:, None]  # [B, D, p]
+    # ||f||^2 is the same for all anchors: they are ranked by ||a||^2 - 2 f.a, and it is added after
+    scores = offsets.square().sum(dim=1).masked_fill(~seen, torch.inf)[:, None]  # [K, 1]
+    weights = (-2 * offsets).expand(len(features), -1, -1)
+    for weight, part in zip(
+        weights.split(_SUM_CHANNELS, dim=2), centred.split(_SUM_CHANNELS, dim=1), strict=True
+    ):
+        scores = torch.baddbmm(scores, weight, part)  # [B, K, p]
+    best, second, nearest = _two_smallest(scores)  # [B, p]; scores has lost the smallest
+    size = centred.square_().sum(dim=1)  # [B, p]
+    first_distance = (best + size).clamp(min=0).sqrt()
+    second_distance = (second + size).clamp(min=0).sqrt()
+
+    # Cancellation leaves too few digits close to an anchor, and cannot tell a tie: these few again.
+    image, pixel = (best + size < size / 64).nonzero(as_tuple=True)
+    vectors = features[image, :, pixel].float()  # [n, D]
+    runner_up = scores[image, :, pixel].argmin(dim=1)
+    first_distance[image, pixel] = _lengths(vectors - anchors[nearest[image, pixel]])
+    second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
+    image, pixel = (second - best <= size * 2.0**-20).nonzero(as_tuple=True)
+    exact = _two_smallest(_direct_distances(features[image, :, pixel], anchors))  # [n] each
+    first_distance[image, pixel], second_distance[image, pixel], nearest[image, pixel] = exact
+    return nearest, first_distance, second_distance
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """L2 norms [n] of vectors [n, D]."""
+    return vectors.square_().sum(dim=1).sqrt_()
+
+
+def _direct_distances(vectors: Tensor, anchors: Tensor) -> Tensor:
+    """L2 distances float32 [n, K] by differences, not products."""
+    return torch.cdist(vectors.float(), anchors, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _two_smallest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Smallest, second smallest and index of the smallest (lowest on ties) along dimension 1.
+
+    The smallest values are overwritten with infinity.
+    """
+    smallest, index = values.min(dim=1)
+    values.scatter_(1, index[:, None], math.inf)
+    return smallest, values.amin(dim=1), index

@@ -1,0 +1,126 @@
+"""Training samples: which image comes at which position, and how it is augmented, from the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cag.config import Augmentation
+from cag.datasets import read_manifest
+from cag.errors import UserError
+from cag.images import read_image, read_label
+from cag.seeds import mix
+from cag.transforms import apply_seeded, training_transform
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training image and its label maps."""
+
+    image: Path
+    labels: tuple[Path, ...]
+
+
+def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
+    """The images of a prepared data set's split with their label maps.
+
+    Raises:
+        UserError: The split is empty, or an image has no label map.
+    """
+    rows = _rows(folder, split)
+    if (rows["label"] == "").any():
+        raise UserError(
+            f"{folder}: the split '{split}' has images without labels; prepare it again"
+        )
+    return [Sample(folder / r.image, (folder / r.label,)) for r in rows.itertuples()]
+
+
+def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
+    """A prepared data set's training images with their anchor and probability pseudo-labels.
+
+    Raises:
+        UserError: A pseudo-label map is missing.
+    """
+    samples = [
+        Sample(
+            folder / row.image,
+            tuple(pseudo_labels / rule / f"{row.name}.png" for rule in ("anchor", "probability")),
+        )
+        for row in _rows(folder, "train").itertuples(index=False, name="Row")
+    ]
+    missing = [path for sample in samples for path in sample.labels if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such pseudo-label map; rerun pseudo_label")
+    return samples
+
+
+def _rows(folder: Path, split: str) -> pd.DataFrame:
+    manifest = read_manifest(folder)
+    rows = manifest[manifest["split"] == split]
+    if rows.empty:
+        raise UserError(f"{folder}: no images of the split '{split}'; prepare it again")
+    return rows
+
+
+class TrainingSamples(Dataset):
+    """An endless shuffled sequence of augmented samples, addressable by position.
+
+    Sample p is the same whatever was read before it, so a resumed training reads on exactly where
+    the interrupted one stopped. Each image comes once before any comes again.
+    """
+
+    def __init__(self, samples: Sequence[Sample], augmentation: Augmentation, seed: int):
+        self.samples = samples
+        self.transform = training_transform(augmentation)
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        """The image, float [3, h, w] in [0, 1], and its label maps, uint8 [n, h, w]."""
+        epoch, offset = divmod(position, len(self.samples))
+        order = np.random.default_rng(mix(self.seed, epoch)).permutation(len(self.samples))
+        sample = self.samples[order[offset]]
+        image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
+        labels = torch.from_numpy(np.stack([read_label(path) for path in sample.labels]))
+        return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
+
+
+def batches(
+    dataset: TrainingSamples,
+    batch_size: int,
+    iterations: range,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of the given iterations.
+
+    Args:
+        dataset: The samples.
+        batch_size: Images in a step over all processes; a multiple of `world_size`.
+        iterations: Which steps.
+        workers: Loader processes; 0 loads in this one.
+        rank: This process's number; it gets its share of each batch.
+        world_size: Number of processes.
+
+    Yields:
+        Images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w], b = batch_size / world_size.
+    """
+    share = batch_size // world_size
+    positions = [
+        [step * batch_size + rank * share + i for i in range(share)] for step in iterations
+    ]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=positions,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    yield from loader

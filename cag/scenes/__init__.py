@@ -1,0 +1,100 @@
+"""The built-in scenes: a deterministic renderer of street scenes with all 19 Cityscapes classes.
+
+Two looks, `source` (a simulator) and `target` (a camera in another city), share the classes and the
+layout of streets but neither shapes, paints, light nor camera: a domain gap without any download.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cag.images import write_image, write_label
+from cag.scenes.geometry import Camera, Paint, rasterise
+from cag.scenes.looks import CLASSES, LOOKS, SKY, Look, between, pick
+from cag.scenes.shading import SKY_DOME, grade, shade
+from cag.scenes.street import compose
+
+__all__ = ["CLASSES", "LOOKS", "label_palette", "render", "write_dataset"]
+
+
+def render(
+    look: str, seed: int, index: int, height: int = 128, width: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Render one street scene with its labels.
+
+    Args:
+        look: "source" or "target".
+        seed: the data set's seed, at least 0.
+        index: the image's number within the data set, at least 0.
+        height: pixels.
+        width: pixels.
+
+    Returns:
+        The image, uint8 [H, W, 3] RGB, and its Cityscapes label ids, uint8 [H, W]. The same
+        arguments give the same bytes.
+
+    Raises:
+        ValueError: if `look` is unknown or a size is not positive.
+    """
+    if look not in LOOKS:
+        raise ValueError(f"look is {look!r}; expected one of {sorted(LOOKS)}")
+    if height < 1 or width < 1:
+        raise ValueError(f"size is {height} x {width}; expected positive numbers of pixels")
+    style = LOOKS[look]
+    rng = np.random.default_rng(np.random.SeedSequence([seed, index, style.identity]))
+    camera = _camera(style, rng)
+    zenith, horizon = pick(style.sky, rng)
+    sky = Paint(zenith, SKY, SKY_DOME, second=horizon)
+    scale = style.supersample
+    buffers = rasterise(compose(style, rng), camera, height * scale, width * scale, sky)
+    picture = shade(buffers, camera, style, rng)
+    parts = [picture[i::scale, j::scale] for i in range(scale) for j in range(scale)]
+    picture = sum(parts) / len(parts)
+    labels = np.ascontiguousarray(buffers.labels[scale // 2 :: scale, scale // 2 :: scale])
+    return grade(picture, style.grade, rng), labels
+
+
+def _camera(look: Look, rng: np.random.Generator) -> Camera:
+    return Camera(
+        height=between(look.camera_height, rng),
+        pitch=np.deg2rad(between(look.camera_pitch, rng)),
+        yaw=np.deg2rad(between((-look.camera_yaw, look.camera_yaw), rng)),
+        focal=between(look.camera_focal, rng),
+    )
+
+
+def label_palette() -> np.ndarray:
+    """Official Cityscapes colours by label id, uint8 [34, 3]; ids not drawn here are black."""
+    palette = np.zeros((34, 3), np.uint8)
+    for label, (_, colour) in CLASSES.items():
+        palette[label] = colour
+    return palette
+
+
+def write_dataset(
+    folder: Path,
+    look: str,
+    seed: int,
+    count: int,
+    height: int = 128,
+    width: int = 256,
+    first: int = 0,
+    labels: bool = True,
+) -> None:
+    """Write `images/<look>_00000.png` and, if wanted, `labels/<look>_00000.png` below `folder`.
+
+    Labels are palette PNGs of Cityscapes label ids in the Cityscapes colours. Images `first` to
+    `first + count - 1` of the data set are written.
+    """
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    if labels:
+        (folder / "labels").mkdir(exist_ok=True)
+    for index in range(first, first + count):
+        image, label_map = render(look, seed, index, height, width)
+        name = f"{look}_{index:05d}.png"
+        write_image(folder / "images" / name, image)
+        if labels:
+            write_label(folder / "labels" / name, label_map, label_palette())

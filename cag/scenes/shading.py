@@ -1,0 +1,241 @@
+"""From the rasterised scene to a picture: materials, light, shadows, haze, the camera's grade."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from cag.scenes.geometry import Buffers, Camera
+from cag.scenes.looks import Grade, Look, between
+
+PLAIN, FACADE, PAVING, ASPHALT, GRASS, LEAVES, BRICK, SKY_DOME, PLANKS = range(9)
+GROUND = np.isin(np.arange(9), (PAVING, ASPHALT, GRASS))
+
+# Texture strength of each material, and its grain in cells per metre.
+ROUGHNESS = np.array([0.35, 0.7, 0.8, 1.0, 1.9, 2.4, 1.0, 0.0, 1.0], np.float32)
+GRAIN = np.array([9.0, 9.0, 14.0, 18.0, 12.0, 9.0, 12.0, 0.0, 9.0], np.float32)
+
+TILE = 256  # cells along the edge of the noise tile
+
+
+def _smoothed(tile: np.ndarray, radius: int) -> np.ndarray:
+    """A periodic tile after three box blurs, zero mean and unit deviation."""
+    for _ in range(3 if radius else 0):
+        for axis in (0, 1):
+            tile = sum(np.roll(tile, k, axis) for k in range(-radius, radius + 1))
+    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
+
+
+def _noise(*radii: int) -> np.ndarray:
+    """Periodic noise with grains of the given sizes in cells, [TILE, TILE] float32."""
+    rng = np.random.default_rng(7)
+    tile = sum(_smoothed(rng.standard_normal((TILE, TILE)), radius) for radius in radii)
+    return tile / tile.std()
+
+
+NOISE = _noise(0, 1, 2)  # the grain of surfaces
+CLOUDS = _noise(5, 9)  # clouds and stains
+
+
+def _lookup(tile: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Nearest cells of a periodic tile."""
+    mask = TILE - 1
+    flat = (np.floor(t).astype(np.int32) & mask) * TILE + (np.floor(s).astype(np.int32) & mask)
+    return tile.ravel()[flat]
+
+
+def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
+    """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
+    height, width = buffers.face.shape
+    face = buffers.face.ravel()
+    paints = buffers.paints
+    material = np.array([p.material for p in paints], np.int32)[face]
+    sun = _sun(rng)
+    ambient = between(look.grade.ambient, rng)
+    light = ambient + (1 - ambient) * 1.6 * np.maximum(buffers.normals @ sun, 0.0)
+    light = np.where(np.abs(buffers.normals).sum(1) > 0, light, 1.0)
+    light[0] = 1.0
+    base = np.array([p.colour for p in paints], np.float32) * light[:, None].astype(np.float32)
+    second = np.array([p.second for p in paints], np.float32)
+    depth, s, t = _surface_coordinates(buffers, camera, face, material, height, width)
+    colour = base[face]
+    patterns = np.array([p.pattern for p in paints], np.float32)
+    _windows(colour, second, patterns, face, material, s, t, look)
+    _joints(colour, second, patterns, face, material, s, t)
+    if look.grade.texture > 0:
+        grain = GRAIN[material]
+        rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
+        value = _lookup(NOISE, s * grain, t * grain) + 0.6 * _lookup(CLOUDS, s * 7, t * 7)
+        colour *= (1 + rough * value)[:, None]
+    shadow = _soft(buffers.shadow, width if look.foreign else 0).ravel()
+    on_ground = GROUND[material]
+    colour *= (1 - between(look.grade.shadow, rng) * shadow * on_ground)[:, None]
+    _haze(colour, depth, face, buffers, look, rng)
+    _sky(colour, buffers, material, look, rng)
+    return colour.reshape(height, width, 3)
+
+
+def _sun(rng: np.random.Generator) -> np.ndarray:
+    """Unit vector towards the sun, at one side and behind the camera."""
+    side = 0.7 if rng.random() < 0.5 else -0.7
+    sun = np.array([side, 0.65, -0.45])
+    return sun / np.linalg.norm(sun)
+
+
+def _surface_coordinates(
+    buffers: Buffers,
+    camera: Camera,
+    face: np.ndarray,
+    material: np.ndarray,
+    height: int,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depth, and coordinates along (s) and up (t) the surface, in metres, each [H * W]."""
+    focal = camera.focal * width
+    u = np.tile(np.arange(width, dtype=np.float32) + 0.5, height)
+    v = np.repeat(np.arange(height, dtype=np.float32) + 0.5, width)
+    table = np.concatenate(
+        [buffers.inverse_depth, buffers.depth_range, buffers.origins, buffers.tangents], axis=1
+    )
+    a, b, c, low, high, ox, oy, oz, tx, tz = (
+        column[face] for column in np.ascontiguousarray(table.T)
+    )
+    depth = np.clip(1 / np.maximum(a * u + b * v + c, np.float32(1e-4)), low, high)
+    right, up = (u - width / 2) * (depth / focal), (height / 2 - v) * (depth / focal)
+    turn = camera.rotation.astype(np.float32)
+    x, y, z = (turn[0, k] * right + turn[1, k] * up + turn[2, k] * depth for k in range(3))
+    ground = GROUND[material]
+    s = np.where(ground, x, (x - ox) * tx + (z - oz) * tz)
+    t = np.where(ground, z, y + np.float32(camera.height) - oy)
+    return depth, s, t
+
+
+def _windows(
+    colour: np.ndarray,
+    second: np.ndarray,
+    patterns: np.ndarray,
+    face: np.ndarray,
+    material: np.ndarray,
+    s: np.ndarray,
+    t: np.ndarray,
+    look: Look,
+) -> None:
+    """Glass in a grid upon facades: pattern = pitch along, pitch up, width, height, shop height."""
+    index = np.flatnonzero(material == FACADE)
+    rows = face[index]
+    pitch_s, pitch_t, wide, tall, shop = patterns[rows].T
+    s, t = s[index], t[index]
+    upper = t > shop
+    column, row = s / pitch_s, np.where(upper, (t - shop) / pitch_t, t / np.maximum(shop, 0.1))
+    in_s, in_t = column - np.floor(column), row - np.floor(row)
+    wide = np.where(upper, wide, 0.8)
+    glass = np.abs(in_s - 0.5) < wide / 2
+    glass &= np.abs(in_t - np.where(upper, 0.52, 0.42)) < np.where(upper, tall, 0.7) / 2
+    cell = _lookup(NOISE, np.floor(column) * 17 + rows * 5, np.floor(row) * 29)
+    tone = 1 + 0.16 * np.clip(cell, -2, 2)
+    pane = second[rows] * tone[:, None]
+    if look.foreign:
+        pane[cell > 1.5] = (236, 206, 130)
+        sill = ~glass & (np.abs(in_s - 0.5) < wide / 2 + 0.06) & upper
+        sill &= np.abs(in_t - 0.52) < tall / 2 + 0.07
+        colour[index[sill]] *= 1.22
+    colour[index[glass]] = pane[glass]
+    ledge = index[upper & (t - shop < 0.25)]
+    colour[ledge] *= 0.78
+
+
+def _joints(
+    colour: np.ndarray,
+    second: np.ndarray,
+    patterns: np.ndarray,
+    face: np.ndarray,
+    material: np.ndarray,
+    s: np.ndarray,
+    t: np.ndarray,
+) -> None:
+    """Thin lines between slabs, courses of stones or planks: pattern = pitch along, pitch up."""
+    index = np.flatnonzero((material == PAVING) | (material == BRICK) | (material == PLANKS))
+    rows = face[index]
+    pitch_s, pitch_t, line, _, strength = patterns[rows].T
+    row = np.floor(t[index] / pitch_t)
+    along = s[index] / pitch_s + 0.5 * (row % 2) * (material[index] == BRICK)
+    in_s, in_t = along - np.floor(along), t[index] / pitch_t - row
+    joint = (in_s < line) | (in_t < line)
+    cell = _lookup(NOISE, np.floor(along) * 13, row * 7)
+    colour[index] *= (
+        1 + 0.25 * strength * np.clip(cell, -1.5, 1.5) * 0.3 - strength * 0.25 * joint
+    )[:, None]
+
+
+def _soft(shadow: np.ndarray, width: int) -> np.ndarray:
+    """Blur a mask by an amount fit for the picture's width; 0 leaves it."""
+    if width == 0:
+        return shadow
+    image = Image.fromarray((shadow * 255).astype(np.uint8)).filter(
+        ImageFilter.BoxBlur(width / 220)
+    )
+    return np.asarray(image, np.float32) / 255
+
+
+def _haze(
+    colour: np.ndarray,
+    depth: np.ndarray,
+    face: np.ndarray,
+    buffers: Buffers,
+    look: Look,
+    rng: np.random.Generator,
+) -> None:
+    extinction = between(look.grade.haze, rng)
+    if extinction <= 0:
+        return
+    clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
+    clear[face == 0] = 1
+    colour -= np.array(buffers.paints[0].second, np.float32)
+    colour *= clear
+    colour += np.array(buffers.paints[0].second, np.float32)
+
+
+def _sky(
+    colour: np.ndarray, buffers: Buffers, material: np.ndarray, look: Look, rng: np.random.Generator
+) -> None:
+    """Zenith to horizon, with clouds in the target city."""
+    height, width = buffers.face.shape
+    index = np.flatnonzero(material == SKY_DOME)
+    v = (index // width) / np.float32(height)
+    u = (index % width) / np.float32(width)
+    drift = rng.random(2) * TILE
+    down = np.clip(v / 0.55, 0, 1)[:, None]
+    zenith, horizon = (
+        np.array(c, np.float32) for c in (buffers.paints[0].colour, buffers.paints[0].second)
+    )
+    sky = zenith * (1 - down) + horizon * down
+    if look.foreign:
+        stretch = 1 / (1.15 - np.clip(v / 0.6, 0, 1))
+        cloud = _lookup(CLOUDS, (u - 0.5) * 130 * stretch + drift[0], v * 150 * stretch + drift[1])
+        sky += (14 * np.clip(cloud, -1.6, 1.6))[:, None]
+    colour[index] = sky
+
+
+def grade(picture: np.ndarray, settings: Grade, rng: np.random.Generator) -> np.ndarray:
+    """The camera's rendering of a picture [H, W, 3] in [0, 255]; uint8."""
+    height, width = picture.shape[:2]
+    first, last = (np.array(c, np.float32) for c in settings.cast)
+    gains = first + (last - first) * np.float32(rng.random())
+    gamma, saturation = between(settings.gamma, rng), between(settings.saturation, rng)
+    contrast, vignette = between(settings.contrast, rng), between(settings.vignette, rng)
+    noise, blur = between(settings.noise, rng), between(settings.blur, rng)
+    if blur > 0:
+        image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+        picture = np.asarray(image.filter(ImageFilter.GaussianBlur(blur * width / 256)), np.float32)
+    picture = picture * gains
+    grey = picture.mean(axis=2, keepdims=True)
+    picture = grey + saturation * (picture - grey)
+    picture = 118 + contrast * (picture - 118)
+    picture = 255 * (np.clip(picture, 0, 255) / 255) ** np.float32(gamma)
+    if vignette > 0:
+        x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
+        picture = picture * (1 - vignette * (x * x + y * y) / 2)
+    if noise > 0:
+        picture = picture + noise * rng.standard_normal(picture.shape, dtype=np.float32)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -1,0 +1,540 @@
+"""Composition of a street: ground, frontages on both sides, furniture, traffic and people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cag.scenes import figures, furniture, vehicles
+from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
+from cag.scenes.looks import (
+    BUILDING,
+    FENCE,
+    ROAD,
+    SIDEWALK,
+    TERRAIN,
+    VEGETATION,
+    WALL,
+    Look,
+    between,
+    pick,
+    tinted,
+    varied,
+)
+from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
+
+FAR = 170.0  # metres to the end of the street
+LAYER_BACK, LAYER_GROUND, LAYER_FRONT, LAYER_THINGS = 0, 1, 3, 5
+
+
+# Shares of building, wall, fence and park among the lots, of houses behind the latter three, and
+# of grass strips along the sidewalks.
+DISTRICTS = {
+    "city": ((0.66, 0.1, 0.12, 0.12), 0.6, 0.2),
+    "suburb": ((0.16, 0.2, 0.34, 0.3), 0.8, 0.7),
+    "outskirts": ((0.08, 0.34, 0.24, 0.34), 0.2, 0.7),
+}
+
+
+@dataclass(frozen=True)
+class Street:
+    """Measures of one street, in metres; x = 0 is the camera's place.
+
+    Attributes:
+        left, right: edges of the road.
+        walk: widths of the left and right sidewalk.
+        crossing: distance of the side street; traffic lights stand there.
+        tracks: whether rails run in the oncoming lane.
+        district: a key of DISTRICTS.
+    """
+
+    left: float
+    right: float
+    walk: tuple[float, float]
+    crossing: float
+    tracks: bool
+    district: str
+
+    def edge(self, side: int) -> float:
+        """The road's edge on the left (-1) or right (1)."""
+        return self.left if side < 0 else self.right
+
+    def front(self, side: int) -> float:
+        """The line of the frontages on the left (-1) or right (1)."""
+        return self.left - self.walk[0] if side < 0 else self.right + self.walk[1]
+
+
+class Site(NamedTuple):
+    """What every part of the composition needs."""
+
+    scene: Scene
+    street: Street
+    look: Look
+    rng: np.random.Generator
+
+
+def compose(look: Look, rng: np.random.Generator) -> Scene:
+    """A street of the look's city."""
+    street = Street(
+        left=-between((5.0, 8.0), rng),
+        right=between((2.6, 4.8), rng),
+        walk=(between((2.8, 5.5), rng), between((2.8, 5.5), rng)),
+        crossing=between((13.0, 32.0), rng),
+        tracks=rng.random() < look.train,
+        district=list(DISTRICTS)[int(np.searchsorted(np.cumsum(look.districts), rng.random()))],
+    )
+    scene = Scene()
+    site = Site(scene, street, look, rng)
+    _ground(site)
+    _backdrop(site)
+    shaded = int(rng.integers(-1, 2)) if look.foreign else 0
+    for side in (-1, 1):
+        _frontage(site, side)
+        _kerbside(site, side)
+        if side == shaded:
+            _house_shadows(site, side)
+    _traffic(site)
+    _people(site)
+    return scene
+
+
+# Ground.
+
+
+def _strip(
+    scene: Scene,
+    x: tuple[float, float],
+    z: tuple[float, float],
+    paint: Paint,
+    layer: int = LAYER_GROUND,
+    y: float = 0.0,
+) -> None:
+    """A horizontal rectangle."""
+    model = Model()
+    model.face([(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])], paint)
+    scene.add_fixed(model, (z[0] + z[1]) / 2, layer)
+
+
+def _ground(site: Site) -> None:
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
+    asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
+    slabs = Paint(
+        varied(look.paving, rng, 0.06), SIDEWALK, PAVING, pattern=(1.2, 1.2, 0.07, 0.0, 1.0)
+    )
+    curb = Paint(tinted(slabs.colour, 1.12), SIDEWALK, PAVING, pattern=(9.0, 1.5, 0.03, 0.0, 0.6))
+    _strip(scene, (-300, 300), (-1, 420), grass, layer=LAYER_BACK)
+    for side in (-1, 1):
+        walk = sorted((street.edge(side), street.front(side)))
+        _strip(scene, tuple(walk), (-1, FAR), slabs)
+    _strip(scene, (street.left, street.right), (-1, 400), asphalt)
+    cross = (street.crossing, street.crossing + 8)
+    _strip(scene, (street.front(-1) - 60, street.front(1) + 60), cross, asphalt, LAYER_GROUND + 1)
+    for side in (-1, 1):
+        x = street.edge(side)
+        for z in ((-1, cross[0]), (cross[1], FAR)):
+            _strip(scene, tuple(sorted((x, x + side * 0.3))), z, curb, LAYER_GROUND + 1)
+    _markings(site, asphalt, cross)
+
+
+def _markings(site: Site, asphalt: Paint, cross: tuple[float, float]) -> None:
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
+    centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
+    x = -1.8
+    for z in np.arange(3.0, 80.0, 6.0).tolist():
+        if not cross[0] - 4 < z < cross[1]:
+            _strip(scene, (x - 0.09, x + 0.09), (z, z + 3.0), centre, LAYER_GROUND + 1)
+    if look.foreign:
+        _strip(scene, (street.left, street.right), (cross[0] - 0.9, cross[0] - 0.5), white, 2)
+    if rng.random() < 0.7:
+        for start in np.arange(street.left + 0.4, street.right - 0.5, 1.1).tolist():
+            _strip(scene, (start, start + 0.55), (cross[0] - 3.6, cross[0] - 1.0), white, 2)
+    if street.tracks:
+        steel = Paint((150, 146, 146) if not look.foreign else (72, 70, 70), ROAD, ASPHALT)
+        for x in (-4.35, -2.85):
+            _strip(scene, (x - 0.07, x + 0.07), (-1, 300), steel, 2)
+
+
+def _backdrop(site: Site) -> None:
+    """Far hills or roofs along the horizon, and often a house at the end of the street."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    model = Model()
+    if rng.random() < 0.5 or street.district == "outskirts":
+        hill = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
+        xs = np.linspace(-260, 260, 27)
+        ridge = 10 + 9 * np.cumsum(rng.standard_normal(27)) / 5
+        points = [(float(x), float(max(3.0, y)), 300.0) for x, y in zip(xs, ridge, strict=True)]
+        model.face([(-260, 0, 300), *points, (260, 0, 300)], hill)
+    for x in rng.uniform(-150, 150, 3 if street.district == "outskirts" else 10).tolist():
+        half, tall = between((8, 18), rng), between((12, 40) if not look.foreign else (9, 20), rng)
+        paint = _facade(look, rng)
+        model.card((x - half, x + half), (0, tall), 260, paint)
+    scene.add_fixed(model, 300.0, LAYER_BACK)
+    if rng.random() < 0.35:
+        block = Model()
+        tall = between((9, 22), rng)
+        block.box((-26, 0, 0), (26, tall, 12), _facade(look, rng))
+        scene.add(block, z=between((70, 140), rng), layer=LAYER_FRONT)
+
+
+# Frontages: what stands behind the sidewalk.
+
+
+def _facade(look: Look, rng: np.random.Generator) -> Paint:
+    """A wall of windows: towers of glass at times in the source city, brick in the target's."""
+    colour, glass = varied(look.facades, rng), varied(look.glass, rng)
+    shop = 3.4 if rng.random() < 0.45 else 0.0
+    if look.foreign:
+        pattern = (
+            between((1.9, 2.8), rng),
+            between((2.8, 3.3), rng),
+            between((0.35, 0.5), rng),
+            between((0.45, 0.6), rng),
+            shop,
+        )
+    elif rng.random() < 0.4:
+        pattern = (between((2.2, 3.0), rng), 3.4, 0.86, between((0.6, 0.8), rng), shop)
+    else:
+        pattern = (
+            between((2.6, 3.6), rng),
+            between((3.0, 3.6), rng),
+            between((0.45, 0.6), rng),
+            between((0.45, 0.6), rng),
+            shop,
+        )
+    return Paint(colour, BUILDING, FACADE, second=glass, pattern=pattern)
+
+
+def _frontage(site: Site, side: int) -> None:
+    """Lots from the camera to the end of the street, with a gap at the side street."""
+    street, rng = site.street, site.rng
+    shares = np.cumsum(DISTRICTS[street.district][0])
+    z = -between((0.0, 10.0), rng)
+    while z < FAR:
+        length = between((8.0, 17.0), rng) if z < 60 else between((18.0, 30.0), rng)
+        if z < street.crossing + 8 and z + length > street.crossing:
+            if street.crossing - z > 5:
+                length = street.crossing - z
+            else:
+                z = street.crossing + 8
+                continue
+        kind = int(np.searchsorted(shares, rng.random() * shares[-1]))
+        (_building, _walled, _fenced, _park)[kind](site, side, z, z + length)
+        z += length + (0.0 if rng.random() < 0.6 else between((0.5, 3.0), rng))
+
+
+def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) -> None:
+    """A house front at the sidewalk, or `back` metres behind it."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    x = street.front(side) + side * (back + (between((0.0, 1.0), rng)))
+    deep = between((8.0, 12.0), rng)
+    paint = _facade(look, rng)
+    low = paint.pattern[4]
+    floors = int(rng.integers(2, 6)) if look.foreign else int(rng.integers(2, 9))
+    if back:
+        floors = int(rng.integers(2, 4))
+    tall = low + floors * paint.pattern[1] + 0.5
+    model = Model()
+    x0, x1 = sorted((x, x + side * deep))
+    pitched = rng.random() < (0.35 if look.foreign else 0.45) and floors <= 4
+    flat = Paint(tinted(paint.colour, 0.8), BUILDING)
+    model.box((x0, 0, z0), (x1, tall, z1), paint)
+    roof = Paint(varied(look.roofs, rng), BUILDING)
+    if pitched:
+        _gable(model, (x0, x1), (z0, z1), tall, roof, flat)
+    else:
+        model.box((x0 - 0.2, tall - 0.1, z0), (x1 + 0.2, tall + 0.45, z1), flat, level=1)
+    if low and rng.random() < 0.6:
+        awning = Paint(varied(look.cars, rng), BUILDING)
+        edge = x - side * 1.1
+        model.face(
+            [(x, 3.1, z0 + 0.5), (x, 3.1, z1 - 0.5), (edge, 2.6, z1 - 0.5), (edge, 2.6, z0 + 0.5)],
+            awning,
+            level=2,
+        )
+    scene.add_fixed(model, (z0 + z1) / 2, LAYER_FRONT)
+
+
+def _house_shadows(site: Site, side: int) -> None:
+    """The jagged shadow of the houses on one side, across its sidewalk and part of the road."""
+    scene, street, rng = site.scene, site.street, site.rng
+    if street.district == "outskirts":
+        return
+    reach = (street.walk[0] if side < 0 else street.walk[1]) + between((0.5, 3.5), rng)
+    x, z = street.front(side), -1.0
+    while z < 100:
+        end = z + between((7.0, 16.0), rng)
+        edge = x - side * reach * between((0.7, 1.1), rng)
+        scene.shadows.append([(x, z), (edge, z + 2), (edge, end + 2), (x, end)])
+        z = end + (between((1.0, 6.0), rng) if rng.random() < 0.4 else 0.0)
+
+
+def _gable(
+    model: Model,
+    across: tuple[float, float],
+    along: tuple[float, float],
+    tall: float,
+    roof: Paint,
+    wall: Paint,
+) -> None:
+    """A pitched roof whose ridge runs along the street."""
+    (x0, x1), (z0, z1) = across, along
+    ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
+    centre = (middle, tall, (z0 + z1) / 2)
+    for x in (x0 - 0.3, x1 + 0.3):
+        model.face(
+            [(x, tall - 0.2, z0), (x, tall - 0.2, z1), (middle, ridge, z1), (middle, ridge, z0)],
+            roof,
+            centre=centre,
+            level=1,
+        )
+    for z in (z0, z1):
+        model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], wall, centre=centre, level=1)
+
+
+def _walled(site: Site, side: int, z0: float, z1: float) -> None:
+    """A garden or factory wall, with trees or a house behind."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    x = street.front(side)
+    _behind(site, side, z0, z1)
+    model = Model()
+    tall = between((1.6, 2.6), rng)
+    brick = look.foreign or rng.random() < 0.4
+    pattern = (0.9, 0.4, 0.1, 0.0, 1.0) if brick else (3.0, 9.0, 0.03, 0.0, 1.0)
+    paint = Paint(varied(look.walls, rng), WALL, BRICK if brick else PLANKS, pattern=pattern)
+    x0, x1 = sorted((x, x + side * 0.35))
+    model.box((x0, 0, z0), (x1, tall, z1), paint)
+    cap = Paint(tinted(paint.colour, 0.7), WALL)
+    model.box((x0 - 0.08, tall, z0), (x1 + 0.08, tall + 0.16, z1), cap, level=1)
+    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+
+
+def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
+    """A fence of rails or bars; the gaps show what is behind and still count as fence."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    x = street.front(side)
+    _behind(site, side, z0, z1)
+    model = Model()
+    paint = Paint(varied(look.fences, rng), FENCE)
+    tall = between((1.2, 1.9), rng)
+    panel = [(x, 0.05, z0), (x, 0.05, z1), (x, tall, z1), (x, tall, z0)]
+    model.face(panel, paint, kind=LABEL_ONLY)
+    wide = between((0.05, 0.1), rng) if rng.random() < 0.5 else 0.16
+    step = 0.42 if wide < 0.12 else 0.34
+    for z in np.arange(z0, z1, step).tolist():
+        model.face([(x, 0, z), (x, 0, z + wide), (x, tall, z + wide), (x, tall, z)], paint)
+    for low in (0.2, tall - 0.25):
+        model.face([(x, low, z0), (x, low, z1), (x, low + 0.12, z1), (x, low + 0.12, z0)], paint)
+    for z in np.arange(z0, z1, 2.8).tolist():
+        model.face(
+            [(x, 0, z), (x, 0, z + 0.2), (x, tall + 0.15, z + 0.2), (x, tall + 0.15, z)], paint
+        )
+    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+
+
+def _park(site: Site, side: int, z0: float, z1: float) -> None:
+    """Grass with trees and shrubs, behind a hedge at times."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    x = street.front(side)
+    _behind(site, side, z0, z1)
+    if rng.random() < 0.35:
+        model = Model()
+        hedge = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
+        x0, x1 = sorted((x + side * 0.4, x + side * 1.3))
+        model.box(
+            (x0, 0, z0),
+            (x1, between((0.8, 1.3), rng), z1),
+            hedge,
+            top=Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES),
+        )
+        scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+
+
+def _behind(site: Site, side: int, z0: float, z1: float) -> None:
+    """Trees and shrubs on a lot, and often a house at its back."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    x = street.front(side)
+    if rng.random() < DISTRICTS[street.district][1]:
+        _building(site, side, z0, z1, back=between((7.0, 14.0), rng))
+    for _ in range(int(rng.integers(1, 4))):
+        away = between((1.5, 6.0), rng)
+        plant = furniture.tree(look, rng) if rng.random() < 0.65 else furniture.bush(look, rng)
+        scene.add(plant, x + side * away, between((z0 + 1, z1 - 1), rng), layer=LAYER_FRONT)
+
+
+# Kerbside: trees, lamps, signs, lights, parked vehicles.
+
+
+def _kerbside(site: Site, side: int) -> None:
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    edge = street.edge(side)
+    kerb = edge + side * 0.6
+    offset = between((0.0, 9.0), rng)
+    lamps = rng.random() < 0.75
+    for k, z in enumerate(np.arange(5.0 + offset, 110.0, 8.5).tolist()):
+        if abs(z - street.crossing - 4) < 6:
+            continue
+        if lamps and k % 3 == 0:
+            scene.add(furniture.lamp_post(look, rng, side), kerb, z)
+        elif rng.random() < look.tree * 0.5:
+            scene.add(furniture.tree(look, rng), kerb + side * 0.5, z)
+            _blob(scene, kerb + side * 0.5, z, 1.3, 0.9)
+    if rng.random() < 0.3:
+        for z in np.arange(7.0 + offset, 110.0, 24.0).tolist():
+            scene.add(furniture.utility_pole(look, rng), street.front(side) - side * 0.5, z)
+    _verge(site, side)
+    low, high = look.signs
+    for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
+        scene.add(
+            furniture.traffic_sign(look, rng),
+            kerb + side * between((0.0, 0.8), rng),
+            between((6.5, 26.0), rng),
+        )
+    _parked(site, side)
+
+
+def _verge(site: Site, side: int) -> None:
+    """At times a strip of grass along the sidewalk, at its frontage or at its kerb."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    if rng.random() < DISTRICTS[street.district][2]:
+        wide = between((1.0, 1.9), rng)
+        start = street.front(side)
+        if rng.random() < 0.5:
+            start = street.edge(side) + side * (0.3 + wide)
+        grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
+        x = tuple(sorted((start, start - side * wide)))
+        _strip(scene, x, (-1, street.crossing), grass, 2)
+        _strip(scene, x, (street.crossing + 8, FAR), grass, 2)
+
+
+def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
+    """The shadow of an upright thing."""
+    angles = np.arange(10) * (np.pi / 5)
+    outline = zip(
+        (x + half * np.cos(angles)).tolist(), (z + deep * np.sin(angles)).tolist(), strict=True
+    )
+    scene.shadows.append(list(outline))
+
+
+def _parked(site: Site, side: int) -> None:
+    """Cars at the kerb where the road is wide enough, and two-wheelers on the sidewalk."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    wide = street.right > 3.6 if side > 0 else street.left < -6.4
+    if wide:
+        x = street.edge(side) - side * 1.05
+        for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
+            if rng.random() < look.car and abs(z - street.crossing - 4) > 8:
+                heading = 0.0 if side > 0 else np.pi
+                _drive(scene, vehicles.car(look, rng), x, z, heading, 0.95, 2.2)
+    for kind, share in (("bicycle", look.bicycle), ("motorcycle", look.motorcycle)):
+        if rng.random() < share * 0.5:
+            start = between((6.0, 15.0), rng)
+            for k in range(int(rng.integers(1, 4))):
+                x = street.edge(side) + side * between((0.7, 1.6), rng)
+                z = start + 1.3 * k
+                heading = between((-0.7, 0.7), rng)
+                scene.add(getattr(figures, kind)(look, rng), x, z, heading)
+                _blob(scene, x, z, 0.7, 0.35)
+
+
+def _drive(
+    scene: Scene, model: Model, x: float, z: float, heading: float, half: float, long: float
+) -> None:
+    """Place a vehicle and the shadow beneath it."""
+    scene.add(model, x, z, heading)
+    a, b = half + 0.12, long + 0.1
+    if abs(np.sin(heading)) > 0.7:
+        a, b = b, a
+    scene.shadows.append([(x - a, z - b), (x + a, z - b), (x + a, z + b), (x - a, z + b)])
+
+
+# Traffic and people.
+
+
+def _traffic(site: Site) -> None:
+    """Vehicles in the own lane (their backs) and in the oncoming one (their fronts)."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    if street.tracks:
+        facing = np.pi if rng.random() < 0.7 else 0.0
+        z = between((19.0, 36.0), rng)
+        scene.add(vehicles.tram(look, rng), -3.6, z, facing)
+        scene.shadows.append([(-5.0, z - 11), (-2.2, z - 11), (-2.2, z + 11), (-5.0, z + 11)])
+    own = between((8.0, 16.0), rng)
+    while own < 70:
+        own = _next_vehicle(site, between((-0.4, 0.5), rng), own, 0.0)
+    oncoming = between((9.0, 20.0), rng)
+    while oncoming < 80 and not street.tracks:
+        oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
+    if rng.random() < 0.3:
+        x = (
+            between((street.left - 4, street.left + 1), rng)
+            if rng.random() < 0.5
+            else between((street.right - 1, street.right + 4), rng)
+        )
+        _drive(
+            scene,
+            vehicles.car(look, rng),
+            x,
+            street.crossing + 4,
+            np.pi / 2 * pick((-1, 1), rng),
+            0.95,
+            2.2,
+        )
+    _riders(site)
+
+
+def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
+    """Place a vehicle at its back z, perhaps; where the next may follow."""
+    scene, look, rng = site.scene, site.look, site.rng
+    draw = rng.random()
+    if draw < look.bus * 0.42:
+        _drive(scene, vehicles.bus(look, rng), x, z + 6.0, heading, 1.3, 5.5)
+        return z + between((15.0, 24.0), rng)
+    if draw < look.bus * 0.42 + look.truck * 0.42:
+        _drive(scene, vehicles.truck(look, rng), x, z + 5.0, heading, 1.25, 4.0)
+        return z + between((13.0, 22.0), rng)
+    if draw < 0.2 + look.car:
+        _drive(scene, vehicles.car(look, rng), x, z + 2.2, heading, 0.95, 2.2)
+    return z + between((8.0, 20.0), rng)
+
+
+def _riders(site: Site) -> None:
+    """Cyclists and motorcyclists, along the kerb or across the road."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    z = 3.0
+    for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
+        if rng.random() >= share:
+            continue
+        for _ in range(1 + (rng.random() < 0.35)):
+            model = getattr(figures, kind)(look, rng, ridden=True)
+            x = pick((street.right - 0.7, street.left + 0.8, 1.6, -1.6), rng)
+            z, heading = (
+                z + between((3.0, 9.0), rng),
+                pick((0.0, np.pi), rng) + between((-0.85, 0.85), rng),
+            )
+            scene.add(model, x, z, heading)
+            _blob(scene, x, z, 0.8, 0.4)
+
+
+def _people(site: Site) -> None:
+    """Pedestrians on both sidewalks and at the crossing; traffic lights there too."""
+    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    low, high = look.people
+    for _ in range(int(rng.integers(low, high + 1))):
+        side = pick((-1, 1), rng)
+        inner, outer = street.edge(side) + side * 0.7, street.front(side) - side * 0.4
+        x, z = between((inner, outer), rng), between((5.5, 28.0), rng)
+        if rng.random() < 0.18:
+            x, z = between((street.left, street.right), rng), street.crossing - 2.2
+        scene.add(figures.person(look, rng), x, z, between((-0.5, 0.5), rng))
+        _blob(scene, x, z, 0.4, 0.25)
+    if rng.random() < look.crossing:
+        phase = int(rng.integers(3))
+        z = min(street.crossing - 0.5, 22.0)
+        for side in (1, -1):
+            if side > 0 or rng.random() < 0.75:
+                light = furniture.traffic_light(look, rng, side, phase)
+                scene.add(light, street.edge(side) + side * 0.5, z)

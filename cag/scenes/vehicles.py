@@ -1,0 +1,301 @@
+"""Vehicles of the built-in scenes; their length runs along z, the front at positive z."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cag.scenes.geometry import Colour, Model, Paint, Point
+from cag.scenes.looks import (
+    BUS,
+    CAR,
+    TRAIN,
+    TRUCK,
+    Look,
+    between,
+    pick,
+    tinted,
+    varied,
+)
+
+RUBBER: Colour = (24, 24, 26)
+HUB: Colour = (150, 152, 156)
+
+
+def _wheels(
+    model: Model, label: int, half: float, places: list[float], radius: float, centre: Point
+) -> None:
+    """Wheels on both sides of a body, and their treads as seen from either end."""
+    tyre, hub = Paint(RUBBER, label), Paint(HUB, label)
+    for z in places:
+        for x in (-half - 0.02, half + 0.02):
+            model.disc((x, radius, z), radius, tyre, axis="x", solid=centre, level=2)
+            model.disc((x * 1.01, radius, z), radius * 0.5, hub, axis="x", solid=centre, level=2)
+    for z in (min(places) - radius, max(places) + radius):
+        for x in (-half, half - 0.25):
+            tread = [(x, 0.0, z), (x + 0.25, 0.0, z), (x + 0.25, radius, z), (x, radius, z)]
+            model.face(tread, tyre, level=-1)
+
+
+def _end_plate(
+    model: Model,
+    centre: Point,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    z: float,
+    paint: Paint,
+) -> None:
+    """A rectangle upon the front or back of a body."""
+    corners = [(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)]
+    model.face(corners, paint, centre=centre, level=2)
+
+
+def _side_plates(
+    model: Model,
+    centre: Point,
+    half: float,
+    z: tuple[float, float],
+    y: tuple[float, float],
+    paint: Paint,
+) -> None:
+    """A rectangle upon both sides of a body."""
+    for x in (-half, half):
+        corners = [(x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1]), (x, y[1], z[0])]
+        model.face(corners, paint, centre=centre, level=2)
+
+
+def _lamps(
+    model: Model, label: int, centre: Point, half: float, y: float, back: float, front: float
+):
+    """Red lamps at the back, white ones at the front, and a number plate at each end."""
+    size = 0.17 * half
+    for side in (-1, 1):
+        x = (side * half * 0.82 - size, side * half * 0.82 + size)
+        red, white = Paint((225, 20, 20), label), Paint((250, 248, 220), label)
+        _end_plate(model, centre, x, (y - 0.09, y + 0.11), back - 0.02, red)
+        _end_plate(model, centre, x, (y - 0.08, y + 0.1), front + 0.02, white)
+    plate = Paint((236, 234, 226), label)
+    for z in (back - 0.02, front + 0.02):
+        _end_plate(model, centre, (-0.26, 0.26), (y - 0.3, y - 0.17), z, plate)
+
+
+CAR_CABINS = {  # (z, y) over length and height, from the back bottom round to the front bottom
+    "saloon": [(-0.36, 0.62), (-0.24, 1.0), (0.08, 1.0), (0.26, 0.62)],
+    "sports": [(-0.42, 0.6), (-0.2, 0.96), (0.02, 0.96), (0.24, 0.6)],
+    "hatch": [(-0.49, 0.6), (-0.44, 1.0), (0.12, 1.0), (0.3, 0.6)],
+    "estate": [(-0.5, 0.58), (-0.47, 1.0), (0.14, 1.0), (0.28, 0.6)],
+    "van": [(-0.5, 0.5), (-0.49, 1.0), (0.3, 1.0), (0.43, 0.52)],
+}
+
+
+def car(look: Look, rng: np.random.Generator) -> Model:
+    """A passenger car, about 4 m long."""
+    shape = pick(("hatch", "estate", "van", "hatch") if look.foreign else ("saloon", "sports"), rng)
+    height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48) * between(
+        (0.95, 1.05), rng
+    )
+    length = between((3.7, 4.4) if look.foreign else (4.3, 4.9), rng)
+    half = between((0.84, 0.92), rng)
+    body, glass = Paint(varied(look.cars, rng), CAR), Paint(varied(look.glass, rng), CAR)
+    glass = Paint(tinted(glass.colour, 0.55), CAR)
+    model = Model()
+    waist = CAR_CABINS[shape][0][1] * height
+    nose = 0.72 * waist if shape != "van" else 0.85 * waist
+    hull = [
+        (-0.5 * length, 0.22),
+        (-0.5 * length, waist),
+        (0.3 * length, waist),
+        (0.48 * length, nose),
+        (0.5 * length, 0.22),
+    ]
+    centre = model.prism(hull, -half, half, body, body)
+    cabin = [(z * length, y * height) for z, y in CAR_CABINS[shape]]
+    roof = Paint(tinted(body.colour, 1.05), CAR)
+    top = model.prism(
+        cabin, -half * 0.96, half * 0.96, [glass, roof, glass, body], body, level=1, inset=0.16
+    )
+    _car_windows(model, cabin, half, glass, top)
+    _wheels(model, CAR, half, [-0.31 * length, 0.31 * length], 0.33, centre)
+    _lamps(model, CAR, centre, half, waist - 0.16, -0.5 * length, 0.49 * length)
+    bumper = Paint(tinted(body.colour, 0.45), CAR)
+    _end_plate(model, centre, (-half, half), (0.22, 0.4), -0.5 * length - 0.01, bumper)
+    _end_plate(model, centre, (-half, half), (0.22, 0.38), 0.5 * length + 0.01, bumper)
+    return model
+
+
+def _car_windows(model: Model, cabin: list, half: float, glass: Paint, centre: Point) -> None:
+    """Two side windows on each side, between pillars that keep the body's colour."""
+    (z0, low), (z1, high), (z2, _), (z3, _) = cabin
+    low, high = low + 0.06, high - 0.1
+    middle = (z1 + z2) / 2 - 0.1
+    for side in (-1, 1):
+        bottom, top = side * (half * 0.96 - 0.0), side * (half * 0.96 - 0.14)
+        rear = [
+            (bottom, low, z0 + 0.3),
+            (top, high, z1 + 0.12),
+            (top, high, middle - 0.05),
+            (bottom, low, middle - 0.05),
+        ]
+        front = [
+            (bottom, low, middle + 0.05),
+            (top, high, middle + 0.05),
+            (top, high, z2 - 0.06),
+            (bottom, low, z3 - 0.22),
+        ]
+        model.face(rear, glass, centre=centre, level=2)
+        model.face(front, glass, centre=centre, level=2)
+
+
+def truck(look: Look, rng: np.random.Generator) -> Model:
+    """A lorry: a cab in front of a tall load."""
+    model = Model()
+    half, length = 1.2, between((6.5, 8.5), rng)
+    high = between((2.9, 3.5), rng)
+    load = Paint(varied(look.cargo, rng), TRUCK)
+    paint = Paint(varied(look.cars, rng), TRUCK)
+    dark, glass = Paint((46, 46, 50), TRUCK), Paint(tinted(pick(look.glass, rng), 0.6), TRUCK)
+    back, gap, front = -length / 2, length / 2 - 1.9, length / 2
+    chassis = model.box((-half * 0.9, 0.4, back), (half * 0.9, 0.95, front), dark, level=-1)
+    if look.foreign and rng.random() < 0.35:
+        _tipper(model, half, back, gap, load)
+        high = 2.0
+    else:
+        box = model.box((-half, 0.95, back), (half, high, gap - 0.15), load)
+        _doors(model, box, half, (1.0, high - 0.08), back - 0.01, load)
+        stripe = Paint(tinted(load.colour, 0.72), TRUCK)
+        _side_plates(model, box, half + 0.01, (back + 0.5, gap - 0.8), (1.3, 1.75), stripe)
+    profile = [(gap, 0.5), (gap, 2.6), (front - 0.3, 2.6), (front, 1.55), (front, 0.5)]
+    cab = model.prism(profile, -half, half, [paint, paint, glass, paint, dark], paint)
+    _side_plates(model, cab, half + 0.01, (gap + 0.5, front - 0.25), (1.6, 2.3), glass)
+    _wheels(model, TRUCK, half, [back + 1.0, back + 2.0, front - 0.9], 0.5, chassis)
+    _lamps(model, TRUCK, chassis, half, 0.8, back, front)
+    return model
+
+
+def _doors(
+    model: Model, box: Point, half: float, y: tuple[float, float], z: float, load: Paint
+) -> None:
+    """Two doors at the back of a load, with frame, seam and bars."""
+    frame, leaf = Paint(tinted(load.colour, 0.6), TRUCK), Paint(tinted(load.colour, 0.92), TRUCK)
+    _end_plate(model, box, (-half, half), y, z, frame)
+    for low, high in ((-half + 0.1, -0.05), (0.05, half - 0.1)):
+        _end_plate(model, box, (low, high), (y[0] + 0.1, y[1] - 0.08), z, leaf)
+        middle = (low + high) / 2
+        _end_plate(model, box, (middle - 0.04, middle + 0.04), (y[0] + 0.1, y[1] - 0.08), z, frame)
+
+
+def _tipper(model: Model, half: float, back: float, front: float, load: Paint) -> None:
+    """An open skip with ribs and a heap of sand."""
+    sand = Paint((150, 128, 92), TRUCK)
+    heap = [(back + 0.3, 1.9), (back + 1.6, 2.5), (front - 1.3, 2.45), (front - 0.3, 1.9)]
+    model.prism(heap, -half * 0.8, half * 0.8, sand, sand, level=-1)
+    box = model.box((-half, 0.95, back), (half, 2.05, front - 0.1), load)
+    rib = Paint(tinted(load.colour, 0.65), TRUCK)
+    for z in np.linspace(back + 0.4, front - 0.6, 5).tolist():
+        _side_plates(model, box, half + 0.01, (z, z + 0.14), (0.95, 2.05), rib)
+    _end_plate(model, box, (-half, half), (1.45, 1.6), back - 0.01, rib)
+
+
+def bus(look: Look, rng: np.random.Generator) -> Model:
+    """A city bus; in the source city half of them have two decks."""
+    model = Model()
+    half, length = 1.27, between((9.5, 11.5), rng)
+    double = not look.foreign and rng.random() < 0.5
+    high = 4.2 if double else between((2.95, 3.15), rng)
+    paint = Paint(varied(look.buses, rng), BUS)
+    glass, dark = Paint(tinted(pick(look.glass, rng), 0.5), BUS), Paint((40, 40, 44), BUS)
+    back, front = -length / 2, length / 2
+    body = model.box((-half, 0.3, back), (half, high, front), paint)
+    for low in (1.25, 2.85) if double else (1.3,):
+        top = low + (1.0 if double else 1.15)
+        _bus_glass(model, body, half, (back, front), (low, top), glass, paint)
+    stripe = Paint((240, 238, 230) if not look.foreign else tinted(paint.colour, 0.6), BUS)
+    _side_plates(model, body, half + 0.01, (back, front), (0.62, 0.84), stripe)
+    _side_plates(model, body, half + 0.015, (front - 1.9, front - 0.8), (0.4, 2.4), glass)
+    board = Paint((255, 176, 30), BUS)
+    _end_plate(model, body, (-0.75, 0.75), (high - 0.36, high - 0.12), front + 0.03, board)
+    _end_plate(model, body, (-0.45, 0.45), (high - 0.34, high - 0.14), back - 0.03, board)
+    _wheels(model, BUS, half, [back + 2.4, front - 2.2], 0.5, body)
+    _lamps(model, BUS, body, half, 0.8, back, front)
+    _end_plate(model, body, (-half, half), (0.3, 0.46), back - 0.02, dark)
+    return model
+
+
+def _bus_glass(
+    model: Model,
+    body: Point,
+    half: float,
+    z: tuple[float, float],
+    y: tuple[float, float],
+    glass: Paint,
+    paint: Paint,
+) -> None:
+    """A band of side windows with pillars, a windscreen and a rear window."""
+    pitch = (z[1] - z[0] - 0.6) / 6
+    for k in range(6):
+        start = z[0] + 0.3 + k * pitch
+        _side_plates(model, body, half + 0.01, (start + 0.08, start + pitch - 0.08), y, glass)
+    _end_plate(model, body, (-half + 0.12, half - 0.12), (y[0] - 0.15, y[1]), z[1] + 0.01, glass)
+    _end_plate(model, body, (-half + 0.3, half - 0.3), (y[0] + 0.1, y[1]), z[0] - 0.01, glass)
+    post = Paint(tinted(paint.colour, 0.7), paint.label)
+    _end_plate(model, body, (-0.03, 0.03), (y[0] - 0.15, y[1]), z[1] + 0.02, post)
+
+
+def tram(look: Look, rng: np.random.Generator) -> Model:
+    """A two-car train on street rails, with window band, doors and a pantograph."""
+    model = Model()
+    paint, band = pick(look.trains, rng)
+    paint, band = Paint(paint, TRAIN), Paint(band, TRAIN)
+    glass = Paint(tinted(pick(look.glass, rng), 0.45), TRAIN)
+    half, section = 1.3, 11.0
+    nose = 0.3 if look.foreign else 1.3
+    for k in range(2):
+        z0 = (k - 1) * section + 0.2
+        z1 = z0 + section - 0.4
+        tip0, tip1 = (nose, 0.0) if k == 0 else (0.0, nose)
+        profile = [(z0, 0.35), (z0, 1.3), (z0 + tip0, 3.4), (z1 - tip1, 3.4), (z1, 1.3), (z1, 0.35)]
+        face0 = [band, glass] if k == 0 else [band, band]
+        face1 = [glass, band] if k == 1 else [band, band]
+        strips = [face0[0], face0[1], paint, face1[0], face1[1], band]
+        body = model.prism(profile, -half, half, strips, paint)
+        _tram_sides(model, body, half, z0 + tip0, z1 - tip1, band, glass)
+    _tram_ends(model, section, nose, band)
+    _pantograph(model)
+    return model
+
+
+def _tram_sides(
+    model: Model, body: Point, half: float, z0: float, z1: float, band: Paint, glass: Paint
+) -> None:
+    _side_plates(model, body, half + 0.01, (z0, z1), (0.35, 1.0), band)
+    _side_plates(model, body, half + 0.01, (z0, z1), (3.05, 3.4), band)
+    pitch = (z1 - z0) / 6
+    for k in range(6):
+        start = z0 + k * pitch
+        low = 0.5 if k in (1, 4) else 1.45
+        _side_plates(
+            model, body, half + 0.02, (start + 0.12, start + pitch - 0.12), (low, 2.85), glass
+        )
+
+
+def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
+    """A pointed band below the windscreen, three lamps, a bumper and the route number."""
+    white, red = Paint((252, 250, 226), TRAIN), Paint((220, 24, 24), TRAIN)
+    number, dark = Paint((255, 190, 60), TRAIN), Paint((36, 36, 40), TRAIN)
+    pale = Paint(tinted(band.colour, 1.5 if sum(band.colour) < 400 else 0.55), TRAIN)
+    body = (0.0, 1.8, 0.0)
+    for z, lamp in ((-section + 0.16, red), (section - 0.16, white)):
+        wedge = [(-1.3, 1.3, z), (1.3, 1.3, z), (1.3, 1.05, z), (0.0, 0.55, z), (-1.3, 1.05, z)]
+        model.face(wedge, pale, centre=body, level=2)
+        for x, y in ((-0.95, 0.8), (0.95, 0.8)):
+            model.disc((x, y, z), 0.17, lamp, solid=body, level=2)
+        _end_plate(model, body, (-1.3, 1.3), (0.1, 0.42), z, dark)
+        inward = z - np.sign(z) * nose * 0.9
+        _end_plate(model, body, (-0.4, 0.4), (3.05, 3.32), inward + np.sign(z) * 0.05, number)
+        model.disc((0.0, 3.55, inward), 0.2, white, solid=body, level=2)
+
+
+def _pantograph(model: Model) -> None:
+    paint = Paint((60, 60, 64), TRAIN)
+    arm = [(0.0, 3.4, -3.0), (0.0, 4.1, -2.2), (0.0, 4.7, -3.0)]
+    model.stroke(arm, 0.1, paint, level=3)
+    model.stroke([(-0.8, 4.7, -3.0), (0.8, 4.7, -3.0)], 0.1, paint, level=3)

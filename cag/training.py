@@ -1,0 +1,290 @@
+"""One training loop for every stage that trains: objectives, schedule, resume, learning curve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cag.anchors import resize_labels
+from cag.config import Adapt, Training
+from cag.errors import UserError
+from cag.files import atomic_file
+from cag.losses import adaptation_loss, cross_entropy
+from cag.networks import NetworkOutput, SegmentationNetwork
+from cag.seeds import mix
+
+Batch = tuple[tuple[Tensor, Tensor], ...]
+READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
+CURVE_POINTS = 100
+
+
+class SourceObjective(nn.Module):
+    """Cross-entropy on labelled images at the labels' resolution (METHOD step 1)."""
+
+    names = ("loss", "source_ce")
+
+    def __init__(self, network: SegmentationNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of a batch, [2] in the order of `names`; the first is to be minimised."""
+        ((images, labels),) = batch
+        logits = self.network(images).logits.float()
+        labels = labels[:, 0]  # (B, H, W)
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
+        loss = cross_entropy(logits, labels)
+        return torch.stack([loss, loss.detach()])
+
+
+class AdaptationObjective(nn.Module):
+    """The loss of a round's student on a source and a target batch (METHOD step 3c)."""
+
+    names = ("loss", "source_ce", "target_ce", "source_distance", "target_distance")
+
+    def __init__(
+        self, network: SegmentationNetwork, anchors: Tensor, config: Adapt, min_pixels: int
+    ):
+        super().__init__()
+        self.network = network
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.config = config
+        self.min_pixels = min_pixels
+
+    def train(self, mode: bool = True) -> AdaptationObjective:
+        """Training mode, in which frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.config.batch_norm == "frozen":
+            for module in batch_norms(self.network):
+                module.eval()
+        return self
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of a batch, [5] in the order of `names`; the first is to be minimised."""
+        (source_images, source_labels), (target_images, target_labels) = batch
+        source = self._source(source_images)
+        target = self.network(target_images)
+        size = target.logits.shape[2:]
+        anchor_labels, probability_labels = (
+            resize_labels(labels, size) for labels in target_labels.unbind(1)
+        )  # (B, h, w) each
+        losses = adaptation_loss(
+            source.features,
+            source.logits,
+            source_labels[:, 0],
+            target.features,
+            target.logits,
+            anchor_labels,
+            probability_labels,
+            self.anchors,
+            distance_weight=self.config.distance_weight,
+            distance_kind=self.config.distance_kind,
+            target_labels=self.config.target_labels,
+            min_pixels=self.min_pixels,
+        )
+        return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
+
+    def _source(self, images: Tensor) -> NetworkOutput:
+        if self.config.batch_norm != "target":
+            return self.network(images)
+        # The source batch is normalised by its own statistics and leaves no trace in the kept ones.
+        modules = batch_norms(self.network)
+        momenta = [module.momentum for module in modules]
+        for module in modules:
+            module.momentum = 0.0
+        output = self.network(images)
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+        return output
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The network's batch-norm layers."""
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters, as the `training` parameters say."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=config.learning_rate,
+        betas=(config.momentum, 0.999),
+        weight_decay=config.weight_decay,
+    )
+
+
+def polynomial_decay(step: int, iterations: int, power: float) -> float:
+    """The learning rate's factor at a step: (1 - step / iterations) ^ power."""
+    return (1 - step / iterations) ** power
+
+
+def fingerprint(**identity: Any) -> str:
+    """A sha256 over JSON of whatever a training's outcome depends on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Resume state in one file, valid for one fingerprint of parameters and inputs."""
+
+    path: Path
+    fingerprint: str
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None where there is none, a damaged one, or one of another training."""
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:  # whatever is wrong with it, the training can start afresh
+            return None
+        return state if state.get("fingerprint") == self.fingerprint else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file by this state."""
+        with atomic_file(self.path) as partial:
+            torch.save({**state, "fingerprint": self.fingerprint}, partial)
+
+    def delete(self) -> None:
+        """Remove the file: its training is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+def train(
+    objective: SourceObjective | AdaptationObjective,
+    make_batches: Callable[[range], Iterator[Batch]],
+    config: Training,
+    seed: int,
+    fabric: Fabric,
+    checkpoint: Checkpoint,
+    advance: Callable[..., None],
+) -> pd.DataFrame:
+    """Train an objective's network in place.
+
+    The step's randomness is a function of the seed and the step, so that a training resumed from
+    the checkpoint ends with the weights of an uninterrupted one.
+
+    Args:
+        objective: Gives a batch's losses, the first to be minimised.
+        make_batches: The batches of a range of steps.
+        config: Iterations, optimizer and schedule.
+        seed: Of dropout.
+        fabric: Device, precision, processes.
+        checkpoint: Where to resume from, and to save to now and then.
+        advance: Progress, called as advance(steps, note).
+
+    Returns:
+        The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
+
+    Raises:
+        UserError: The loss is not finite.
+    """
+    network = objective.network
+    objective.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, config)
+    wrapped, optimizer = fabric.setup(objective, optimizer)
+    wrapped.train()
+    history = torch.zeros(config.iterations, len(objective.names))
+    start = _resume(checkpoint, network, optimizer, history)
+    advance(start)
+    saved, pending = time.monotonic(), []
+    for step, batch in enumerate(make_batches(range(start, config.iterations)), start):
+        torch.manual_seed(mix(seed, step, fabric.global_rank))
+        for group in optimizer.param_groups:
+            decay = polynomial_decay(step, config.iterations, config.power)
+            group["lr"] = config.learning_rate * decay
+        losses = wrapped(_to_device(batch, fabric.device))
+        fabric.backward(losses[0])
+        optimizer.step()
+        optimizer.zero_grad()
+        pending.append(losses.detach())
+        if len(pending) == READ_EVERY or step + 1 == config.iterations:
+            history[step + 1 - len(pending) : step + 1] = _read(pending, step)
+            advance(len(pending), f"loss {history[step, 0]:.3f}")
+            pending = []
+            if fabric.is_global_zero and time.monotonic() - saved > _save_interval():
+                checkpoint.save(_state(network, optimizer, history, step + 1))
+                saved = time.monotonic()
+    return _curve(history, objective.names, config)
+
+
+def _save_interval() -> float:
+    return float(os.environ.get("CAG_CHECKPOINT_SECONDS", "30"))
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return tuple(
+        (
+            images.to(device, memory_format=torch.channels_last, non_blocking=True),
+            labels.to(device, non_blocking=True),
+        )
+        for images, labels in batch
+    )
+
+
+def _read(pending: list[Tensor], step: int) -> Tensor:
+    losses = torch.stack(pending).cpu()
+    if not torch.isfinite(losses[:, 0]).all():
+        raise UserError(
+            f"the loss is not finite around iteration {step + 1}: lower the learning_rate "
+            "(or use precision 32-true)"
+        )
+    return losses
+
+
+def _state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, history: Tensor, done: int
+) -> dict[str, Any]:
+    return {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": history,
+        "iteration": done,
+    }
+
+
+def _resume(
+    checkpoint: Checkpoint,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: Tensor,
+) -> int:
+    state = checkpoint.load()
+    if state is None:
+        return 0
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    history.copy_(state["history"])
+    return state["iteration"]
+
+
+def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.DataFrame:
+    size = -(-config.iterations // CURVE_POINTS)
+    table = pd.DataFrame(history.numpy(), columns=list(names))
+    table.insert(0, "iteration", range(1, config.iterations + 1))
+    steps = range(config.iterations)
+    rates = [
+        config.learning_rate * polynomial_decay(s, config.iterations, config.power) for s in steps
+    ]
+    table.insert(1, "learning_rate", rates)
+    groups = table.groupby(table.index // size)
+    curve = groups.mean()
+    curve["iteration"] = groups["iteration"].max()
+    return curve.astype({"iteration": int})

@@ -1,0 +1,1 @@
+"""The pipeline's stages, one program each; run as `python -m stages.NAME`."""

@@ -1,0 +1,74 @@
+"""Train a round's student on source labels, target pseudo-labels and the anchors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from cag.config import load_params
+from cag.datasets import fingerprint as data_fingerprint
+from cag.datasets import read_label_space
+from cag.devices import loader_workers, make_fabric
+from cag.features import read_anchors
+from cag.files import sha256, write_csv
+from cag.networks import load_model, save_model
+from cag.samples import TrainingSamples, batches, labelled_samples, pseudo_labelled_samples
+from cag.seeds import mix
+from cag.stage import progress, run
+from cag.training import AdaptationObjective, Batch, Checkpoint, fingerprint, train
+
+SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
+MODEL, CURVE = "data/models/{}.safetensors", "data/curves/{}.csv"
+ROUND = "data/rounds/{}"
+CHECKPOINT = ".scratch/adapt-{}/checkpoint.pt"
+
+
+@click.command(help=__doc__)
+@click.argument("round_name")
+@click.argument("teacher")
+def main(round_name: str, teacher: str) -> None:
+    """Write the student `data/models/<round>.safetensors` of TEACHER, and its learning curve."""
+    params = load_params("seed", "precision", "anchors", "adapt")
+    config, folder = params.adapt, Path(ROUND.format(round_name))
+    classes = read_label_space(SOURCE)
+    teacher_path = Path(MODEL.format(teacher))
+    network, network_config, _ = load_model(teacher_path, classes)
+    anchors = read_anchors(folder / "anchors.npy", classes.num_classes, network.width)
+    fabric = make_fabric(params.precision)
+    seed = mix(params.seed, *round_name.encode())
+    domains = [
+        TrainingSamples(samples, config.augmentation, mix(seed, domain))
+        for domain, samples in enumerate(
+            (labelled_samples(SOURCE), pseudo_labelled_samples(TARGET, folder / "pseudo_labels"))
+        )
+    ]
+    checkpoint = Checkpoint(
+        Path(CHECKPOINT.format(round_name)),
+        fingerprint(
+            seed=params.seed,
+            precision=params.precision,
+            min_pixels=params.anchors.min_pixels,
+            adapt=config.model_dump(),
+            inputs=[data_fingerprint(SOURCE), data_fingerprint(TARGET)],
+            files=[sha256(path) for path in (teacher_path, folder / "anchors.npy")],
+            pseudo_labels=[sha256(p) for s in domains[1].samples for p in s.labels],
+            processes=fabric.world_size,
+        ),
+    )
+
+    def make_batches(steps: range) -> Iterator[Batch]:
+        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
+        loaders = (batches(d, config.batch_size, steps, workers, *ranks) for d in domains)
+        return zip(*loaders, strict=True)
+
+    objective = AdaptationObjective(network, anchors, config, params.anchors.min_pixels)
+    with progress(f"adapt {round_name}", config.iterations, "iterations") as advance:
+        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+    if fabric.is_global_zero:
+        write_csv(Path(CURVE.format(round_name)), curve)
+        save_model(Path(MODEL.format(round_name)), network, network_config, classes)
+        checkpoint.delete()
+
+
+if __name__ == "__main__":
+    run(main)

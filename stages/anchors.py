@@ -1,0 +1,82 @@
+"""Average source class sums into a round's anchors."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+
+from cag.anchors import AnchorMean
+from cag.config import load_params
+from cag.datasets import read_label_space
+from cag.errors import UserError
+from cag.features import SOURCE_KEYS, open_store, read_array
+from cag.files import atomic_file, write_csv
+from cag.stage import run
+
+SOURCE = Path("data/prepared/source")
+STORE = "data/features/{}/source.h5"
+ANCHORS, TABLE = "data/rounds/{}/anchors.npy", "data/rounds/{}/anchors.csv"
+IMAGES_AT_ONCE = 256
+
+
+def average(store: Path, kind: str, min_pixels: int, num_classes: int) -> AnchorMean:
+    """The mean of a store's class sums over correctly predicted pixels, read in pieces."""
+    mean = AnchorMean(kind, min_pixels)
+    with open_store(store, SOURCE_KEYS) as file:
+        count, found = file["correct_class_counts"].shape
+        if found != num_classes:
+            raise UserError(f"{store}: {found} classes, the data have {num_classes}; delete it")
+        for start in range(0, count, IMAGES_AT_ONCE):
+            rows = slice(start, start + IMAGES_AT_ONCE)
+            mean.update(
+                read_array(file, "correct_class_sums", rows),
+                read_array(file, "correct_class_counts", rows),
+            )
+    return mean
+
+
+def anchor_table(anchors: torch.Tensor, mean: AnchorMean, names: tuple[str, ...]) -> pd.DataFrame:
+    """Per class: images and pixels that made its anchor, norm, nearest other anchor and distance."""
+    distances = torch.cdist(anchors.double(), anchors.double()).nan_to_num(torch.inf)
+    distances.fill_diagonal_(torch.inf)
+    distance, nearest = distances.min(1)
+    other = [names[j] if d < torch.inf else "" for j, d in zip(nearest, distance, strict=True)]
+    return pd.DataFrame(
+        {
+            "class": names,
+            "images": mean.images.numpy(),
+            "pixels": mean.pixels.numpy(),
+            "norm": anchors.norm(dim=1).numpy(),
+            "nearest_anchor": other,
+            "distance": distance.masked_fill(distance == torch.inf, torch.nan).numpy(),
+        }
+    ).round(4)
+
+
+@click.command(help=__doc__)
+@click.argument("round_name")
+@click.argument("features_of")
+def main(round_name: str, features_of: str) -> None:
+    """Write a round's `anchors.npy` and `anchors.csv` from the source features of FEATURES_OF."""
+    config = load_params("anchors").anchors
+    names = read_label_space(SOURCE).names
+    mean = average(Path(STORE.format(features_of)), config.average, config.min_pixels, len(names))
+    anchors = mean.compute()
+    seen = ~anchors.isnan().any(1)
+    if int(seen.sum()) < 2:
+        raise UserError(
+            f"anchors: the teacher predicts only {int(seen.sum())} classes right on the source; "
+            "train it longer (pretrain.iterations) or lower anchors.min_pixels"
+        )
+    write_csv(Path(TABLE.format(round_name)), anchor_table(anchors, mean, names))
+    with atomic_file(Path(ANCHORS.format(round_name))) as partial, open(partial, "wb") as file:
+        np.save(file, anchors.numpy())
+    unseen = [name for name, s in zip(names, seen, strict=True) if not s]
+    note = f"; without an anchor: {', '.join(unseen)}" if unseen else ""
+    print(f"anchors@{round_name}: {int(seen.sum())} of {len(names)} classes{note}")
+
+
+if __name__ == "__main__":
+    run(main)

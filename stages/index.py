@@ -1,0 +1,45 @@
+"""List the raw files and the encoder's weights, so that what follows reruns only when they change."""
+
+import click
+import pandas as pd
+
+from cag.config import FolderSource, FolderTarget, Network, ScenesSource, ScenesTarget, load_all
+from cag.datasets import index_folder
+from cag.files import data_root, encoder_weights_file, inside, sha256, write_csv
+from cag.stage import run
+
+INDEX = "data/index/{}.csv"
+
+
+def domain_index(config: FolderSource | FolderTarget | ScenesSource | ScenesTarget) -> pd.DataFrame:
+    """Path and size of each raw file; nothing for the built-in scenes."""
+    if config.layout == "scenes":
+        return pd.DataFrame({"path": [], "bytes": []})
+    return index_folder(inside(data_root(), config.folder))
+
+
+def weights_index(network: Network) -> pd.DataFrame:
+    """The encoder's weights and, for a local file, its digest; nothing for random weights."""
+    if network.encoder_weights is None:
+        return pd.DataFrame({"path": [], "sha256": []})
+    path = encoder_weights_file(network.encoder, network.encoder_weights)
+    digest = sha256(path) if path.exists() else "hub"
+    return pd.DataFrame({"path": [path.name], "sha256": [digest]})
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Write `data/index/{source,target,weights}.csv`."""
+    params = load_all()
+    tables = {
+        "source": domain_index(params.source),
+        "target": domain_index(params.target),
+        "weights": weights_index(params.network),
+    }
+    for name, table in tables.items():
+        write_csv(INDEX.format(name), table)
+        print(f"index: {len(table)} files of {name}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+"""Train the network on the labelled source alone: the source-only baseline and the first teacher."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from cag.config import load_params
+from cag.datasets import fingerprint as data_fingerprint
+from cag.datasets import read_label_space
+from cag.devices import loader_workers, make_fabric
+from cag.files import sha256, write_csv
+from cag.networks import build, save_model
+from cag.samples import TrainingSamples, batches, labelled_samples
+from cag.seeds import mix
+from cag.stage import progress, run
+from cag.training import Batch, Checkpoint, SourceObjective, fingerprint, train
+
+SOURCE = Path("data/prepared/source")
+WEIGHTS = Path("data/index/weights.csv")
+MODEL, CURVE = Path("data/models/pretrain.safetensors"), Path("data/curves/pretrain.csv")
+CHECKPOINT = Path(".scratch/pretrain/checkpoint.pt")
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Write `data/models/pretrain.safetensors` and its learning curve."""
+    params = load_params("seed", "precision", "network", "pretrain")
+    config, seed = params.pretrain, mix(params.seed, 0)
+    classes = read_label_space(SOURCE)
+    fabric = make_fabric(params.precision)
+    fabric.seed_everything(seed % 2**32, verbose=False)
+    network = build(params.network, classes.num_classes, pretrained=True)
+    source = TrainingSamples(labelled_samples(SOURCE), config.augmentation, mix(seed, 1))
+    checkpoint = Checkpoint(
+        CHECKPOINT,
+        fingerprint(
+            seed=params.seed,
+            precision=params.precision,
+            network=params.network.model_dump(),
+            pretrain=config.model_dump(),
+            inputs=[data_fingerprint(SOURCE), sha256(WEIGHTS)],
+            processes=fabric.world_size,
+        ),
+    )
+
+    def make_batches(steps: range) -> Iterator[Batch]:
+        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
+        return zip(batches(source, config.batch_size, steps, workers, *ranks), strict=True)
+
+    with progress("pretrain", config.iterations, "iterations") as advance:
+        objective = SourceObjective(network)
+        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+    if fabric.is_global_zero:
+        write_csv(CURVE, curve)
+        save_model(MODEL, network, params.network, classes)
+        checkpoint.delete()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""Files: roots, paths that stay in their folder, atomic writes, hashes, disk space, tables."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cag.errors import UserError
+from cag.files import (
+    atomic_file,
+    atomic_folder,
+    data_root,
+    inside,
+    is_local,
+    project_root,
+    require_space,
+    sha256,
+    weights_root,
+    write_csv,
+    write_json,
+)
+
+
+@pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpab12", ".dvc/tmp/exps/standalone/tmpab12"])
+def test_project_root_of_an_experiment_copy_is_the_repository(tmp_path, monkeypatch, copy):
+    (tmp_path / copy).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == tmp_path
+    monkeypatch.chdir(tmp_path / copy)
+    assert project_root() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("function", "variable", "default"),
+    [(data_root, "CAG_DATA", "data/raw"), (weights_root, "CAG_WEIGHTS", "data/weights")],
+)
+def test_roots_follow_their_variable(tmp_path, monkeypatch, function, variable, default):
+    monkeypatch.chdir(tmp_path)
+    for value, expected in [
+        (None, tmp_path / default),
+        ("", tmp_path / default),
+        ("elsewhere", tmp_path / "elsewhere"),
+        ("/far/away", Path("/far/away")),
+    ]:
+        if value is None:
+            monkeypatch.delenv(variable, raising=False)
+        else:
+            monkeypatch.setenv(variable, value)
+        assert function() == expected
+
+
+@pytest.mark.parametrize("relative", ["../a", "a/../../b", "a/../b", "/etc/passwd", "a\0b"])
+def test_paths_that_leave_their_folder_are_refused(tmp_path, relative):
+    assert not is_local(relative)
+    with pytest.raises(UserError, match="leaves this folder"):
+        inside(tmp_path, relative)
+
+
+def test_a_link_may_point_inside_its_folder_only(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "near").symlink_to(folder / "sub")
+    (folder / "far").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    assert inside(folder, "near/a.png") == folder / "near/a.png"
+    with pytest.raises(UserError, match="leaves this folder"):
+        inside(folder, "far/a.png")
+    assert inside(folder, "circle") == folder / "circle"  # a reader will say that it is broken
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert inside(tmp_path / "link", "a/..b.png") == tmp_path / "link/a/..b.png"
+
+
+def test_atomic_file_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with atomic_file(path) as partial:
+        partial.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_folder_replaces_the_old_one_as_a_whole(tmp_path):
+    path = tmp_path / "out"
+    for name in ("first", "second"):
+        with atomic_folder(path) as partial:
+            assert list(partial.iterdir()) == []
+            (partial / name).write_text(name)
+    assert [entry.name for entry in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_keeps_the_old_one_on_failure(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(ValueError), atomic_folder(path) as partial:
+        (partial / "new").touch()
+        raise ValueError
+    assert [entry.name for entry in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_folder_starts_empty_after_a_killed_run(tmp_path):
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "stale").touch()
+    with atomic_folder(tmp_path / "out") as partial:
+        assert list(partial.iterdir()) == []
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    data = np.random.default_rng(0).bytes(300_000)
+    (tmp_path / "a").write_bytes(data)
+    assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_require_space_names_what_does_not_fit(tmp_path):
+    require_space(tmp_path / "not" / "yet", 1, "a little")
+    with pytest.raises(UserError, match=r"not/yet: the store needs about 1000000000\.00 GB"):
+        require_space(tmp_path / "not" / "yet", 10**18, "the store")
+
+
+def test_json_keeps_the_order_and_has_no_nan(tmp_path):
+    content = {"b": math.nan, "a": [np.float32(0.5), math.inf], "n": np.int64(3), "e": "é"}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.endswith("}\n") and "é" in text
+    assert list(json.loads(text).items()) == [("b", None), ("a", [0.5, None]), ("n", 3), ("e", "é")]
+
+
+def test_csv_has_a_header_no_index_and_plain_line_ends(tmp_path):
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1, 2], "y": ["a,b", ""]}))
+    assert (tmp_path / "a.csv").read_bytes() == b'x,y\n1,"a,b"\n2,\n'

@@ -1,0 +1,73 @@
+"""Prepared images as tensors: aligned, typed, and no label opened that nobody asked for."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cag.prepared
+from cag.datasets import COLUMNS, write_manifest
+from cag.errors import UserError
+from cag.images import write_image, write_label
+from cag.labels import IGNORE, LabelSpace
+from cag.prepared import PreparedImages
+
+SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
+RANDOM = np.random.default_rng(0)
+IMAGES = {name: RANDOM.integers(0, 256, (4, 6, 3)).astype(np.uint8) for name in ("b", "a", "c/d")}
+LABELS = {name: RANDOM.choice([0, 1, IGNORE], (8, 12)).astype(np.uint8) for name in IMAGES}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = []
+    for split, name in [("train", "b"), ("val", "b"), ("val", "a"), ("val", "c/d")]:
+        paths = {kind: f"{kind}s/{split}/{name}.png" for kind in ("image", "label")}
+        for path in paths.values():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / paths["image"], IMAGES[name])
+        if split == "train":
+            paths["label"] = ""
+        else:
+            write_label(tmp_path / paths["label"], LABELS[name], SPACE.palette_array)
+        rows.append({"split": split, "name": name, "height": 4, "width": 6, **paths})
+    write_manifest(tmp_path, pd.DataFrame(rows, columns=COLUMNS).fillna(""), SPACE)
+    return tmp_path
+
+
+def test_items_are_the_stored_pixels_in_the_manifests_order(folder):
+    dataset = PreparedImages(folder, "val", with_labels=True)
+    assert len(dataset) == 3
+    assert dataset.names == ["b", "a", "c/d"]
+    for image, labels, name in (dataset[i] for i in range(3)):
+        assert image.dtype == labels.dtype == torch.uint8
+        assert image.is_contiguous() and image.shape == (3, 4, 6)
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), IMAGES[name])
+        assert np.array_equal(labels.numpy(), LABELS[name])
+
+
+def test_without_labels_none_is_opened(folder, monkeypatch):
+    monkeypatch.setattr(cag.prepared, "read_label", lambda path: pytest.fail(f"opened {path}"))
+    for split in ("train", "val"):
+        image, labels, name = PreparedImages(folder, split, with_labels=False)[0]
+        assert (image.shape, labels, name) == ((3, 4, 6), None, "b")
+
+
+def test_a_split_without_labels_is_refused_where_labels_are_needed(folder):
+    with pytest.raises(
+        UserError, match=r"manifest\.csv: 'b' of the split 'train' has no label map"
+    ):
+        PreparedImages(folder, "train", with_labels=True)
+
+
+def test_a_missing_split_is_named_with_those_found(folder):
+    with pytest.raises(UserError, match="no image of the split 'test'; splits found: train, val"):
+        PreparedImages(folder, "test", with_labels=False)
+
+
+def test_loader_processes_can_use_it(folder):
+    dataset = PreparedImages(folder, "val", with_labels=True)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=3, num_workers=1)
+    images, labels, names = next(iter(loader))
+    assert images.shape == (3, 3, 4, 6) and labels.shape == (3, 8, 12)
+    assert list(names) == dataset.names

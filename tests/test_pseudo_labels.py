@@ -1,0 +1,294 @@
+"""Pseudo-labels against the released code's outputs, float64 references and hand-worked values."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cag.pseudo_labels import (
+    MarginHistogram,
+    active,
+    anchor_distances,
+    anchor_margins,
+    by_anchor,
+    by_probability,
+    confident,
+    relative_margins,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def stored_case():
+    with np.load(GOLDEN / "golden_pseudo.npz") as arrays:
+        expected = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return expected["features"], expected["logits"], expected
+
+
+def generated_case():
+    """The same at the released code's own map size, 128 x 224; its inputs are made again."""
+    with np.load(GOLDEN / "golden_pseudo_full.npz") as arrays:
+        values = {name: arrays[name] for name in arrays.files}
+    digest, seed, _ = (values.pop(name) for name in ("inputs_sha256", "seed", "shape"))
+    spec = importlib.util.spec_from_file_location("gen_inputs", GOLDEN / "gen_inputs.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    inputs = generator.pseudo_inputs(int(seed), values["anchors"], 2, 128, 224)
+    data = b"".join(np.ascontiguousarray(array).tobytes() for array in inputs)
+    assert hashlib.sha256(data).hexdigest() == str(digest)
+    expected = {name: torch.from_numpy(array) for name, array in values.items()}
+    return torch.from_numpy(inputs[0]), torch.from_numpy(inputs[1]), expected
+
+
+@pytest.fixture(scope="module", params=[stored_case, generated_case])
+def golden(request):
+    return request.param()
+
+
+def test_released_nearest_anchors_and_margins(golden):
+    features, _, expected = golden
+    nearest, margin = anchor_margins(features, expected["anchors"])
+    clear = expected["near_tie_cluster"] == 0
+    assert nearest.dtype == torch.uint8 and margin.dtype == torch.float32
+    assert torch.equal(nearest[clear], expected["nearest_id"][clear])
+    torch.testing.assert_close(margin, expected["margin"], rtol=0, atol=2e-5)
+
+
+def test_released_pseudo_labels(golden):
+    features, logits, expected = golden
+    clear = expected["near_tie_cluster"] == 0
+    labels = by_anchor(features, expected["anchors"])
+    assert torch.equal(labels[clear], expected["cluster_label"][clear])
+    clear = expected["near_tie_prob"] == 0
+    assert torch.equal(by_probability(logits)[clear], expected["prob_label"][clear])
+
+
+def test_released_nearest_distance():
+    features, _, expected = stored_case()
+    _, first, _ = anchor_distances(features, expected["anchors"])
+    torch.testing.assert_close(first, expected["dist_min"], rtol=1e-5, atol=1e-5)
+
+
+def reference(features, anchors):
+    """Nearest, d1 and d2 in float64, anchor by anchor."""
+    features, anchors = features.double().numpy(), anchors.double().numpy()
+    distances = np.stack(
+        [np.sqrt(((features - a[:, None, None]) ** 2).sum(axis=1)) for a in anchors], axis=1
+    )
+    ranked = np.sort(distances, axis=1)
+    return distances.argmin(axis=1), ranked[:, 0], ranked[:, 1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-2, 1.0])
+def test_margins_keep_their_digits(offset, noise):
+    # far from the origin, or close to an anchor, products of float32 have too few
+    random = torch.Generator().manual_seed(0)
+    anchors = torch.randn(6, 64, generator=random) + offset
+    own = torch.randint(0, 6, (2, 5, 6), generator=random)
+    features = anchors[own].movedim(-1, 1)
+    features = features + noise * torch.randn(features.shape, generator=random)
+    nearest, first, second = anchor_distances(features, anchors)
+    expected_nearest, expected_first, expected_second = reference(features, anchors)
+    np.testing.assert_array_equal(nearest, expected_nearest)
+    np.testing.assert_allclose(first, expected_first, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(second, expected_second, rtol=1e-5, atol=2e-6)
+
+
+def test_maps_larger_than_a_block_equal_their_parts():
+    random = torch.Generator().manual_seed(1)
+    features, anchors = (torch.randn(s, generator=random) for s in [(2, 3, 70, 90), (4, 3)])
+    whole = anchor_distances(features, anchors)
+    parts = [anchor_distances(features[:, :, row : row + 1], anchors) for row in range(70)]
+    for result, rows in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(result, torch.cat(rows, dim=1), rtol=1e-5, atol=1e-6)
+
+
+def line(*positions):
+    """Features or anchors on a line: one channel."""
+    return torch.tensor(positions, dtype=torch.float32)
+
+
+def test_exactly_the_margin_is_kept():
+    # distances to 0 and 10: 3.75 and 6.25, then 3.7501 and 6.2499
+    features = line(3.75, 3.7501)[None, None, None]
+    labels = by_anchor(features, line(0, 10, 100)[:, None], margin=2.5)
+    assert labels.tolist() == [[[0, 255]]]
+
+
+@pytest.mark.parametrize("positions", [(10, 0, 10, 0), (0, 10, 0, 10)])
+def test_lowest_class_on_ties(positions):
+    features = line(5, 0, 10, -3)[None, None, None]  # midway, on two anchors each, beside two
+    nearest, margin = anchor_margins(features, line(*positions)[:, None])
+    first = positions.index
+    assert nearest.tolist() == [[[0, first(0), first(10), first(0)]]]
+    assert margin.tolist() == [[[0, 0, 0, 0]]]
+
+
+def test_lowest_of_two_equal_anchors_in_many_dimensions():
+    anchors = torch.randn(19, 256, generator=torch.Generator().manual_seed(2))
+    anchors[18] = anchors[7]
+    features = (anchors[7] + 0.1)[None, :, None, None].expand(1, -1, 40, 41)
+    nearest, margin = anchor_margins(features, anchors)
+    assert (nearest == 7).all() and (margin == 0).all()
+
+
+def test_unseen_anchors_are_never_nearest():
+    random = torch.Generator().manual_seed(3)
+    features, anchors = (torch.randn(s, generator=random) for s in [(1, 8, 4, 5), (5, 8)])
+    seen = [0, 2, 4]
+    nearest, margin = anchor_margins(features, anchors[seen])
+    anchors[1], anchors[3, 0] = torch.nan, torch.nan
+    with_unseen, same_margin = anchor_margins(features, anchors)
+    assert torch.equal(with_unseen.long(), torch.tensor(seen)[nearest.long()])
+    torch.testing.assert_close(same_margin, margin, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+def test_fewer_than_two_anchors_are_refused(seen):
+    anchors = torch.full((3, 2), torch.nan)
+    anchors[:seen] = 1
+    with pytest.raises(ValueError, match=f"at least two anchors, but {seen} of 3"):
+        anchor_margins(torch.zeros(1, 2, 1, 1), anchors)
+
+
+def test_another_feature_size_is_refused():
+    with pytest.raises(ValueError, match="2 channels, the anchors 3"):
+        by_anchor(torch.zeros(1, 2, 1, 1), torch.zeros(4, 3))
+
+
+def test_distances_have_no_limit():
+    features = line(0)[None, None, None]
+    _, margin = anchor_margins(features, line(1000, 5000)[:, None])
+    assert margin.item() == 4000
+
+
+def test_pixels_of_nan_are_not_labelled():
+    features = torch.full((1, 1, 1, 1), torch.nan)
+    assert by_anchor(features, line(0, 10)[:, None]).item() == 255
+
+
+def test_autocast_changes_nothing():
+    features, _, expected = stored_case()
+    labels = by_anchor(features[:1], expected["anchors"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(by_anchor(features[:1], expected["anchors"]), labels)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+def test_no_temporary_is_larger_than_the_features():
+    features, anchors = torch.randn(2, 32, 20, 30), torch.randn(50, 32)
+    with LargestTensor() as largest:
+        by_anchor(features, anchors)
+    assert largest.elements <= max(features.numel(), 2 * 50 * 20 * 30)
+
+
+def test_probability_threshold_itself_is_not_enough():
+    threshold = torch.tensor(0.95, dtype=torch.float32)
+    above = torch.nextafter(threshold, torch.tensor(1.0))
+    labels = confident(torch.tensor([3, 3]), torch.stack([threshold, above]), 0.95)
+    assert labels.tolist() == [255, 3] and labels.dtype == torch.uint8
+
+
+def test_probability_rule_equals_softmax_of_numpy():
+    logits = 4 * torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(4))
+    exponentials = np.exp(logits.double().numpy())
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    expected = np.where(probabilities.max(axis=1) > 0.7, probabilities.argmax(axis=1), 255)
+    np.testing.assert_array_equal(by_probability(logits, 0.7), expected)
+
+
+def test_relative_margin_by_hand():
+    first, second = line(1, 0, 2, 0), line(3, 5, 2, 0)
+    assert relative_margins(first, second).tolist() == [0.5, 1, 0, 0]
+
+
+def test_relative_margin_has_no_units():
+    random = torch.Generator().manual_seed(5)
+    features, anchors = (torch.randn(s, generator=random) for s in [(1, 8, 6, 7), (5, 8)])
+    _, *distances = anchor_distances(features, anchors)
+    _, *scaled = anchor_distances(features * 64, anchors * 64)
+    torch.testing.assert_close(
+        relative_margins(*distances), relative_margins(*scaled), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_active_pixels_reach_every_threshold_given():
+    nearest = torch.tensor([0, 1, 2, 0], dtype=torch.uint8)
+    first, second = (
+        line(1, 1, 4, 0),
+        line(3, 2, 8, 0.5),
+    )  # margins 2 1 4 0.5; relative 1/2 1/3 1/3 1
+    thresholds = line(0.75, 0.25, 0)
+    assert active(nearest, first, second, margin=2).tolist() == [0, 255, 2, 255]
+    assert active(nearest, first, second, relative_margin=0.5).tolist() == [0, 255, 255, 0]
+    by_class = active(nearest, first, second, class_thresholds=thresholds)
+    assert by_class.tolist() == [255, 1, 2, 0]
+    both = active(nearest, first, second, margin=1, relative_margin=0.25)
+    assert both.tolist() == [0, 1, 2, 255]
+    every = active(nearest, first, second, 1, 0.25, thresholds)
+    assert every.tolist() == [255, 1, 2, 255] and every.dtype == torch.uint8
+
+
+def test_active_without_a_threshold_is_refused():
+    with pytest.raises(ValueError, match="at least one of margin"):
+        active(torch.zeros(1, dtype=torch.uint8), line(0), line(1))
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.9, 1.0])
+def test_quantile_keeps_the_fraction_of_each_class(keep):
+    random = torch.Generator().manual_seed(6)
+    nearest = torch.randint(0, 3, (4, 30, 40), generator=random).to(torch.uint8)
+    nearest[torch.rand(nearest.shape, generator=random) < 0.01] = 3  # a rare class
+    power = nearest + 1  # each class has margins of another size
+    relative = torch.rand(nearest.shape, generator=random) ** power
+    histogram = MarginHistogram(5)
+    for image in range(4):
+        histogram.update(nearest[image], relative[image])
+    thresholds = histogram.thresholds(keep)
+    assert thresholds[4] == 0
+    for c in range(4):
+        own = relative[nearest == c].double().numpy()
+        exact = np.sort(own)[::-1][int(np.ceil(keep * len(own) - 1e-9)) - 1]
+        assert exact - 2**-14 <= thresholds[c] <= exact
+        assert (own >= thresholds[c].item()).mean() >= keep
+
+
+def test_quantile_by_hand():
+    histogram = MarginHistogram(2, bins=4)
+    histogram.update(torch.tensor([1, 1, 1, 1]), line(0.1, 0.3, 0.8, 1.0))
+    assert histogram.counts.tolist() == [[0, 0, 0, 0], [1, 1, 0, 2]]
+    assert [histogram.thresholds(keep)[1].item() for keep in (0.5, 0.75, 1.0)] == [0.75, 0.25, 0]
+
+
+def test_quantile_does_not_ask_for_a_pixel_more():
+    histogram = MarginHistogram(1, bins=128)
+    histogram.update(torch.zeros(100, dtype=torch.uint8), torch.arange(100) / 128)
+    assert histogram.thresholds(0.07).item() * 128 == 93  # 0.07 * 100 > 7 in floating point
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01])
+def test_impossible_fractions_are_refused(keep):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        MarginHistogram(2).thresholds(keep)
+
+
+def test_bins_are_a_power_of_two():
+    with pytest.raises(ValueError, match="power of two, not 1000"):
+        MarginHistogram(2, bins=1000)
