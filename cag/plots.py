@@ -106,8 +106,8 @@ def confusion_figure(
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     side = 2.6 + 0.34 * len(names)
     figure, axes = _figure((side, side - 0.8), theme)
-    ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
-    ramp.set_bad(theme.missing)
+    figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
+    ramp = LinearSegmentedColormap.from_list("share", theme.ramp).with_extremes(bad=theme.missing)
     picture = axes.imshow(share, cmap=ramp, vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)

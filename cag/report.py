@@ -414,7 +414,7 @@ def _confusion(run: Run) -> str:
         opened = " open" if name in (first, last) else ""
         blocks.append(f"<details{opened}><summary>{_text(name)}</summary>{figure}</details>")
     note = "Each row shows where a class's pixels went, in percent of the row."
-    return f'<p>{note}</p><div class="matrices">{"".join(blocks)}</div>'
+    return f"<p>{note}</p>" + "".join(blocks)
 
 
 def _files(run: Run) -> str:
@@ -506,7 +506,11 @@ def _table(
     total: Sequence[str] = (),
 ) -> str:
     """Build a table that scrolls sideways on a narrow screen; cells are HTML, the rest is text."""
-    columns = "".join(f'<th scope="col">{_text(head)}</th>' for head in heads)
+    first = rows[0] if rows else [""] * len(heads)
+    kinds = [' class="word"' if 'class="word"' in cell else "" for cell in first]
+    columns = "".join(
+        f'<th scope="col"{kind}>{_text(head)}</th>' for head, kind in zip(heads, kinds, strict=True)
+    )
     upper = "".join(
         f'<th scope="colgroup" colspan="{width}">{_text(name)}</th>' if name else "<td></td>"
         for name, width in groups
@@ -626,7 +630,7 @@ tbody th, tfoot th { font-weight: 500; } th:first-child { text-align: left; padd
 .groups td { border-bottom: 0; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr:hover { background: var(--line); }
-td.strong { font-weight: 650; } td.word { text-align: left; }
+td.strong { font-weight: 650; } td.word, th.word { text-align: left; }
 td.gain { color: var(--gain); } td.loss { color: var(--loss); }
 code { font-size: .85rem; overflow-wrap: anywhere; white-space: normal; }
 .swatch { display: inline-block; width: .85em; height: .85em; border-radius: 3px;
@@ -639,9 +643,6 @@ code { font-size: .85rem; overflow-wrap: anywhere; white-space: normal; }
 .total > * { border-top: 2px solid var(--line); font-weight: 650; }
 .beside { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 1.5rem;
   align-items: start; }
-.matrices { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr));
-  gap: 0 1rem; align-items: start; }
-.matrices details { min-width: 0; }
 .card { border-top: 1px solid var(--line); padding: .8rem 0 .4rem; break-inside: avoid; }
 .pictures { display: grid; gap: .6rem; }
 .pictures.four { grid-template-columns: repeat(4, minmax(0, 1fr)); }

@@ -21,6 +21,7 @@ from cag.stage import run
 
 TARGET = Path("data/prepared/target")
 MODELS = Path("data/models")
+CURVES = Path("data/curves")
 ROUNDS = Path("data/rounds")
 EVALUATION = Path("data/evaluation")
 REPORT = Path("data/report")
@@ -54,7 +55,7 @@ def read_round(name: str, rounds: dict) -> report.Round:
 
 def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the learning curves there are; a model passed through untrained has none."""
-    paths = {model: MODELS / f"{model}.csv" for model in models}
+    paths = {model: CURVES / f"{model}.csv" for model in models}
     found = {name: path for name, path in paths.items() if path.is_file() and path.stat().st_size}
     return {name: pd.read_csv(path) for name, path in found.items()}
 
@@ -133,7 +134,8 @@ def summary(params, label_space, training: pd.DataFrame, validation: pd.DataFram
 def locations() -> list[tuple[str, str]]:
     """Say where the artifacts lie; <round> and <model> stand for the names in the tables."""
     return [
-        ("models and learning curves", f"{MODELS}/<model>.safetensors, <model>.csv"),
+        ("models", f"{MODELS}/<model>.safetensors"),
+        ("learning curves", f"{CURVES}/<model>.csv"),
         ("anchors", f"{ROUNDS}/<round>/anchors.npy, anchors.csv"),
         ("pseudo-labels, anchor rule", f"{ROUNDS}/<round>/pseudo_labels/anchor/"),
         ("pseudo-labels, probability rule", f"{ROUNDS}/<round>/pseudo_labels/probability/"),

@@ -115,10 +115,11 @@ def line(*positions):
 
 
 def test_exactly_the_margin_is_kept():
-    # distances to 0 and 10: 3.75 and 6.25, then 3.7501 and 6.2499
+    # distances to 0 and 10: 3.75 and 6.25, then 3.7501 and 6.2499; a third anchor farther off
     features = line(3.75, 3.7501)[None, None, None]
-    labels = by_anchor(features, line(0, 10, 100)[:, None], margin=2.5)
-    assert labels.tolist() == [[[0, 255]]]
+    for third in range(20, 120):
+        labels = by_anchor(features, line(0, 10, third)[:, None], margin=2.5)
+        assert labels.tolist() == [[[0, 255]]], third
 
 
 @pytest.mark.parametrize("positions", [(10, 0, 10, 0), (0, 10, 0, 10)])
@@ -128,6 +129,16 @@ def test_lowest_class_on_ties(positions):
     first = positions.index
     assert nearest.tolist() == [[[0, first(0), first(10), first(0)]]]
     assert margin.tolist() == [[[0, 0, 0, 0]]]
+
+
+def test_lowest_class_midway_in_many_dimensions():
+    # multiples of 1/8, so that both distances are exactly the same
+    random = torch.Generator().manual_seed(7)
+    middle, step = (torch.randint(-n, n, (40, 256), generator=random) / 8 for n in (400, 20))
+    nearest, margin = anchor_margins(
+        middle.T[None, :, :, None], torch.cat([middle + step, middle - step])
+    )
+    assert nearest.flatten().tolist() == list(range(40)) and (margin == 0).all()
 
 
 def test_lowest_of_two_equal_anchors_in_many_dimensions():

@@ -104,13 +104,6 @@ def _head(model: Model, at: Point, skin: Paint, hair: Paint, helmet: bool = Fals
     model.disc((x, y - (0.06 if helmet else 0.03), z), 0.095, skin, stretch=1.1, sides=10)
 
 
-def _turned(model: Model) -> Model:
-    """The same model with its card turned from across z to along z (x becomes z)."""
-    model.vertices = [(z, y, x) for x, y, z in model.vertices]
-    model.centres = [(z, y, x) for x, y, z in model.centres]
-    return model
-
-
 def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model:
     """A bicycle along x (front at positive x), with a rider on it or without."""
     model = Model()

@@ -39,9 +39,9 @@ CLOUDS = _noise(5, 9)  # clouds and stains
 
 def _lookup(tile: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Nearest cells of a periodic tile."""
-    mask = TILE - 1
-    flat = (np.floor(t).astype(np.int32) & mask) * TILE + (np.floor(s).astype(np.int32) & mask)
-    return tile.ravel()[flat]
+    mask, lift = TILE - 1, np.float32(32 * TILE)  # lifted above zero, the cast to int is a floor
+    row, column = (t + lift).astype(np.int32) & mask, (s + lift).astype(np.int32) & mask
+    return tile.ravel()[row * TILE + column]
 
 
 def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:

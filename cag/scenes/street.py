@@ -61,6 +61,10 @@ class Street:
         """The road's edge on the left (-1) or right (1)."""
         return self.left if side < 0 else self.right
 
+    def parking(self, side: int) -> bool:
+        """Whether the road is wide enough on that side for cars to park at the kerb."""
+        return self.right > 3.6 if side > 0 else self.left < -6.4
+
     def front(self, side: int) -> float:
         """The line of the frontages on the left (-1) or right (1)."""
         return self.left - self.walk[0] if side < 0 else self.right + self.walk[1]
@@ -323,12 +327,14 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     panel = [(x, 0.05, z0), (x, 0.05, z1), (x, tall, z1), (x, tall, z0)]
     model.face(panel, paint, kind=LABEL_ONLY)
     wide = between((0.05, 0.1), rng) if rng.random() < 0.5 else 0.16
-    step = 0.42 if wide < 0.12 else 0.34
+    if z0 > 40:  # finer bars than a pixel only cost time
+        wide = 0.6
+    step = 0.42 if wide < 0.12 else 2.1 * wide
     for z in np.arange(z0, z1, step).tolist():
         model.face([(x, 0, z), (x, 0, z + wide), (x, tall, z + wide), (x, tall, z)], paint)
     for low in (0.2, tall - 0.25):
         model.face([(x, low, z0), (x, low, z1), (x, low + 0.12, z1), (x, low + 0.12, z0)], paint)
-    for z in np.arange(z0, z1, 2.8).tolist():
+    for z in np.arange(z0, min(z1, 60.0), 2.8).tolist():
         model.face(
             [(x, 0, z), (x, 0, z + 0.2), (x, tall + 0.15, z + 0.2), (x, tall + 0.15, z)], paint
         )
@@ -422,8 +428,7 @@ def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
 def _parked(site: Site, side: int) -> None:
     """Cars at the kerb where the road is wide enough, and two-wheelers on the sidewalk."""
     scene, street, look, rng = site.scene, site.street, site.look, site.rng
-    wide = street.right > 3.6 if side > 0 else street.left < -6.4
-    if wide:
+    if street.parking(side):
         x = street.edge(side) - side * 1.05
         for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
             if rng.random() < look.car and abs(z - street.crossing - 4) > 8:
@@ -510,11 +515,10 @@ def _riders(site: Site) -> None:
             continue
         for _ in range(1 + (rng.random() < 0.35)):
             model = getattr(figures, kind)(look, rng, ridden=True)
-            x = pick((street.right - 0.7, street.left + 0.8, 1.6, -1.6), rng)
-            z, heading = (
-                z + between((3.0, 9.0), rng),
-                pick((0.0, np.pi), rng) + between((-0.85, 0.85), rng),
-            )
+            side = pick((-1, 1), rng)
+            x = street.edge(side) - side * (2.6 if street.parking(side) else 0.8)
+            z += between((3.0, 9.0), rng)
+            heading = pick((0.0, np.pi), rng) + between((-0.85, 0.85), rng)
             scene.add(model, x, z, heading)
             _blob(scene, x, z, 0.8, 0.4)
 

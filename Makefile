@@ -1,0 +1,35 @@
+# The README's commands. Everything runs in .venv, which is made once and follows requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help install demo results test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(VENV)/installed  ## make .venv with the locked dependencies
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "needs Python 3.11 to 3.13; give one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: install  ## adapt a network to the built-in target scenes
+	dvc repro
+	@cag summary
+
+results: install  ## several seeds of params.yaml, and the oracle
+	cag results
+
+test: install lint  ## lint and tests
+	python -m pytest
+
+lint: install  ## style
+	ruff check .
+	ruff format --check .
+
+clean:  ## remove what the pipeline wrote, but not DVC's cache
+	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/evaluation data/report data/oracle

@@ -1,0 +1,145 @@
+"""Figures show the numbers they are given, and come out the same each time."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cag import plots
+
+NAMES = ("road", "car", "train")
+
+
+def coverage(anchor=(60, 20, 0)):
+    return pd.DataFrame(
+        {
+            "class": NAMES,
+            "nearest": [100, 40, 0],
+            "anchor": anchor,
+            "probability": [80, 10, 0],
+            "agree": [50, 10, 0],
+        }
+    )
+
+
+def curve(columns=("loss", "source_ce")):
+    iterations = np.arange(1, 31)
+    return pd.DataFrame({"iteration": iterations, **{name: 1 / iterations for name in columns}})
+
+
+def figures(theme=plots.LIGHT):
+    table = pd.DataFrame({"model": ["a", "b"], "miou": [0.3, 0.5], "change": [np.nan, 0.2]})
+    confusion = np.array([[9, 1, 0], [2, 2, 0], [0, 0, 0]])
+    before, after = np.array([0.2, 0.6, np.nan]), np.array([0.5, 0.4, np.nan])
+    return {
+        "confusion": plots.confusion_figure(confusion, NAMES, theme),
+        "miou": plots.miou_figure(table, theme),
+        "per_class": plots.per_class_figure(before, after, NAMES, theme),
+        "coverage": plots.coverage_figure({"round1": coverage()}, theme),
+        "curves": plots.curves_figure({"a": curve()}, theme),
+    }
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize("name", ["confusion", "miou", "per_class", "coverage", "curves"])
+@pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK], ids=["light", "dark"])
+def test_figure_is_drawn_and_its_bytes_repeat(name, theme):
+    first, second = (plots.png_bytes(figures(theme)[name]) for _ in range(2))
+    pixels = np.asarray(Image.open(io.BytesIO(first)).convert("RGB"))
+    assert first == second
+    # Something stands on the background, and the background is the theme's.
+    assert (pixels != pixels[0, 0]).any(axis=-1).mean() > 0.005
+    assert "#" + bytes(pixels[0, 0]).hex() == theme.surface
+
+
+def test_saved_file_names_no_program_or_date(tmp_path):
+    plots.save_png(figures()["miou"], tmp_path / "miou.png")
+    with Image.open(tmp_path / "miou.png") as picture:
+        assert set(picture.info) == {"dpi"}
+
+
+def test_confusion_rows_are_shares_of_the_truth():
+    axes = figures()["confusion"].axes[0]
+    shares = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_allclose(shares, [[0.9, 0.1, 0], [0.5, 0.5, 0], [np.nan] * 3])
+    assert sorted(texts(axes)) == ["10", "50", "50", "90"]
+
+
+def test_miou_bars_carry_the_values_and_changes():
+    axes = figures()["miou"].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.3, 0.5]
+    assert texts(axes) == ["30.0", "50.0   (+20.0)"]
+    source_only, adapted = (bar.get_facecolor() for bar in axes.patches)
+    assert source_only != adapted
+
+
+def test_per_class_sorts_by_change_and_marks_losses():
+    before, after = np.array([0.6, 0.2, np.nan]), np.array([0.4, 0.5, np.nan])
+    figure = plots.per_class_figure(before, after, NAMES)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["car", "road", "train"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["before", "after (lower)", "after (higher)"]
+
+
+def test_coverage_shares_by_hand():
+    shares = plots.coverage_shares(coverage()).set_index("class")
+    assert shares.loc["road"].tolist() == [0.6, 0.8, 50 / 90]
+    assert shares.loc["car"].tolist() == [0.5, 0.25, 0.5]
+    assert shares.loc["train"].isna().all()
+    assert shares.loc["all classes"].tolist() == [80 / 140, 90 / 140, 60 / 110]
+
+
+def test_share_relative_to_no_pixel_is_undefined():
+    shares = plots.coverage_shares(coverage(anchor=(60, 20, 5)))
+    assert np.isnan(shares.set_index("class").at["train", "anchor"])
+
+
+def test_coverage_keeps_values_beyond_the_axis_visible():
+    figure = plots.coverage_figure({"round1": coverage(anchor=(300, 20, 0))})
+    points = np.concatenate([dots.get_offsets() for dots in figure.axes[0].collections])
+    beyond = points[points[:, 0] > 1.05]
+    assert beyond.tolist() == [[1.1, 0.0], [1.1, 3.0]]  # road, and all classes: 320 / 140
+
+
+def test_curves_draw_each_quantity_once_and_the_learning_rate_last():
+    figure = plots.curves_figure(
+        {"a": curve(("learning_rate", "loss")), "b": curve(("learning_rate", "loss", "target_ce"))}
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "target ce", "learning rate"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 2
+
+
+def test_curve_of_an_empty_table_draws():
+    assert plots.png_bytes(plots.curves_figure({"a": curve().head(0)}))
+
+
+def test_panel_places_each_picture_in_its_cell():
+    red, green = (np.full((32, 64, 3), color, np.uint8) for color in ((255, 0, 0), (0, 255, 0)))
+    blue = np.full((64, 128, 3), (0, 0, 255), np.uint8)  # another size: scaled to the first's
+    panel = plots.panel([[red, green], [green, blue]], ["image", "truth"], gap=6)
+    top = panel.shape[0] - 2 * (32 + 6)
+    assert panel.shape[1] == 2 * (64 + 6) + 6 and panel.dtype == np.uint8
+    for row, column, expected in ((0, 0, red), (0, 1, green), (1, 0, green), (1, 1, blue)):
+        y, x = top + row * 38, 6 + column * 70
+        cell = panel[y : y + 32, x : x + 64]
+        assert (cell == expected[0, 0]).all()
+    assert (panel[:top] < 128).any()  # titles are written above
+
+
+def test_panel_enlarges_label_colours_without_inventing_any():
+    labels = np.random.default_rng(0).choice([0, 255], (8, 16, 1)).astype(np.uint8).repeat(3, 2)
+    panel = plots.panel([[np.zeros((32, 64, 3), np.uint8), labels]], ["image", "truth"], gap=6)
+    assert set(np.unique(panel[-38:-6, 76:140])) == {0, 255}
+
+
+@pytest.mark.parametrize("rows", [[], [[np.zeros((4, 4, 3), np.uint8)]]])
+def test_panel_refuses_rows_that_do_not_fit(rows):
+    with pytest.raises(ValueError, match="at least one row, and 2 pictures"):
+        plots.panel(rows, ["image", "truth"])
