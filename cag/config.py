@@ -21,7 +21,7 @@ from cag.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 Pixels = tuple[Positive, Positive]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
@@ -29,7 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 class Section(BaseModel):
     """A section of `params.yaml`: every key is required, none may be added, types are not coerced."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Round(Section):
@@ -51,15 +51,26 @@ class FolderSource(Section):
 
 
 class FolderTarget(Section):
-    """Unlabelled training images and labelled validation images in plain folders."""
+    """Unlabelled training images and, if there are any, labelled validation images in folders."""
 
     layout: Literal["folder"]
     folder: str
     images: str
-    val_images: str
-    val_labels: str
+    val_images: str | None
+    val_labels: str | None
     class_map: str
     size: Pixels | None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are labelled images to evaluate on."""
+        return self.val_images is not None
+
+    @model_validator(mode="after")
+    def _both(self) -> FolderTarget:
+        if (self.val_images is None) != (self.val_labels is None):
+            raise ValueError("val_images and val_labels must both be given or both be null")
+        return self
 
 
 class ScenesSource(Section):
@@ -79,6 +90,11 @@ class ScenesTarget(Section):
     val_images: Positive
     class_map: str
     size: Pixels
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are labelled images to evaluate on: always."""
+        return True
 
 
 class Normalization(Section):
@@ -192,6 +208,13 @@ class Adapt(Training):
     batch_norm: Literal["mixed", "target", "frozen"]  # whose statistics the network keeps
 
 
+class Oracle(Section):
+    """The target-supervised comparison, a separate command."""
+
+    labels: str | None  # folder of the target training images' labels (layout folder)
+    folds: Annotated[int, Field(ge=2)]  # without such labels: cross-validation on the val split
+
+
 class Evaluate(Section):
     """Pictures that an evaluation draws."""
 
@@ -222,6 +245,7 @@ class Parameters(Section):
     adapt: Adapt
     evaluate: Evaluate
     report: Report
+    oracle: Oracle
 
 
 def load_params(*sections: str, path: str | Path = "params.yaml") -> SimpleNamespace:
@@ -264,12 +288,18 @@ def load_all(path: str | Path = "params.yaml") -> SimpleNamespace:
     params = load_params(*Parameters.model_fields, path=path)
     models, rounds = ["pretrain", "warmup"], []
     for name, entry in params.rounds.items():
+        if name in models:
+            raise UserError(f"{path}: rounds.{name}: another model has this name; choose another")
         rounds.append(name)
         _refer(path, f"rounds.{name}.teacher", entry.teacher, models)
         _refer(path, f"rounds.{name}.anchors", entry.anchors, rounds)
         models.append(name)
-    for name in params.evaluated:
-        _refer(path, "evaluated", name, models)
+    for index, name in enumerate(params.evaluated):
+        _refer(path, f"evaluated.{index}", name, models)
+        if name in params.evaluated[:index]:
+            raise UserError(f"{path}: evaluated.{index} is '{name}' a second time; remove it")
+    if params.evaluated and not params.target.has_validation:
+        raise UserError(f"{path}: target.val_images is null, so `evaluated` must be []")
     return params
 
 
@@ -283,8 +313,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `cag preset scenes` writes one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
+        raise UserError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no mapping; presets/ holds complete files")
     return raw
@@ -300,12 +330,22 @@ def _tuples(value: Any) -> Any:
 
 def _explain(section: str, error: ValidationError) -> str:
     first = error.errors()[0]
-    tags = {"folder", "scenes"}
-    keys = [str(part) for part in first["loc"] if part not in tags]
-    key = ".".join([section, *keys])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    kind, found = first["type"], first["input"]
+    # In a domain the first part of the location is its layout, in a mapping the last may be "[key]".
+    parts = first["loc"][1:] if section in ("source", "target") else first["loc"]
+    key = ".".join([section, *(str(part) for part in parts if part != "[key]")])
+    if kind == "union_tag_not_found":
+        return f"'{key}.layout' is missing"
+    if kind == "union_tag_invalid":
+        expected = first["ctx"]["expected_tags"]
+        return f"{key}.layout is {first['ctx']['tag']!r}: expected one of {expected}"
+    if kind == "extra_forbidden":
         return f"unknown key '{key}'; check its spelling"
-    if first["type"] == "missing":
+    if kind == "missing":
         return f"'{key}' is missing"
-    return f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}"
+    if isinstance(found, dict):
+        return f"{key}: {message}"
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind == "float_type" else ""
+    return f"{key} is {list(found) if isinstance(found, tuple) else found!r}: {message}{hint}"

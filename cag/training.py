@@ -30,23 +30,24 @@ READ_EVERY = 10  # steps between two readings of the losses, each of which waits
 CURVE_POINTS = 100
 
 
-class SourceObjective(nn.Module):
-    """Cross-entropy on labelled images at the labels' resolution (METHOD step 1)."""
+class SupervisedObjective(nn.Module):
+    """Cross-entropy on labelled images at the labels' resolution: the pretraining, the oracle."""
 
-    names = ("loss", "source_ce")
-
-    def __init__(self, network: SegmentationNetwork):
+    def __init__(self, network: SegmentationNetwork, domains: tuple[str, ...] = ("source",)):
         super().__init__()
         self.network = network
+        self.names = ("loss", *(f"{domain}_ce" for domain in domains))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Losses of a batch, [2] in the order of `names`; the first is to be minimised."""
-        ((images, labels),) = batch
+        """Losses of a batch in the order of `names`; the first, their sum, is to be minimised."""
+        losses = torch.stack([self._cross_entropy(*domain) for domain in batch])
+        return torch.cat([losses.sum()[None], losses.detach()])
+
+    def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.network(images).logits.float()
         labels = labels[:, 0]  # (B, H, W)
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
-        loss = cross_entropy(logits, labels)
-        return torch.stack([loss, loss.detach()])
+        return cross_entropy(logits, labels)
 
 
 class AdaptationObjective(nn.Module):
@@ -168,7 +169,7 @@ class Checkpoint:
 
 
 def train(
-    objective: SourceObjective | AdaptationObjective,
+    objective: SupervisedObjective | AdaptationObjective,
     make_batches: Callable[[range], Iterator[Batch]],
     config: Training,
     seed: int,

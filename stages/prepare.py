@@ -45,13 +45,19 @@ def splits(domain: str, config: Config) -> list[Split]:
         train, val = (config.images, None), (config.val_images, config.val_labels)
     if domain == "source":
         return [Split("train", *train, "prepared")]
-    return [Split("train", train[0], None, "prepared"), Split("val", *val, "own")]
+    validation = [Split("val", *val, "own")] if config.has_validation else []
+    return [Split("train", train[0], None, "prepared"), *validation]
 
 
-def render_scenes(domain: str, config: ScenesSource | ScenesTarget, folder: Path) -> None:
-    """Write the built-in scenes as an ordinary data set; target training images get no labels."""
-    parts = [("train", 0, config.images, domain == "source")]
-    if domain == "target":
+def render_scenes(
+    domain: str, config: ScenesSource | ScenesTarget, folder: Path, oracle: bool
+) -> None:
+    """Write the built-in scenes as an ordinary data set; target training images get no labels.
+
+    For the oracle they do, and the validation images are left out.
+    """
+    parts = [("train", 0, config.images, domain == "source" or oracle)]
+    if domain == "target" and not oracle:
         parts.append(("val", config.images, config.val_images, True))
     tasks = [
         (folder / name, first, min(RENDERED_AT_ONCE, start + count - first), labels)
@@ -71,15 +77,15 @@ def render_scenes(domain: str, config: ScenesSource | ScenesTarget, folder: Path
 
 
 @contextmanager
-def raw_folder(domain: str, config: Config) -> Iterator[Path]:
+def raw_folder(domain: str, config: Config, oracle: bool = False) -> Iterator[Path]:
     """The raw data set's folder: the user's, or a temporary one of rendered scenes."""
     if config.layout == "folder":
         yield inside(data_root(), config.folder)
         return
-    folder = Path(RENDERED.format(domain))
+    folder = Path(RENDERED.format("oracle" if oracle else domain))
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        render_scenes(domain, config, folder)
+        render_scenes(domain, config, folder, oracle)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

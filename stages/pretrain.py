@@ -14,7 +14,7 @@ from cag.networks import build, save_model
 from cag.samples import TrainingSamples, batches, labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run
-from cag.training import Batch, Checkpoint, SourceObjective, fingerprint, train
+from cag.training import Batch, Checkpoint, SupervisedObjective, fingerprint, train
 
 SOURCE = Path("data/prepared/source")
 WEIGHTS = Path("data/index/weights.csv")
@@ -49,7 +49,7 @@ def main() -> None:
         return zip(batches(source, config.batch_size, steps, workers, *ranks), strict=True)
 
     with progress("pretrain", config.iterations, "iterations") as advance:
-        objective = SourceObjective(network)
+        objective = SupervisedObjective(network)
         curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
     if fabric.is_global_zero:
         write_csv(CURVE, curve)

@@ -1,0 +1,149 @@
+"""The `cag` command."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cag import __version__
+from cag.config import load_all
+from cag.errors import UserError
+from cag.files import atomic_file
+from cag.stage import run
+
+PRESETS = Path("presets")
+PARAMS = Path("params.yaml")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Adapt a segmentation network to images of another world, without labels of it.
+
+    In the order of use:
+
+    \b
+      cag preset NAME   choose a parameter file (params.yaml)
+      dvc repro         run the pipeline: data/report/index.html shows what came out
+      cag summary       print the scores of the last run
+      cag results       several seeds, and what true target labels would give
+    """
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
+def preset(name: str | None, force: bool) -> None:
+    """Copy presets/NAME.yaml over params.yaml; without NAME, list the presets.
+
+    \b
+    Example:
+      cag preset camvid_day_to_dusk
+    """
+    available = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if not available:
+        raise UserError(f"{PRESETS}: no presets here; run this in the project's folder")
+    if name is None:
+        _list_presets(available)
+        return
+    if name not in available:
+        raise UserError(f"no preset '{name}'; there are {', '.join(available)}")
+    load_all(available[name])
+    changed = PARAMS.exists() and not any(
+        filecmp.cmp(PARAMS, path, shallow=False) for path in available.values()
+    )
+    if changed and not force:
+        click.confirm(f"{PARAMS} has changes that no preset holds; overwrite it?", abort=True)
+    with atomic_file(PARAMS) as partial:
+        shutil.copyfile(available[name], partial)
+    print(f"{PARAMS} is now {available[name]}; `dvc repro` runs it")
+
+
+def _list_presets(available: dict[str, Path]) -> None:
+    table = Table("preset", "what it is", box=None)
+    for name, path in available.items():
+        comment = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        lines = [line.removeprefix("# ") for line in comment if line.startswith("# ")]
+        table.add_row(name, " ".join(lines))
+    Console().print(table)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--images", default=16, show_default=True, help="Images of each look.")
+@click.option("--height", default=256, show_default=True, help="Pixels.")
+@click.option("--width", default=512, show_default=True, help="Pixels.")
+@click.option("--seed", default=0, show_default=True, help="The pipeline uses 0.")
+def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> None:
+    """Write built-in scenes to FOLDER/source and FOLDER/target: images/ and labels/ (label ids).
+
+    \b
+    Example:
+      cag scenes /tmp/scenes --images 4
+    """
+    from cag.scenes import write_dataset
+    from cag.stage import progress
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; name a new folder")
+    with progress("render scenes", 2 * images, "images") as advance:
+        for look in ("source", "target"):
+            for index in range(images):
+                write_dataset(folder / look, look, seed, 1, height, width, first=index)
+                advance()
+    print(f"{folder}/source and {folder}/target: {images} images and labels each")
+
+
+@cli.command()
+def summary() -> None:
+    """Print the scores of the last `dvc repro`, and where to look."""
+    from cag.results import workspace_table
+
+    Console().print(workspace_table())
+    for what, where in (
+        ("pseudo-labels", "data/rounds/<round>/pseudo_labels/"),
+        ("panels", "data/evaluation/<model>/panels.png"),
+        ("plots, report", "data/report/index.html"),
+    ):
+        print(f"{what:<14}{where}")
+
+
+@cli.command()
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas.")
+@click.option("--set", "-S", "overrides", multiple=True, help="As `dvc exp run -S key=value`.")
+@click.option("--jobs", default=1, show_default=True, help="Experiments at the same time.")
+@click.option("--oracle/--no-oracle", default=True, help="Also train with true target labels.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table as CSV too.")
+def results(
+    seeds: str, overrides: tuple[str, ...], jobs: int, oracle: bool, out: Path | None
+) -> None:
+    """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
+
+    \b
+    Examples:
+      cag results
+      cag results --seeds 0,1,2,3,4 -S network.encoder_weights=null --jobs 2
+    """
+    from cag.results import results_table, run_seeds
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
+    params = load_all()
+    scores = run_seeds(numbers, list(overrides), jobs, params.evaluated, oracle)
+    if out is not None:
+        from cag.files import write_csv
+
+        write_csv(out, scores)
+    Console().print(results_table(scores))
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and exit status 1."""
+    run(cli)

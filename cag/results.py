@@ -1,0 +1,149 @@
+"""Scores of the last run, and of several seeds run through DVC's queue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from cag.errors import UserError
+from cag.stage import progress
+
+EVALUATION = Path("data/evaluation")
+METRICS = "data/evaluation/{}/metrics.json"
+ORACLE_METRICS = "data/oracle/metrics.json"
+BASELINE, ORACLE = "pretrain", "oracle"
+FINISHED = {"Success", "Failed"}
+POLL_SECONDS = 2
+
+
+def workspace_table() -> Table:
+    """The mIoU of each model of the last run, as a table.
+
+    Raises:
+        UserError: There is no run.
+    """
+    paths = sorted(EVALUATION.glob("*/metrics.json"))
+    if not paths:
+        raise UserError(f"{EVALUATION}: no scores; `dvc repro` makes them")
+    scores = {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
+    table = Table("model", title="mIoU on the labelled target validation images, %")
+    table.add_column("mIoU", justify="right")
+    table.add_column("against source only", justify="right")
+    for model, score in scores.items():
+        difference = score - scores.get(BASELINE, float("nan"))
+        change = "" if model == BASELINE else f"{100 * difference:+.1f}"
+        name = "source only (pretrain)" if model == BASELINE else model
+        table.add_row(name, f"{100 * score:.1f}", change)
+    return table
+
+
+def run_seeds(
+    seeds: list[int], overrides: list[str], jobs: int, models: list[str], oracle: bool
+) -> pd.DataFrame:
+    """Run the pipeline once per seed, each in a temporary copy, and read the scores.
+
+    Args:
+        seeds: Values of `seed`.
+        overrides: Further parameters, "key=value".
+        jobs: Experiments at a time.
+        models: The evaluated models.
+        oracle: Also run the oracle.
+
+    Returns:
+        Columns seed, then the mIoU in [0, 1] of each model and of the oracle.
+
+    Raises:
+        UserError: An experiment fails; its log is named.
+    """
+    targets = ["dvc.yaml", *(["oracle/dvc.yaml"] if oracle else [])]
+    names = {seed: _experiment(seed, overrides, oracle) for seed in seeds}
+    for seed, name in names.items():
+        settings = [f"-Sseed={seed}", *(f"-S{entry}" for entry in overrides)]
+        _dvc("exp", "run", "--queue", "--force", "--name", name, *settings, *targets)
+    _work(list(names.values()), jobs)
+    files = {model: METRICS.format(model) for model in models}
+    if oracle:
+        files[ORACLE] = ORACLE_METRICS
+    rows = [
+        {"seed": seed, **{model: _score(name, file) for model, file in files.items()}}
+        for seed, name in names.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def results_table(scores: pd.DataFrame) -> Table:
+    """Mean, standard deviation and each seed's mIoU in %, and the share of the gap closed.
+
+    Args:
+        scores: From `run_seeds`.
+    """
+    table = Table("model", title="mIoU on the labelled target validation images, %")
+    columns = ["mean", "sd", *(f"seed {seed}" for seed in scores["seed"]), "gained", "gap closed"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for model in scores.columns[1:]:
+        values = 100 * scores[model]
+        gained = values - 100 * scores[BASELINE] if BASELINE in scores else values * float("nan")
+        closed = ""
+        if ORACLE in scores and BASELINE in scores and model not in (BASELINE, ORACLE):
+            gap = 100 * (scores[ORACLE] - scores[BASELINE]).mean()
+            closed = f"{100 * gained.mean() / gap:.0f} %" if gap > 0 else "no gap"
+        table.add_row(
+            "source only (pretrain)" if model == BASELINE else model,
+            f"{values.mean():.1f}",
+            f"{values.std():.1f}" if len(values) > 1 else "",
+            *(f"{value:.1f}" for value in values),
+            "" if model == BASELINE else f"{gained.mean():+.1f}",
+            closed,
+        )
+    return table
+
+
+def _experiment(seed: int, overrides: list[str], oracle: bool) -> str:
+    text = json.dumps([sorted(overrides), oracle, time.time()])
+    return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _work(names: list[str], jobs: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    _dvc("queue", "start", "--jobs", str(jobs), environment=environment)
+    finished: set[str] = set()
+    with progress("experiments", len(names), "experiments") as advance:
+        while len(finished) < len(names):
+            time.sleep(POLL_SECONDS)
+            states = _states()
+            for name in names:
+                if name not in finished and states.get(name) in FINISHED:
+                    finished.add(name)
+                    advance()
+                    if states[name] == "Failed":
+                        raise UserError(
+                            f"experiment {name} failed; `dvc queue logs {name}` shows why"
+                        )
+
+
+def _states() -> dict[str, str]:
+    lines = _dvc("queue", "status").splitlines()
+    rows = [line.split() for line in lines]
+    return {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] != "Task"}
+
+
+def _score(revision: str, path: str) -> float:
+    return json.loads(_dvc("get", ".", path, "--rev", revision, "--show"))["miou"]
+
+
+def _dvc(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
+    return done.stdout

@@ -1,0 +1,152 @@
+"""Train with the target's true labels: what the adaptation could reach at most. For comparison only.
+
+The only program that opens labels of target training images. It starts from the pretrained model and
+takes as many steps, of as many images, as the rounds together, with the pretraining's optimizer.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import Subset
+
+from cag import metrics
+from cag.config import load_params
+from cag.datasets import fingerprint as data_fingerprint
+from cag.datasets import list_folder, prepare_split, read_label_space, write_manifest
+from cag.devices import loader_workers, make_fabric
+from cag.errors import UserError
+from cag.evaluation import labelled_predictions, write_scores
+from cag.files import atomic_folder, sha256
+from cag.labels import read_class_map
+from cag.networks import SegmentationNetwork, load_model
+from cag.prepared import PreparedImages
+from cag.samples import Sample, TrainingSamples, batches, labelled_samples
+from cag.seeds import mix
+from cag.stage import progress, run, tracked
+from cag.training import Batch, Checkpoint, SupervisedObjective, fingerprint, train
+from stages.prepare import raw_folder
+
+SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
+MODEL = Path("data/models/pretrain.safetensors")
+LABELLED = Path(".scratch/oracle/labelled")
+CHECKPOINT = ".scratch/oracle/checkpoint-{}.pt"
+OUT = Path("data/oracle")
+
+
+def prepare_labelled(params: SimpleNamespace) -> None:
+    """Prepare the labelled target images that are trained on, label maps at the images' size."""
+    config, labels = params.target, params.oracle.labels
+    if config.layout == "scenes":
+        folders = ("train/images", "train/labels")
+    elif labels is not None:
+        folders = (config.images, labels)
+    elif config.has_validation:
+        folders = (config.val_images, config.val_labels)
+    else:
+        raise UserError("oracle: the target has no labels: set oracle.labels or target.val_labels")
+    class_map = read_class_map(Path(config.class_map))
+    with (
+        raw_folder("target", config, oracle=True) as raw,
+        atomic_folder(LABELLED) as out,
+    ):
+        items = list_folder(raw, *folders)
+        with progress("prepare labelled target", len(items), "images") as advance:
+            rows = prepare_split(items, raw, out, "train", class_map, config.size, on_item=advance)
+        write_manifest(out, rows, class_map.label_space)
+
+
+def fold_members(count: int, params: SimpleNamespace) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(training, validation) indices of each fold.
+
+    Where the training images have labels there is one fold, all of both sets. Otherwise the
+    validation images are cut into contiguous parts, so that few neighbouring frames of a drive fall
+    on both sides, and each part is predicted by a network trained on the others.
+    """
+    validation = np.arange(len(PreparedImages(TARGET, "val", with_labels=True)))
+    if params.target.layout == "scenes" or params.oracle.labels is not None:
+        return [(np.arange(count), validation)]
+    parts = np.array_split(validation, params.oracle.folds)
+    return [(np.setdiff1d(validation, part), part) for part in parts]
+
+
+def train_fold(
+    fold: int, members: list[Sample], params: SimpleNamespace, fabric: Fabric
+) -> tuple[SegmentationNetwork, Checkpoint]:
+    """The pretrained network after training on the source and labelled target images."""
+    network, _, _ = load_model(MODEL, read_label_space(SOURCE))
+    config = params.pretrain.model_copy(
+        update={
+            "iterations": params.adapt.iterations * len(params.rounds),
+            "batch_size": params.adapt.batch_size,
+        }
+    )
+    seed = mix(params.seed, 3, fold)
+    domains = [
+        TrainingSamples(samples, config.augmentation, mix(seed, i))
+        for i, samples in enumerate((labelled_samples(SOURCE), members))
+    ]
+    checkpoint = Checkpoint(
+        Path(CHECKPOINT.format(fold)),
+        fingerprint(
+            seed=params.seed,
+            precision=params.precision,
+            config=config.model_dump(),
+            inputs=[data_fingerprint(SOURCE), data_fingerprint(LABELLED), sha256(MODEL)],
+            members=[sample.image.name for sample in members],
+        ),
+    )
+
+    def make_batches(steps: range) -> Iterator[Batch]:
+        workers = loader_workers(fabric.device)
+        return zip(*(batches(d, config.batch_size, steps, workers) for d in domains), strict=True)
+
+    objective = SupervisedObjective(network, ("source", "target"))
+    with progress(f"oracle, fold {fold + 1}", config.iterations, "iterations") as advance:
+        train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+    return network.eval(), checkpoint
+
+
+def score_fold(network: SegmentationNetwork, validation: np.ndarray, fabric: Fabric) -> Tensor:
+    """Confusion matrix [K, K] on the given validation images."""
+    images = Subset(PreparedImages(TARGET, "val", with_labels=True), validation.tolist())
+    shape = (network.num_classes, network.num_classes)
+    confusion = torch.zeros(shape, dtype=torch.int64)
+    predictions = labelled_predictions(network, images, fabric)
+    for item in tracked(predictions, "evaluate", len(images), "images"):
+        _, _, label, prediction = item
+        confusion += metrics.confusion_matrix(prediction, label, network.num_classes)
+    return confusion
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Write `data/oracle/`: metrics and tables."""
+    sections = ("seed", "precision", "rounds", "target", "pretrain", "adapt", "oracle")
+    params = load_params(*sections)
+    classes = read_label_space(SOURCE)
+    prepare_labelled(params)
+    samples = labelled_samples(LABELLED)
+    fabric = make_fabric(params.precision)
+    confusion = torch.zeros(classes.num_classes, classes.num_classes, dtype=torch.int64)
+    checkpoints, scored = [], 0
+    for fold, (training, validation) in enumerate(fold_members(len(samples), params)):
+        members = [samples[i] for i in training]
+        network, checkpoint = train_fold(fold, members, params, fabric)
+        checkpoints.append(checkpoint)
+        confusion += score_fold(network, validation, fabric)
+        scored += len(validation)
+    with atomic_folder(OUT) as folder:
+        write_scores(folder, confusion, classes, scored)
+    for checkpoint in checkpoints:
+        checkpoint.delete()
+    print(f"oracle: mIoU {100 * metrics.mean_iou(confusion):.1f} over {scored} images")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,155 @@
+"""A tiny copy of the project in a repository of its own, and DVC run in it as a user would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from cag.files import sha256
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+FOLDERS = ("stages", "cag", "classes", "presets")
+SIZE = [48, 96]  # height, width
+OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
+
+
+def tiny_params(rounds: int = 2) -> dict:
+    """The scenes preset with few and small images, and a few iterations of a small network."""
+    params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
+    models = ["warmup", *(f"round{i + 1}" for i in range(rounds))]
+    params["rounds"] = {
+        student: {"teacher": teacher, "anchors": student}
+        for teacher, student in zip(models, models[1:], strict=False)
+    }
+    shrunk = {"iterations": 4, "batch_size": 2, "augmentation": {"crop": SIZE}}
+    return merged(
+        params,
+        {
+            "evaluated": ["pretrain", models[-1]],
+            "source": {"images": 8, "size": SIZE},
+            "target": {"images": 6, "val_images": 4, "size": SIZE},
+            "network": {"options": {"decoder_channels": 32}},
+            "pretrain": shrunk,
+            "anchors": {"min_pixels": 1},
+            "adapt": shrunk,
+        },
+    )
+
+
+def merged(params: Mapping, changes: Mapping) -> dict:
+    """Parameters with changes; a mapping changes the keys that it has."""
+    result = dict(params)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes) -> Path:  # noqa: B006
+    """Copy the project to a new folder with tiny parameters and commit it.
+
+    Args:
+        folder: Where to; it must not exist.
+        rounds: Number of rounds.
+        replace: Whole sections of the parameters.
+        **changes: Sections to merge into the tiny parameters.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    for name in FOLDERS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    write_params(folder, merged(tiny_params(rounds), changes) | dict(replace))
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=tiny project")
+    return folder
+
+
+def write_params(folder: Path, params: Mapping) -> None:
+    """Write a folder's params.yaml."""
+    text = yaml.safe_dump(dict(params), sort_keys=False)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """Variables for a program in a project: this interpreter, one thread, no GPU, none of ours.
+
+    What DVC and git keep outside a repository goes beside the project or is not read.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    apart = folder.with_name(f"{folder.name}-site")
+    return inherited | {
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DVC_SITE_CACHE_DIR": str(apart / "cache"),
+        "DVC_GLOBAL_CONFIG_DIR": str(apart / "global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(apart / "system"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        **variables,
+    }
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git with an identity of its own; return what it prints."""
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    command = ["git", *identity, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def execute(folder: Path, *command: str, status: int | None = 0, **variables: str) -> str:
+    """Run a program in a project; return what it prints, on both streams.
+
+    Args:
+        folder: The working directory.
+        *command: The program and its arguments; "python" is this interpreter.
+        status: The exit status that is expected; None: any.
+        **variables: Additions to the environment.
+    """
+    command = (sys.executable if command[0] == "python" else command[0], *command[1:])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(folder, **variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert status is None or done.returncode == status, (
+        f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}"
+    )
+    return done.stdout
+
+
+def dvc(folder: Path, *arguments: str, status: int | None = 0, **variables: str) -> str:
+    """Run DVC in a project; see `execute`."""
+    return execute(folder, "python", "-m", "dvc", *arguments, status=status, **variables)
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC says it ran, in order."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below a folder: relative posix path -> SHA-256."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
