@@ -1,4 +1,4 @@
-"""Parameters: what `params.yaml` may hold, with types, ranges and units; one loader for all programs."""
+"""Parameters: what `params.yaml` may hold, with types, ranges and units, and its one loader."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
 class Section(BaseModel):
-    """A section of `params.yaml`: every key is required, none may be added, types are not coerced."""
+    """A section of `params.yaml`: every key is required, none may be added, no type is coerced."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -185,7 +185,7 @@ class Anchors(Section):
 
 
 class PseudoLabel(Section):
-    """Thresholds of the two rules; an anchor pixel is active when it passes each that is not null."""
+    """Thresholds of the two rules; an active pixel passes each of the first three that is given."""
 
     margin: Annotated[float, Field(ge=0)] | None  # d2 - d1, in units of the features
     relative_margin: Fraction | None  # (d2 - d1) / (d2 + d1)

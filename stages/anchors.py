@@ -38,7 +38,7 @@ def average(store: Path, kind: str, min_pixels: int, num_classes: int) -> Anchor
 
 
 def anchor_table(anchors: torch.Tensor, mean: AnchorMean, names: tuple[str, ...]) -> pd.DataFrame:
-    """Per class: images and pixels that made its anchor, norm, nearest other anchor and distance."""
+    """Per class: images and pixels behind its anchor, norm, nearest other anchor and distance."""
     distances = torch.cdist(anchors.double(), anchors.double()).nan_to_num(torch.inf)
     distances.fill_diagonal_(torch.inf)
     distance, nearest = distances.min(1)

@@ -1,4 +1,4 @@
-"""List the raw files and the encoder's weights, so that what follows reruns only when they change."""
+"""List the raw files and the encoder's weights: what follows reruns only when they change."""
 
 import click
 import pandas as pd

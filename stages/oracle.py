@@ -1,7 +1,7 @@
-"""Train with the target's true labels: what the adaptation could reach at most. For comparison only.
+"""Train with the target's true labels, for comparison: what an adaptation could hope for.
 
-The only program that opens labels of target training images. It starts from the pretrained model and
-takes as many steps, of as many images, as the rounds together, with the pretraining's optimizer.
+The only program that opens labels of target training images. It starts from the pretrained model
+and takes as many steps as the rounds together, with the pretraining's optimizer.
 """
 
 from collections.abc import Iterator

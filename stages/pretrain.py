@@ -1,4 +1,4 @@
-"""Train the network on the labelled source alone: the source-only baseline and the first teacher."""
+"""Train the network on the labelled source alone: the baseline and the first teacher."""
 
 from collections.abc import Iterator
 from pathlib import Path

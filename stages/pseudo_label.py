@@ -48,7 +48,7 @@ def class_thresholds(file: h5py.File, anchors: Tensor, keep: float | None) -> Te
 def label_images(
     file: h5py.File, anchors: Tensor, config: PseudoLabel
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each image in turn: nearest anchor, anchor label and probability label, uint8 [1, h, w]."""
+    """Of each image in turn: nearest anchor, anchor label, probability label, uint8 [1, h, w]."""
     thresholds = class_thresholds(file, anchors, config.quantile)
     for i in range(len(file["names"])):
         rows = slice(i, i + 1)
