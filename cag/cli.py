@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import click
@@ -18,6 +20,19 @@ from cag.stage import run
 
 PRESETS = Path("presets")
 PARAMS = Path("params.yaml")
+PACKAGES = Path(__file__).resolve().parents[1]
+TEMPLATE = (
+    "dvc.yaml",
+    "params.yaml",
+    ".dvcignore",
+    ".gitignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    "presets",
+    "classes",
+    "oracle",
+    "data/README.md",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,11 +43,46 @@ def cli() -> None:
     In the order of use:
 
     \b
+      cag init FOLDER   start a project of your own
       cag preset NAME   choose a parameter file (params.yaml)
       dvc repro         run the pipeline: data/report/index.html shows what came out
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
     """
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Start a project in FOLDER: pipeline, parameters, presets, and the code that they run.
+
+    \b
+    Example:
+      cag init my-cameras && cd my-cameras && git add . && git commit -m "New project"
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; name a new folder")
+    template = _template()
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in TEMPLATE:
+        source, goal = template / name, folder / name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, goal, ignore=skip)
+        else:
+            shutil.copyfile(source, goal)
+    for package in ("cag", "stages"):
+        shutil.copytree(PACKAGES / package, folder / package, ignore=skip)
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    print(f"{folder}: commit it, then `cag preset` and `dvc repro`")
+
+
+def _template() -> Path:
+    checkout, installed = PACKAGES, Path(sysconfig.get_path("data")) / "share/cag"
+    for folder in (checkout, installed):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(f"{installed}: not found; install cag again with pip")
 
 
 @cli.command()

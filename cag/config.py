@@ -331,7 +331,7 @@ def _tuples(value: Any) -> Any:
 def _explain(section: str, error: ValidationError) -> str:
     first = error.errors()[0]
     kind, found = first["type"], first["input"]
-    # In a domain the first part of the location is its layout, in a mapping the last may be "[key]".
+    # A domain's location starts with its layout, that of a mapping's bad key ends with "[key]".
     parts = first["loc"][1:] if section in ("source", "target") else first["loc"]
     key = ".".join([section, *(str(part) for part in parts if part != "[key]")])
     if kind == "union_tag_not_found":
@@ -347,5 +347,6 @@ def _explain(section: str, error: ValidationError) -> str:
     message = f"{message[0].lower()}{message[1:]}"
     if isinstance(found, dict):
         return f"{key}: {message}"
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind == "float_type" else ""
+    text_for_number = kind == "float_type" and isinstance(found, str)
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
     return f"{key} is {list(found) if isinstance(found, tuple) else found!r}: {message}{hint}"

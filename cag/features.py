@@ -184,20 +184,37 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
         missing = [key for key in keys if key not in file]
         if missing:
             raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and rerun")
-        try:
-            yield file
-        except OSError as error:
-            raise UserError(f"{path}: damaged HDF5 file ({error}); delete it and rerun") from None
+        yield file
 
 
 def read_names(file: h5py.File) -> list[str]:
-    """The images' names, in the order of the other data sets."""
-    return [str(name) for name in file["names"].asstr()[:]]
+    """The images' names, in the order of the other data sets.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    with _readable(file):
+        return [str(name) for name in file["names"].asstr()[:]]
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
-    """Rows of a data set as a tensor."""
-    return torch.from_numpy(file[key][rows])
+    """Rows of a data set as a tensor.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    with _readable(file):
+        return torch.from_numpy(file[key][rows])
+
+
+@contextmanager
+def _readable(file: h5py.File) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file.filename}: damaged HDF5 file ({error}); delete it and rerun"
+        ) from None
 
 
 def _write_names(file: h5py.File, names: Sequence[str]) -> None:

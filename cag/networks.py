@@ -173,8 +173,14 @@ def load_model(
         UserError: The file is missing, damaged, no model of ours, or has other classes.
     """
     description, state = _read_model(path)
-    config = Network.model_validate_json(json.dumps(description["network"]))
-    found = LabelSpace.from_dict(description["classes"])
+    try:
+        config = Network.model_validate_json(json.dumps(description["network"]))
+        found = LabelSpace.from_dict(description["classes"])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged description of the model ({' '.join(str(error).split())}); "
+            "delete it and rerun"
+        ) from None
     if classes is not None and found.names != classes.names:
         raise UserError(
             f"{path}: a model of {found.num_classes} classes ({', '.join(found.names)}); the data "
@@ -201,8 +207,7 @@ def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path}: damaged model file ({error}); delete it and rerun") from None
     except KeyError:
         raise UserError(f"{path}: no model of this program: it has no description") from None
-    if description.get("format") != MODEL_FORMAT:
-        raise UserError(
-            f"{path}: model format {description.get('format')}, expected {MODEL_FORMAT}"
-        )
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != MODEL_FORMAT:
+        raise UserError(f"{path}: model format {found}, expected {MODEL_FORMAT}; rerun its stage")
     return description, state

@@ -1,4 +1,4 @@
-"""Training samples: which image comes at which position, and how it is augmented, from the seed alone."""
+"""Training samples: which image comes when, and how it is augmented, from the seed alone."""
 
 from __future__ import annotations
 
@@ -103,15 +103,24 @@ def batches(
 
     Args:
         dataset: The samples.
-        batch_size: Images in a step over all processes; a multiple of `world_size`.
+        batch_size: Images in a step over all processes.
         iterations: Which steps.
         workers: Loader processes; 0 loads in this one.
         rank: This process's number; it gets its share of each batch.
         world_size: Number of processes.
 
     Yields:
-        Images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w], b = batch_size / world_size.
+        Images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w];
+        b = batch_size / world_size.
+
+    Raises:
+        UserError: The processes cannot share a batch evenly, or a file cannot be read.
     """
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size is {batch_size}; expected a multiple of {world_size}, the number of "
+            "processes"
+        )
     share = batch_size // world_size
     positions = [
         [step * batch_size + rank * share + i for i in range(share)] for step in iterations
@@ -123,4 +132,8 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
     )
-    yield from loader
+    try:
+        yield from loader
+    except UserError as error:
+        # A loader process hands over its traceback as the message; the last line is the error's.
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None

@@ -28,7 +28,7 @@ def run(main: Callable[..., None]) -> None:
     try:
         main.main(standalone_mode=False)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(1)
     except click.ClickException as error:
         error.show()
@@ -39,17 +39,17 @@ def run(main: Callable[..., None]) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[..., None]]:
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """A progress bar with a rate, then one line that stays.
 
     Args:
         what: What is being done, e.g. "pretrain".
         total: Number of units in all.
         unit: Name of a unit, e.g. "images".
-        start: Units that an earlier run has done already.
 
     Yields:
-        A function `advance(count=1, note="")`.
+        A function `advance(count=1, note="", resumed=False)`; resumed units are those that an
+        earlier run has done, which count for the bar and not for the rate.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -61,11 +61,11 @@ def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Calla
     console = Console(stderr=True, quiet=not is_main_process())
     began, done = time.monotonic(), 0
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=start, rate="", note="")
+        task = bar.add_task(what, total=total, rate="", note="")
 
-        def advance(count: int = 1, note: str = "") -> None:
+        def advance(count: int = 1, note: str = "", resumed: bool = False) -> None:
             nonlocal done
-            done += count
+            done += 0 if resumed else count
             rate = done / max(time.monotonic() - began, 1e-9)
             bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s", note=note)
 

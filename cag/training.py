@@ -189,7 +189,7 @@ def train(
         seed: Of dropout.
         fabric: Device, precision, processes.
         checkpoint: Where to resume from, and to save to now and then.
-        advance: Progress, called as advance(steps, note).
+        advance: Progress, called as advance(steps, note), first as advance(steps, resumed=True).
 
     Returns:
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
@@ -204,7 +204,7 @@ def train(
     wrapped.train()
     history = torch.zeros(config.iterations, len(objective.names))
     start = _resume(checkpoint, network, optimizer, history)
-    advance(start)
+    advance(start, resumed=True)
     saved, pending = time.monotonic(), []
     for step, batch in enumerate(make_batches(range(start, config.iterations)), start):
         torch.manual_seed(mix(seed, step, fabric.global_rank))

@@ -9,6 +9,7 @@ from cag.config import load_params
 from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import read_label_space
 from cag.devices import loader_workers, make_fabric
+from cag.errors import UserError
 from cag.files import sha256, write_csv
 from cag.networks import build, save_model
 from cag.samples import TrainingSamples, batches, labelled_samples
@@ -28,6 +29,8 @@ def main() -> None:
     params = load_params("seed", "precision", "network", "pretrain")
     config, seed = params.pretrain, mix(params.seed, 0)
     classes = read_label_space(SOURCE)
+    if not WEIGHTS.is_file():
+        raise UserError(f"{WEIGHTS}: no such file; `dvc repro` makes it")
     fabric = make_fabric(params.precision)
     fabric.seed_everything(seed % 2**32, verbose=False)
     network = build(params.network, classes.num_classes, pretrained=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from cag.config import load_params
+from cag.errors import UserError
 from cag.files import atomic_file
 from cag.stage import run
 
@@ -17,6 +18,8 @@ MODEL = Path("data/models/warmup.safetensors")
 def main() -> None:
     """Write `data/models/warmup.safetensors`."""
     load_params("warmup")
+    if not PRETRAINED.is_file():
+        raise UserError(f"{PRETRAINED}: no such model; `dvc repro` makes it")
     with atomic_file(MODEL) as partial:
         shutil.copyfile(PRETRAINED, partial)
 

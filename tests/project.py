@@ -14,7 +14,7 @@ from cag.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
-FOLDERS = ("stages", "cag", "classes", "presets")
+FOLDERS = ("stages", "cag", "classes", "presets", "oracle")
 SIZE = [48, 96]  # height, width
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
@@ -27,7 +27,7 @@ def tiny_params(rounds: int = 2) -> dict:
         student: {"teacher": teacher, "anchors": student}
         for teacher, student in zip(models, models[1:], strict=False)
     }
-    shrunk = {"iterations": 4, "batch_size": 2, "augmentation": {"crop": SIZE}}
+    shrunk = {"batch_size": 2, "augmentation": {"crop": SIZE}}
     return merged(
         params,
         {
@@ -35,9 +35,10 @@ def tiny_params(rounds: int = 2) -> dict:
             "source": {"images": 8, "size": SIZE},
             "target": {"images": 6, "val_images": 4, "size": SIZE},
             "network": {"options": {"decoder_channels": 32}},
-            "pretrain": shrunk,
+            "pretrain": {**shrunk, "iterations": 12, "learning_rate": 0.05},
             "anchors": {"min_pixels": 1},
-            "adapt": shrunk,
+            "pseudo_label": {"probability": 0.2},
+            "adapt": {**shrunk, "iterations": 4},
         },
     )
 

@@ -1,0 +1,278 @@
+"""Parameters: every preset is valid, and a bad value is one line that names its key."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cag.config import Parameters, load_all, load_params
+from cag.errors import UserError
+
+PRESETS = sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))
+SECTIONS = list(Parameters.model_fields)
+REMOVED = object()
+
+
+def preset(layout="folder"):
+    """A complete parameter set of the given layout."""
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
+    return next(content for content in contents if content["source"]["layout"] == layout)
+
+
+def error(tmp_path, key, value=REMOVED, layout="folder"):
+    """The message about a parameter set whose `key` (a dotted path) is set to `value`."""
+    content = preset(layout)
+    *outer, last = (int(part) if part.isdigit() else part for part in key.split("."))
+    section = content
+    for part in outer:
+        section = section[part]
+    if value is REMOVED:
+        del section[last]
+    else:
+        section[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_all(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 500
+    return message.removeprefix(f"{path}: ")
+
+
+def names(message, key):
+    """Whether a message names a dotted key, and not merely one that begins or ends like it."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w]|\.\w)", message) is not None
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid(path):
+    params = load_all(path)
+    assert sorted(vars(params)) == sorted(SECTIONS)
+    assert params.seed == 0
+    assert params.network.normalization.std == (0.229, 0.224, 0.225)
+    assert all(size > 0 for size in params.pretrain.augmentation.crop)
+
+
+def test_there_are_presets():
+    assert "scenes" in [path.stem for path in PRESETS]
+
+
+def test_values_are_the_files():
+    params = load_params("adapt", "source", "rounds", path=PRESETS[0])
+    content = yaml.safe_load(PRESETS[0].read_text(encoding="utf-8"))
+    assert params.adapt.model_dump(mode="json") == content["adapt"]
+    assert params.source.model_dump(mode="json") == content["source"]
+    assert {k: v.model_dump() for k, v in params.rounds.items()} == content["rounds"]
+    assert list(vars(params)) == ["adapt", "source", "rounds"]
+
+
+def test_a_section_that_is_not_asked_for_is_not_checked(tmp_path):
+    content = preset() | {"adapt": {"broken": 1}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert load_params("seed", path=tmp_path / "params.yaml").seed == 0
+    with pytest.raises(UserError):
+        load_params("adapt", path=tmp_path / "params.yaml")
+
+
+def test_parameters_cannot_be_changed():
+    params = load_params("evaluate", path=PRESETS[0])
+    with pytest.raises(ValueError, match="frozen"):
+        params.evaluate.panels = 1
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_missing_section_is_named(tmp_path, name):
+    message = error(tmp_path, name)
+    assert message.startswith(f"'{name}' is missing")
+
+
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [
+        ("pseudo_label.quantile", "folder"),
+        ("source.folder", "folder"),
+        ("source.layout", "folder"),
+        ("target.val_images", "scenes"),
+        ("network.normalization.mean", "folder"),
+        ("pretrain.augmentation.photometric.hue", "folder"),
+        ("rounds.round2.teacher", "folder"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path, key, layout):
+    assert error(tmp_path, key, layout=layout) == f"'{key}' is missing"
+
+
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [
+        ("adapt.batch_nrom", "folder"),
+        ("source.val_images", "scenes"),
+        ("target.folder", "scenes"),
+        ("source.scenes", "folder"),
+        ("pretrain.augmentation.rotate", "folder"),
+        ("network.normalization.stdd", "folder"),
+        ("warmup.iteration", "folder"),
+        ("rounds.round1.student", "folder"),
+    ],
+)
+def test_an_unknown_key_is_named(tmp_path, key, layout):
+    assert error(tmp_path, key, 1, layout) == f"unknown key '{key}'; check its spelling"
+
+
+def test_an_unknown_section_is_named_beside_the_known_ones(tmp_path):
+    message = error(tmp_path, "pretraining", {"iterations": 1})
+    assert message == f"unknown key 'pretraining'; known are {', '.join(SECTIONS)}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layout"),
+    [
+        ("seed", "0", "folder"),
+        ("seed", True, "folder"),
+        ("seed", 1.0, "folder"),
+        ("pretrain.iterations", "400", "folder"),
+        ("pretrain.iterations", 400.0, "folder"),
+        ("pretrain.iterations", True, "folder"),
+        ("pretrain.learning_rate", "0.1", "folder"),
+        ("pretrain.learning_rate", True, "folder"),
+        ("pretrain.learning_rate", None, "folder"),
+        ("pretrain.augmentation", None, "folder"),
+        ("adapt.augmentation.flip", False, "folder"),
+        ("adapt.augmentation.crop.1", "128", "folder"),
+        ("extract", 8, "folder"),
+        ("evaluated", "round1", "folder"),
+        ("evaluated.0", 1, "folder"),
+        ("source", [1, 2], "folder"),
+        ("source.folder", None, "folder"),
+        ("source.images", "200", "scenes"),
+        ("source.images", True, "scenes"),
+        ("source.size.0", 128.0, "folder"),
+        ("source.size.1", "256", "scenes"),
+        ("source.size", 128, "folder"),
+        ("target.size", None, "scenes"),
+        ("network.options", None, "folder"),
+        ("network.encoder_weights", 3, "folder"),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path, key, value, layout):
+    message = error(tmp_path, key, value, layout)
+    assert names(message, key)
+    assert f" is {value!r}: " in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("precision", "fp8"),
+        ("source.size.0", 0),
+        ("pretrain.learning_rate", -0.1),
+        ("pretrain.learning_rate", 0),
+        ("pretrain.learning_rate", float("nan")),
+        ("pretrain.learning_rate", float("inf")),
+        ("pretrain.batch_size", 0),
+        ("pretrain.momentum", 1),
+        ("pretrain.optimizer", "adam"),
+        ("adapt.batch_norm", "none"),
+        ("adapt.distance_kind", "mean"),
+        ("adapt.distance_weight", -0.1),
+        ("adapt.augmentation.flip", 1.1),
+        ("adapt.augmentation.scale", [2, 1]),
+        ("adapt.augmentation.scale", [0, 1]),
+        ("adapt.augmentation.photometric.hue", 0.6),
+        ("network.normalization.std", [1, 0, 1]),
+        ("pseudo_label.quantile", 0),
+        ("pseudo_label.quantile", 1.01),
+        ("pseudo_label.margin", -1),
+        ("pseudo_label.relative_margin", 1.5),
+        ("pseudo_label.probability", -0.1),
+        ("anchors.average", "median"),
+        ("source.layout", "video"),
+    ],
+)
+def test_an_impossible_value_is_named(tmp_path, key, value):
+    message = error(tmp_path, key, value)
+    assert names(message, key)
+    assert f" is {value!r}: " in message
+
+
+@pytest.mark.parametrize("size", [[128], [128, 256, 3]])
+def test_a_size_has_two_numbers(tmp_path, size):
+    assert "source.size" in error(tmp_path, "source.size", size)
+
+
+def test_without_any_threshold_there_are_no_pseudo_labels(tmp_path):
+    thresholds = {"margin": None, "relative_margin": None, "quantile": None, "probability": 0.9}
+    message = error(tmp_path, "pseudo_label", thresholds)
+    assert message == ("pseudo_label: one of margin, relative_margin and quantile must be a number")
+
+
+def test_validation_images_need_labels(tmp_path):
+    message = error(tmp_path, "target.val_labels", None)
+    assert message == "target: val_images and val_labels must both be given or both be null"
+
+
+def test_nothing_is_evaluated_without_validation_images(tmp_path):
+    target = preset()["target"] | {"val_images": None, "val_labels": None}
+    message = error(tmp_path, "target", target)
+    assert names(message, "target.val_images") and "evaluated" in message
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):
+    message = error(tmp_path, "adapt.learning_rate", "1e-4")
+    assert message.endswith("(YAML reads 1e-4 as text: write 1.0e-4)")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rounds.round1.teacher", "round1"),  # itself
+        ("rounds.round1.teacher", "round2"),  # later
+        ("rounds.round2.teacher", "rund1"),  # none
+        ("rounds.round1.anchors", "round2"),
+        ("rounds.round2.anchors", "warmup"),  # a model, not a round
+        ("evaluated.1", "round9"),
+    ],
+)
+def test_a_reference_to_what_is_not_there_yet_is_named(tmp_path, key, value):
+    message = error(tmp_path, key, value)
+    assert message.startswith(f"{key} is '{value}'; at this point there are ")
+
+
+def test_models_have_names_of_their_own(tmp_path):
+    rounds = {"warmup": {"teacher": "pretrain", "anchors": "warmup"}}
+    assert names(error(tmp_path, "rounds", rounds), "rounds.warmup")
+    assert names(error(tmp_path, "evaluated", ["pretrain", "pretrain"]), "evaluated.1")
+
+
+@pytest.mark.parametrize("name", ["../round1", "round 1", "1", ""])
+def test_a_round_has_a_name_that_can_be_a_files(tmp_path, name):
+    message = error(tmp_path, "rounds", {name: {"teacher": "warmup", "anchors": name}})
+    assert message.startswith(f"rounds.{name} is {name!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: [0\n", "not readable YAML"),
+        ("seed: 2026-13-45\n", "not readable YAML"),
+        ("- seed\n", "holds no mapping"),
+        ("", "holds no mapping"),
+        (b"seed: \xff\n", "not readable YAML"),
+    ],
+)
+def test_a_file_that_holds_no_parameters_is_named(tmp_path, text, expected):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        load_params("seed", path=path)
+    assert str(caught.value).startswith(f"{path}: {expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="params.yaml: no such file"):
+        load_params("seed", path=tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="not readable YAML"):
+        load_params("seed", path=tmp_path)
