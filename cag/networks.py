@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from cag.labels import LabelSpace
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
 MODEL_FORMAT = 1
+# Arguments of the library's networks that are not the user's to give.
+NO_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "kwargs")
 
 
 class NetworkOutput(NamedTuple):
@@ -91,6 +94,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
             f"network.architecture is '{config.architecture}'; expected a network of "
             "segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
         )
+    _check_options(architecture, config)
     try:
         model = architecture(
             encoder_name=config.encoder,
@@ -98,14 +102,30 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
             classes=num_classes,
             **config.options,
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the library checks little, so that wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
-            f"{config.options} cannot be built: {' '.join(str(error).split())}"
+            f"{config.options} cannot be built: {_shortened(error)}"
         ) from None
     if pretrained and config.encoder_weights is not None:
         load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
     return SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
+
+
+def _check_options(architecture: type[nn.Module], config: Network) -> None:
+    known = [n for n in inspect.signature(architecture).parameters if n not in NO_OPTIONS]
+    for name in config.options:
+        # What the library's networks do not know they hand on to a timm encoder, or ignore.
+        if name in NO_OPTIONS or not (name in known or config.encoder.startswith("tu-")):
+            raise UserError(
+                f"network.options.{name} is no option of {config.architecture}; known are "
+                f"{', '.join(known)}"
+            )
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
@@ -119,9 +139,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: does not fit encoder '{name}': {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise UserError(f"{path}: does not fit encoder '{name}': {_shortened(error)}") from None
 
 
 def _read_encoder_file(path: Path) -> dict[str, Tensor]:
@@ -178,8 +196,7 @@ def load_model(
         found = LabelSpace.from_dict(description["classes"])
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: damaged description of the model ({' '.join(str(error).split())}); "
-            "delete it and rerun"
+            f"{path}: damaged description of the model ({_shortened(error)}); delete it and rerun"
         ) from None
     if classes is not None and found.names != classes.names:
         raise UserError(
@@ -190,9 +207,7 @@ def load_model(
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: weights do not fit its network: {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise UserError(f"{path}: weights do not fit its network: {_shortened(error)}") from None
     return network.eval(), config, found
 
 

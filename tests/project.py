@@ -35,7 +35,7 @@ def tiny_params(rounds: int = 2) -> dict:
             "source": {"images": 8, "size": SIZE},
             "target": {"images": 6, "val_images": 4, "size": SIZE},
             "network": {"options": {"decoder_channels": 32}},
-            "pretrain": {**shrunk, "iterations": 12, "learning_rate": 0.05},
+            "pretrain": {**shrunk, "iterations": 30, "learning_rate": 0.1},
             "anchors": {"min_pixels": 1},
             "pseudo_label": {"probability": 0.2},
             "adapt": {**shrunk, "iterations": 4},

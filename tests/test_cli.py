@@ -1,0 +1,94 @@
+"""The `cag` command: presets, new projects, scenes, summary, and one-line errors."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cag import cli
+from cag.config import load_all
+from cag.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments):
+    cli.cli.main(list(arguments), standalone_mode=False)
+
+
+def test_preset_is_copied_over_params(folder):
+    call("preset", "camvid_day_to_dusk")
+    preset = folder / "presets/camvid_day_to_dusk.yaml"
+    assert (folder / "params.yaml").read_bytes() == preset.read_bytes()
+    call("preset", "scenes")  # an unchanged preset is overwritten without a question
+    assert load_all("params.yaml").source.layout == "scenes"
+
+
+def test_changed_params_are_kept_unless_confirmed(folder, monkeypatch):
+    call("preset", "scenes")
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 0", "seed: 7"))
+    monkeypatch.setattr(
+        cli.click, "confirm", lambda *_, **__: (_ for _ in ()).throw(cli.click.Abort)
+    )
+    with pytest.raises(cli.click.Abort):
+        call("preset", "camvid_day_to_dusk")
+    assert yaml.safe_load(params.read_text())["seed"] == 7
+    call("preset", "camvid_day_to_dusk", "--force")
+    assert yaml.safe_load(params.read_text())["seed"] == 0
+
+
+def test_presets_are_listed_with_their_first_comment(folder, capsys):
+    call("preset")
+    shown = capsys.readouterr().out
+    assert "camvid_day_to_dusk" in shown and "scenes" in shown and "dusk" in shown
+
+
+def test_unknown_preset_names_those_there_are(folder):
+    with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, scenes"):
+        call("preset", "gta")
+
+
+def test_init_makes_a_project_whose_pipeline_dvc_understands(tmp_path):
+    goal = tmp_path / "mine"
+    call("init", str(goal))
+    assert load_all(goal / "params.yaml").rounds
+    for line in yaml.safe_load((goal / "dvc.yaml").read_text())["stages"]["pretrain"]["deps"]:
+        assert line.startswith("data/") or (goal / line).exists()
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=goal, capture_output=True, text=True, check=True
+    )
+    assert "dvc.yaml" in status.stdout
+    with pytest.raises(UserError, match="is not empty"):
+        call("init", str(goal))
+
+
+def test_scenes_are_written_in_the_folder_layout(tmp_path):
+    call("scenes", str(tmp_path / "s"), "--images", "1", "--height", "32", "--width", "64")
+    for look in ("source", "target"):
+        for kind in ("images", "labels"):
+            assert len(list((tmp_path / "s" / look / kind).glob("*.png"))) == 1
+
+
+def test_summary_without_a_run_says_what_to_do(folder):
+    with pytest.raises(UserError, match="dvc repro"):
+        call("summary")
+
+
+def test_errors_are_one_line_and_status_1(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["cag", "preset", "gta"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no preset 'gta'; there are camvid_day_to_dusk, scenes"
+    ]

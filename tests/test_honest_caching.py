@@ -1,0 +1,222 @@
+"""Caching is honest: a stage reads what it declares, all of it, and nothing else.
+
+Each stage runs in a folder that holds its declared dependencies alone, with the declared parameters
+alone, and must write the pipeline's bytes. What it imports and asks for must be what it declares.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from project import digests, dvc, execute, make_project
+
+# Runs `python -m ...` so that the project's modules come from the working directory or not at all,
+# wherever else they are installed; writes what the program imported and asked for.
+TRACED = """
+import importlib.machinery, json, os, runpy, sys
+
+modules, sections = set(), set()
+here = os.getcwd()
+
+class Loader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module):
+        super().exec_module(module)
+        modules.add(os.path.relpath(self.path, here))
+        if module.__name__ == "cag.config":
+            load = module.load_params
+            def load_params(*names, **options):
+                sections.update(names)
+                return load(*names, **options)
+            module.load_params = load_params
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ("cag", "stages"):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, [here] if path is None else path)
+        if spec is None or (spec.origin and not spec.origin.startswith(here + os.sep)):
+            raise ModuleNotFoundError(f"{name} is not in the sandbox", name=name)
+        if spec.origin:
+            spec.loader = Loader(name, spec.origin)
+        return spec
+
+sys.meta_path.insert(0, Finder())
+record, program, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(program, run_name="__main__", alter_sys=True)
+modules.add(program.replace(".", os.sep) + ".py")
+with open(record, "w") as file:
+    json.dump({"modules": sorted(modules), "sections": sorted(sections)}, file)
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A resolved stage; paths are relative to the project."""
+
+    name: str
+    command: str
+    files: tuple[str, ...]
+    sections: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def modules(self) -> set[str]:
+        """The declared modules; a package stands for the ones in it."""
+        return {path for path in self.files if path.startswith(("cag/", "stages/"))}
+
+
+def resolved(project: Path) -> dict[str, Stage]:
+    """The stages of all pipelines, as DVC understands them."""
+    stages = {}
+    with Repo(project) as repo:
+        for stage in repo.index.stages:
+            files, sections = [], []
+            for dependency in stage.deps:
+                if getattr(dependency, "params", None):
+                    sections += dependency.params
+                else:
+                    files.append(Path(dependency.fs_path).relative_to(project).as_posix())
+            outputs = [Path(o.fs_path).relative_to(project).as_posix() for o in stage.outs]
+            stages[stage.name] = Stage(
+                stage.name, stage.cmd, tuple(files), tuple(sections), tuple(outputs)
+            )
+    return stages
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A finished run of both pipelines."""
+    folder = make_project(tmp_path_factory.mktemp("honest") / "project")
+    dvc(folder, "repro")
+    dvc(folder, "repro", "oracle/dvc.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(project) -> dict[str, Stage]:
+    return resolved(project)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, target)
+
+
+def make_sandbox(project: Path, stage: Stage, folder: Path) -> Path:
+    """A folder with what the stage declares: no git, no DVC, no other file or parameter."""
+    folder.mkdir()
+    for name in stage.files:
+        copy(project / name, folder / name)
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    declared = {name: params[name] for name in stage.sections}
+    (folder / "params.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+    return folder
+
+
+def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str, dict]:
+    """Run the stage's command in its sandbox; what it printed, and what it imported and asked for."""
+    launcher, *program = shlex.split(stage.command.replace("${LAUNCH:-python}", "python"))
+    assert (launcher, program[0]) == ("python", "-m"), stage.command
+    record = sandbox.with_name("record.json")
+    command = [sys.executable, "-c", TRACED, str(record), *program[1:]]
+    printed = execute(sandbox, *command, status=status)
+    return printed, json.loads(record.read_text()) if record.exists() else {}
+
+
+def imported(record: dict) -> set[str]:
+    """The imported modules in the form of declarations."""
+    return {"cag/scenes" if "cag/scenes/" in path else path for path in record["modules"]}
+
+
+def written(sandbox: Path) -> dict[str, str]:
+    """Files in a sandbox; a program's bytecode is not its doing."""
+    found = digests(sandbox)
+    return {path: digest for path, digest in found.items() if "__pycache__" not in path}
+
+
+NAMES = [
+    "index",
+    *(f"prepare@{domain}" for domain in ("source", "target")),
+    "pretrain",
+    "warmup",
+    *(f"{name}@round{i}" for i in (1, 2) for name in ("extract", "anchors")),
+    *(f"{name}@round{i}" for i in (1, 2) for name in ("pseudo_label", "adapt")),
+    *(f"evaluate@{model}" for model in ("pretrain", "round2")),
+    "report",
+    "oracle",
+]
+
+
+def test_every_stage_is_tried(stages):
+    assert sorted(stages) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_is_what_is_used(name, project, stages, tmp_path):
+    stage = stages[name]
+    sandbox = make_sandbox(project, stage, tmp_path / "sandbox")
+    before = written(sandbox)
+    _, record = run_traced(sandbox, stage)
+
+    new = {path: digest for path, digest in written(sandbox).items() if path not in before}
+    expected = {
+        path: digest
+        for path, digest in digests(project).items()
+        if any(path == out or path.startswith(out + "/") for out in stage.outputs)
+    }
+    assert expected
+    assert new == expected
+    assert before.items() <= written(sandbox).items()  # no stage changes what it reads
+    assert imported(record) == stage.modules
+    assert set(record["sections"]) == set(stage.sections)
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        ("cag/metrics.py", "cag.metrics is not in the sandbox"),
+        ("data/models/pretrain.safetensors", "pretrain.safetensors"),
+        ("evaluate", "'evaluate' is missing"),
+    ],
+)
+def test_missing_declaration_is_noticed(missing, complaint, project, stages, tmp_path):
+    """The sandbox leaks neither modules, files nor parameters."""
+    stage = stages["evaluate@pretrain"]
+    sandbox = make_sandbox(project, stage, tmp_path / "sandbox")
+    if missing in stage.files:
+        (sandbox / missing).unlink()
+    else:
+        assert missing in stage.sections
+        params = yaml.safe_load((sandbox / "params.yaml").read_text())
+        del params[missing]
+        (sandbox / "params.yaml").write_text(yaml.safe_dump(params))
+    printed, record = run_traced(sandbox, stage, status=1)
+    assert complaint in printed
+    assert not record
+    assert not (sandbox / "data/evaluation").exists()
+
+
+def test_superfluous_declaration_is_noticed(project, stages, tmp_path):
+    """A declared module or section that is not used differs from what the trace sees."""
+    stage = stages["warmup"]
+    extra = Stage(
+        stage.name,
+        stage.command,
+        (*stage.files, "cag/metrics.py"),
+        (*stage.sections, "evaluate"),
+        stage.outputs,
+    )
+    sandbox = make_sandbox(project, extra, tmp_path / "sandbox")
+    _, record = run_traced(sandbox, extra)
+    assert extra.modules - imported(record) == {"cag/metrics.py"}
+    assert set(extra.sections) - set(record["sections"]) == {"evaluate"}
