@@ -22,8 +22,11 @@ from cag.labels import LabelSpace
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
 MODEL_FORMAT = 1
-# Arguments of the library's networks that are not the user's to give.
-NO_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "kwargs")
+# Arguments of the library's networks that are not the user's to give, or would do nothing here.
+NO_OPTIONS = (
+    *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
+    *("activation", "upsampling", "aux_params"),
+)
 
 
 class NetworkOutput(NamedTuple):

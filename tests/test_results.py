@@ -18,7 +18,7 @@ def text(table):
 
 def row(table, model):
     (line,) = [line for line in text(table).splitlines() if model in line]
-    return [cell.strip() for cell in line.strip("│ ").split("│")]
+    return [cell.strip() for cell in line.split("│")[1:-1]]
 
 
 def test_spread_gain_and_share_of_the_gap_by_hand():
