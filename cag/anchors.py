@@ -83,6 +83,24 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
     return mean.compute()
 
 
+def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
+    """Leave out the anchors of classes that the network hardly finds on its own training data.
+
+    Such an anchor is the mean of a few odd pixels, near enough to everything to be a trap: its
+    pseudo-labels are wrong and the students learn them.
+
+    Args:
+        anchors: float [K, D].
+        recall: float [K], share of each class's source pixels that are predicted as such; NaN where
+            it has none.
+        min_recall: in [0, 1]; 0 keeps all.
+
+    Returns:
+        float [K, D]; NaN rows for the classes left out.
+    """
+    return anchors.masked_fill((recall < min_recall)[:, None], torch.nan)
+
+
 class AnchorMean:
     """The same anchors from class sums that arrive piece by piece, in memory that stays flat.
 

@@ -182,6 +182,7 @@ class Anchors(Section):
 
     average: Literal["images", "pixels"]
     min_pixels: Positive  # correctly predicted pixels that an image's class needs to count
+    min_recall: Fraction  # of its source pixels that the teacher must find, or the class has none
 
 
 class PseudoLabel(Section):

@@ -6,9 +6,10 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from cag.anchors import AnchorMean
-from cag.config import load_params
+from cag.anchors import AnchorMean, reliable
+from cag.config import Anchors, load_params
 from cag.datasets import read_label_space
 from cag.errors import UserError
 from cag.features import SOURCE_KEYS, open_store, read_array
@@ -21,9 +22,9 @@ ANCHORS, TABLE = "data/rounds/{}/anchors.npy", "data/rounds/{}/anchors.csv"
 IMAGES_AT_ONCE = 256
 
 
-def average(store: Path, kind: str, min_pixels: int, num_classes: int) -> AnchorMean:
-    """The mean of a store's class sums over correctly predicted pixels, read in pieces."""
-    mean = AnchorMean(kind, min_pixels)
+def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean, Tensor]:
+    """The mean of a store's sums over correctly predicted pixels, and the recall of each class."""
+    mean = AnchorMean(config.average, config.min_pixels)
     with open_store(store, SOURCE_KEYS) as file:
         count, found = file["correct_class_counts"].shape
         if found != num_classes:
@@ -34,11 +35,15 @@ def average(store: Path, kind: str, min_pixels: int, num_classes: int) -> Anchor
                 read_array(file, "correct_class_sums", rows),
                 read_array(file, "correct_class_counts", rows),
             )
-    return mean
+        correct = read_array(file, "correct_class_counts").sum(0)
+        recall = correct / read_array(file, "class_counts").sum(0)  # [K]; NaN: no pixel
+    return mean, recall
 
 
-def anchor_table(anchors: torch.Tensor, mean: AnchorMean, names: tuple[str, ...]) -> pd.DataFrame:
-    """Per class: images and pixels behind its anchor, norm, nearest other anchor and distance."""
+def anchor_table(
+    anchors: Tensor, mean: AnchorMean, recall: Tensor, names: tuple[str, ...]
+) -> pd.DataFrame:
+    """Per class: what is behind its anchor, its norm, the nearest other anchor and its distance."""
     distances = torch.cdist(anchors.double(), anchors.double()).nan_to_num(torch.inf)
     distances.fill_diagonal_(torch.inf)
     distance, nearest = distances.min(1)
@@ -48,6 +53,7 @@ def anchor_table(anchors: torch.Tensor, mean: AnchorMean, names: tuple[str, ...]
             "class": names,
             "images": mean.images.numpy(),
             "pixels": mean.pixels.numpy(),
+            "recall": recall.numpy(),
             "norm": anchors.norm(dim=1).numpy(),
             "nearest_anchor": other,
             "distance": distance.masked_fill(distance == torch.inf, torch.nan).numpy(),
@@ -62,15 +68,15 @@ def main(round_name: str, features_of: str) -> None:
     """Write a round's `anchors.npy` and `anchors.csv` from the source features of FEATURES_OF."""
     config = load_params("anchors").anchors
     names = read_label_space(SOURCE).names
-    mean = average(Path(STORE.format(features_of)), config.average, config.min_pixels, len(names))
-    anchors = mean.compute()
+    mean, recall = average(Path(STORE.format(features_of)), config, len(names))
+    anchors = reliable(mean.compute(), recall, config.min_recall)
     seen = ~anchors.isnan().any(1)
     if int(seen.sum()) < 2:
         raise UserError(
             f"anchors: the teacher predicts only {int(seen.sum())} classes right on the source; "
-            "train it longer (pretrain.iterations) or lower anchors.min_pixels"
+            "train it longer (pretrain.iterations), or lower anchors.min_pixels or min_recall"
         )
-    write_csv(Path(TABLE.format(round_name)), anchor_table(anchors, mean, names))
+    write_csv(Path(TABLE.format(round_name)), anchor_table(anchors, mean, recall, names))
     with atomic_file(Path(ANCHORS.format(round_name))) as partial, open(partial, "wb") as file:
         np.save(file, anchors.numpy())
     unseen = [name for name, s in zip(names, seen, strict=True) if not s]

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cag.anchors import AnchorMean, agreeing_labels, anchors, class_sums, resize_labels
+from cag.anchors import (
+    AnchorMean,
+    agreeing_labels,
+    anchors,
+    class_sums,
+    reliable,
+    resize_labels,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 K = 19
@@ -188,3 +195,9 @@ def test_counts_of_what_the_anchors_are_made_of():
 def test_unknown_average_is_refused():
     with pytest.raises(ValueError, match="'images' or 'pixels', not 'median'"):
         anchors(*two_images(), average="median")
+
+
+def test_reliable_leaves_out_classes_of_low_recall_only():
+    kept = reliable(torch.ones(4, 2), torch.tensor([0.19, 0.2, 1.0, torch.nan]), 0.2)
+    assert kept.isnan().all(1).tolist() == [True, False, False, False]
+    assert reliable(torch.ones(1, 2), torch.tensor([0.0]), 0.0).tolist() == [[1, 1]]

@@ -1,0 +1,385 @@
+"""Networks: the library's own outputs, features before the classifier, models that survive disk."""
+
+import ast
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import load_file, save_file
+
+from cag.config import Network, Normalization
+from cag.errors import UserError
+from cag.labels import LabelSpace
+from cag.networks import build, load_model, save_model
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ROOT.parent / "shared/weights/mobilenet_v2_imagenet.safetensors"
+SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
+
+
+def config(architecture="DeepLabV3Plus", **changes):
+    """A small network."""
+    options = {"decoder_channels": 16} if architecture == "DeepLabV3Plus" else {}
+    fields = {
+        "architecture": architecture,
+        "encoder": "mobilenet_v2",
+        "encoder_weights": None,
+        "options": options,
+        "normalization": Normalization(mean=MEAN, std=STD),
+    }
+    return Network(**fields | changes)
+
+
+def images(height=64, width=96, seed=0):
+    """Two random images in [0, 1]."""
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network in eval mode whose batch norms have seen something."""
+    torch.manual_seed(0)
+    network = build(config(), SPACE.num_classes)
+    with torch.no_grad():
+        network.train()(images(seed=1))
+    return network.eval()
+
+
+@pytest.fixture
+def model_file(tmp_path, network):
+    """The network on disk."""
+    save_model(tmp_path / "model.safetensors", network, config(), SPACE)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Fail at once, and loudly, where something reaches for the network."""
+
+    def refuse(*arguments, **keywords):
+        raise ConnectionError("no network\nin tests")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", refuse)
+
+
+# Outputs
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "stride"),
+    [
+        ("DeepLabV3Plus", "mobilenet_v2", 4),
+        ("DeepLabV3", "resnet18", 8),
+        ("FPN", "resnet18", 4),
+        ("Unet", "mobilenet_v2", 1),
+        ("Segformer", "resnet18", 4),
+    ],
+)
+def test_features_and_logits_are_the_library_networks(architecture, encoder, stride):
+    torch.manual_seed(0)
+    ours = build(config(architecture, encoder=encoder), 3).eval()
+    library = getattr(smp, architecture)(
+        encoder, encoder_weights=None, classes=3, **config(architecture).options
+    ).eval()
+    library.load_state_dict(
+        {
+            re.sub(r"^classifier\.", "segmentation_head.0.", key): value
+            for key, value in ours.state_dict().items()
+        }
+    )
+    given = images()
+    seen = []
+    library.segmentation_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    library.segmentation_head[1] = torch.nn.Identity()  # the final upsampling
+    with torch.no_grad():
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        expected = library((given - mean) / std)
+        found = ours(given)
+    assert torch.equal(found.logits, expected)
+    assert torch.equal(found.features, seen[0])
+    assert found.logits.shape == (2, 3, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (33, 65), (50, 70), (5, 97), (100, 31)])
+def test_any_size_is_covered_at_the_networks_stride(network, size):
+    with torch.no_grad():
+        features, logits = network(images(*size))
+    small = tuple(-(-side // 4) for side in size)
+    assert features.shape == (2, 16, *small) and network.width == 16
+    assert logits.shape == (2, 3, *small) and network.num_classes == 3
+
+
+def test_the_padding_is_at_the_bottom_and_right_in_the_mean_colour(network):
+    given = images(50, 70)
+    padded = torch.tensor(MEAN).view(1, 3, 1, 1).repeat(2, 1, 64, 96)
+    padded[..., :50, :70] = given
+    with torch.no_grad():
+        found, expected = network(given), network(padded)
+    assert torch.allclose(found.logits, expected.logits[..., :13, :18], atol=1e-5)
+
+
+def test_logits_are_the_classifiers_answer_to_the_features(network):
+    with torch.no_grad():
+        features, logits = network(images())
+        assert torch.equal(network.classifier(features), logits)
+    weight, bias = network.classifier.weight[:, :, 0, 0], network.classifier.bias
+    by_hand = torch.einsum("kd,bdhw->bkhw", weight, features) + bias[:, None, None]
+    assert torch.allclose(by_hand, logits, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    network = build(config(), 3)
+    network(images()).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+# Building
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"architecture": "DeepLabV4"}, "network.architecture is 'DeepLabV4'"),
+        ({"architecture": "losses"}, "network.architecture is 'losses'"),
+        ({"architecture": "from_pretrained"}, "network.architecture is 'from_pretrained'"),
+        ({"encoder": "mobilenet_v9"}, "encoder 'mobilenet_v9'"),
+        ({"encoder": "tu-no_such_encoder"}, "encoder 'tu-no_such_encoder'"),
+        ({"options": {"decoder_chanels": 16}}, "network.options.decoder_chanels is no option"),
+        ({"options": {"classes": 7}}, "network.options.classes is no option"),
+        ({"options": {"activation": "softmax"}}, "network.options.activation is no option"),
+        ({"options": {"decoder_channels": "many"}}, "'decoder_channels': 'many'"),
+        ({"options": {"encoder_output_stride": 7}}, "'encoder_output_stride': 7"),
+        ({"options": {"decoder_atrous_rates": [6]}}, "'decoder_atrous_rates': [6]"),
+    ],
+)
+def test_what_cannot_be_built_is_named_in_one_line(changes, expected):
+    with pytest.raises(UserError) as caught:
+        build(config(**changes), 3)
+    message = str(caught.value)
+    assert expected in message and message.startswith("network")
+    assert "\n" not in message and len(message) < 600
+
+
+def test_options_reach_the_network():
+    assert build(config(options={"decoder_channels": 24}), 3).width == 24
+
+
+# The encoder's weights
+
+
+def encoder_state(seed, width=1.0):
+    """Random weights in the form of the library's encoder."""
+    torch.manual_seed(seed)
+    encoder = smp.encoders.get_encoder("mobilenet_v2", weights=None)
+    return {k: v.clone() * width for k, v in encoder.state_dict().items() if v.is_floating_point()}
+
+
+def test_local_encoder_weights_are_loaded(tmp_path, monkeypatch, offline):
+    counters = {
+        k: v
+        for k, v in smp.encoders.get_encoder("mobilenet_v2", weights=None).state_dict().items()
+        if not v.is_floating_point()
+    }
+    state = encoder_state(5)
+    save_file(state | counters, tmp_path / "mobilenet_v2_mine.safetensors")
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    given = config(encoder_weights="mine")
+    torch.manual_seed(9)
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    torch.manual_seed(9)
+    random = build(given, 3, pretrained=False).encoder.state_dict()
+    assert any(not torch.equal(random[key], value) for key, value in state.items())
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path, monkeypatch, offline):
+    save_file({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "mobilenet_v2_mine.safetensors")
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        build(config(encoder_weights="mine"), 3, pretrained=True)
+    assert "mobilenet_v2_mine.safetensors: does not fit encoder 'mobilenet_v2'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_weights_file_is_named(tmp_path, monkeypatch, offline):
+    (tmp_path / "mobilenet_v2_mine.safetensors").write_bytes(b"not weights")
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"mobilenet_v2_mine\.safetensors: not a safetensors file"):
+        build(config(encoder_weights="mine"), 3, pretrained=True)
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "no_such_weights"])
+def test_without_file_and_hub_every_way_out_is_named(tmp_path, monkeypatch, offline, weights):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        build(config(encoder_weights=weights), 3, pretrained=True)
+    message = str(caught.value)
+    assert message.startswith(f"network.encoder_weights: '{weights}'") and "\n" not in message
+    assert str(tmp_path / f"mobilenet_v2_{weights}.safetensors") in message
+    assert all(way in message for way in ("CAG_WEIGHTS", "hub", "online", "null"))
+
+
+def test_weights_may_not_lead_out_of_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="leaves this folder"):
+        build(config(encoder_weights="x/../../../secret"), 3, pretrained=True)
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="no ImageNet weights at hand")
+def test_imagenet_weights_fit_the_encoder_key_for_key(monkeypatch, offline):
+    monkeypatch.setenv("CAG_WEIGHTS", str(WEIGHTS.parent))
+    encoder = build(config(encoder_weights="imagenet"), 3, pretrained=True).encoder
+    expected = {k: v for k, v in load_file(WEIGHTS).items() if not k.startswith("classifier.")}
+    found = encoder.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+# Models on disk
+
+
+def test_a_model_comes_back_bit_for_bit(network, model_file):
+    loaded, loaded_config, classes = load_model(model_file, SPACE)
+    assert (loaded_config, classes) == (config(), SPACE)
+    assert not loaded.training
+    before, after = network.state_dict(), loaded.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with torch.no_grad():
+        assert torch.equal(network(images()).logits, loaded(images()).logits)
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path, network, model_file):
+    save_model(tmp_path / "again", network, config(), SPACE)
+    assert (tmp_path / "again").read_bytes() == model_file.read_bytes()
+    loaded, *description = load_model(model_file)
+    save_model(tmp_path / "loaded", loaded, *description)
+    assert (tmp_path / "loaded").read_bytes() == model_file.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again",
+        "loaded",
+        "model.safetensors",
+    ]
+
+
+def test_a_channels_last_network_is_saved_too(tmp_path, network, model_file):
+    other, *_ = load_model(model_file)
+    save_model(tmp_path / "last", other.to(memory_format=torch.channels_last), config(), SPACE)
+    assert (tmp_path / "last").read_bytes() == model_file.read_bytes()
+
+
+def test_the_encoders_weights_are_not_needed_to_load(tmp_path, monkeypatch, network, offline):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    save_model(tmp_path / "model", network, config(encoder_weights="imagenet"), SPACE)
+    assert load_model(tmp_path / "model")[1].encoder_weights == "imagenet"
+
+
+def test_normalisation_travels_with_the_model(tmp_path, network):
+    other = config(normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    save_model(tmp_path / "model", network, other, SPACE)
+    loaded, *_ = load_model(tmp_path / "model")
+    assert loaded.mean.flatten().tolist() == [0, 0, 0] and loaded.std.flatten().tolist() == [1] * 3
+
+
+def test_a_model_of_other_classes_is_refused(model_file):
+    for names in [("road", "sky"), ("road", "car", "sky")]:
+        other = LabelSpace(names, SPACE.palette[: len(names)])
+        with pytest.raises(UserError) as caught:
+            load_model(model_file, other)
+        assert str(caught.value).startswith(f"{model_file}: a model of 3 classes (road, sky, car)")
+        assert f"{len(names)} ({', '.join(names)})" in str(caught.value)
+    assert load_model(model_file, None)[2] == SPACE
+
+
+def rewritten(path, **metadata):
+    """The model file with other metadata."""
+    save_file(load_file(path), path, metadata=metadata)
+    return path
+
+
+def description(**changes):
+    """A model's description as it is written, with changes; None removes a key."""
+    content = {"format": 1, "network": config().model_dump(), "classes": SPACE.to_dict()} | changes
+    return json.dumps({key: value for key, value in content.items() if value is not None})
+
+
+def test_metadata_rewritten_as_they_were_are_accepted(model_file):
+    assert load_model(rewritten(model_file, cag=description()), SPACE)[2] == SPACE
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, "no model of this program"),
+        ({"other": "x"}, "no model of this program"),
+        ({"cag": "{"}, "damaged model file"),
+        ({"cag": "[]"}, "model format None, expected 1"),
+        ({"cag": description(format=2)}, "model format 2, expected 1"),
+        ({"cag": description(network=None)}, "damaged description"),
+        ({"cag": description(network={"architecture": "FPN"})}, "damaged description"),
+        ({"cag": description(classes={"classes": [{}]})}, "damaged description"),
+        (
+            {"cag": description(network=config(encoder="resnet18").model_dump())},
+            "weights do not fit its network",
+        ),
+    ],
+)
+def test_a_file_that_is_no_model_of_ours_is_named(model_file, metadata, expected):
+    with pytest.raises(UserError) as caught:
+        load_model(rewritten(model_file, **metadata), SPACE)
+    assert str(caught.value).startswith(f"{model_file}: {expected}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 100_000, -1])
+def test_a_truncated_model_is_named(model_file, kept):
+    model_file.write_bytes(model_file.read_bytes()[:kept])
+    with pytest.raises(UserError) as caught:
+        load_model(model_file)
+    assert str(caught.value).startswith(f"{model_file}: damaged model file")
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.safetensors: no such model; `dvc repro` makes it"):
+        load_model(tmp_path / "gone.safetensors")
+    with pytest.raises(UserError, match="damaged model file"):
+        load_model(tmp_path)
+
+
+def test_a_pickle_is_never_opened_as_a_model(tmp_path, network, monkeypatch):
+    torch.save(network.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("torch.load on a model"))
+    with pytest.raises(UserError, match="damaged model file"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def calls(path, name):
+    """The calls of `torch.<name>` in a program's text."""
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == name
+        and getattr(node.func.value, "id", None) == "torch"
+    ]
+
+
+def test_pickles_are_read_as_weights_only_and_for_resuming_only():
+    found = {}
+    for path in sorted(
+        path for folder in ("cag", "stages") for path in ROOT.glob(f"{folder}/**/*.py")
+    ):
+        for call in calls(path, "load"):
+            found.setdefault(path.name, []).append(call)
+    assert list(found) == ["training.py"]
+    for call in found["training.py"]:
+        options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        assert options["weights_only"] is True
