@@ -228,7 +228,8 @@ def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
         UserError: The file is missing, damaged, or of other classes or another feature width.
     """
     try:
-        anchors = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            anchors = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
     except (OSError, ValueError, EOFError) as error:

@@ -58,7 +58,9 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[rate]} {task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, quiet=not is_main_process())
+    console = Console(stderr=True)
+    # Where it cannot draw a bar, rich would still print an empty line.
+    console.quiet = not (console.is_interactive and is_main_process())
     began, done = time.monotonic(), 0
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="", note="")

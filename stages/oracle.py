@@ -4,6 +4,7 @@ The only program that opens labels of target training images. It starts from the
 and takes as many steps as the rounds together, with the pretraining's optimizer.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +146,7 @@ def main() -> None:
         write_scores(folder, confusion, classes, scored)
     for checkpoint in checkpoints:
         checkpoint.delete()
+    shutil.rmtree(LABELLED)
     print(f"oracle: mIoU {100 * metrics.mean_iou(confusion):.1f} over {scored} images")
 
 

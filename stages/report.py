@@ -8,8 +8,6 @@ import click
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from cag import plots, report
 from cag.config import load_params
@@ -172,25 +170,6 @@ def write(result: report.Run) -> None:
             plots.save_png(figure, folder / name)
 
 
-def show(result: report.Run, console: Console) -> None:
-    """Print the results, and where to look."""
-    scores = {model: one.metrics for model, one in result.evaluations.items()}
-    printed = Table("model", "mIoU %", "change", title="Target validation", title_justify="left")
-    for column in printed.columns[1:]:
-        column.justify = "right"
-    for row in report.results_table(scores).to_dict("records") if scores else ():
-        change = "" if pd.isna(row["change"]) else f"{100 * row['change']:+.1f}"
-        printed.add_row(row["model"], f"{100 * row['miou']:.1f}", change)
-    if scores:
-        console.print(printed)
-    for what, path in (
-        ("pseudo-labels", f"{ROUNDS}/<round>/pseudo_labels/"),
-        ("panels", f"{EVALUATION}/<model>/panels.png"),
-        ("report", f"{REPORT}/index.html"),
-    ):
-        console.print(f"{what:<14}{path}", markup=False, highlight=False)
-
-
 def _existing(path: Path, stage: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro {stage}` first")
@@ -199,11 +178,11 @@ def _existing(path: Path, stage: str) -> Path:
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Read the artifacts, write data/report/, print the table."""
+    """Read the artifacts, write `data/report/`."""
     params = load_params("seed", "rounds", "evaluated", "report")
     result = collect(params)
     write(result)
-    show(result, Console())
+    print(f"report: {REPORT}/index.html; `cag summary` prints the scores")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Feature stores: exact sums, a balanced sample in bounded memory, files that are whole or not there."""
+"""Feature stores: exact sums, a balanced sample in bounded memory, files whole or not there."""
 
 import shutil
 from collections import namedtuple
@@ -31,7 +31,7 @@ NAMES = ["a", "b/c", "ü"]
 
 
 def batch(seed=0, count=B):
-    """Random features [B, D, h, w], logits [B, K, h, w] and labels [B, h, w] with ignored pixels."""
+    """Random features [B, D, h, w], logits [B, K, h, w], labels [B, h, w], some of them ignored."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, D, H, W, generator=generator)
     logits = torch.randn(count, K, H, W, generator=generator)
@@ -391,7 +391,7 @@ def test_another_kind_of_anchor_file_is_named(tmp_path, content):
 def test_an_archive_of_arrays_is_no_anchor_file(tmp_path):
     with open(tmp_path / "anchors.npy", "wb") as file:
         np.savez(file, anchors=np.zeros((K, D), np.float32))
-    with pytest.raises(UserError, match=r"anchors\.npy: "):
+    with pytest.raises(UserError, match=r"anchors\.npy: damaged \.npy file"):
         read_anchors(tmp_path / "anchors.npy", K, D)
 
 

@@ -124,7 +124,7 @@ def make_sandbox(project: Path, stage: Stage, folder: Path) -> Path:
 
 
 def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str, dict]:
-    """Run the stage's command in its sandbox; what it printed, and what it imported and asked for."""
+    """Run a stage in its sandbox; what it printed, and what it imported and asked for."""
     launcher, *program = shlex.split(stage.command.replace("${LAUNCH:-python}", "python"))
     assert (launcher, program[0]) == ("python", "-m"), stage.command
     record = sandbox.with_name("record.json")

@@ -1,0 +1,398 @@
+"""Bad input of every kind, given to the stages: one line that names it, nothing half-written."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cag.config import load_params
+from cag.files import write_json
+from cag.images import read_image, write_image, write_label
+from cag.labels import LabelSpace
+from cag.networks import build, save_model
+from cag.stage import run
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("road", "sky", "car")
+SPACE = LabelSpace(NAMES, ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+SIZE = (32, 64)
+WIDTH = 16
+RAW = "data/raw/city"
+AUGMENTATION = {"scale": [1.0, 1.0], "crop": list(SIZE), "flip": 0.5, "photometric": None}
+TRAINING = {"iterations": 2, "batch_size": 2, "augmentation": AUGMENTATION}
+
+
+def parameters():
+    """Complete parameters of three folders of tiny images."""
+    content = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
+    domain = {"layout": "folder", "folder": "city", "class_map": "classes.yaml", "size": list(SIZE)}
+    content["source"] = domain | {"images": "images", "labels": "labels"}
+    content["target"] = domain | {
+        "images": "images",
+        "val_images": "images",
+        "val_labels": "labels",
+    }
+    content["network"]["options"] = {"decoder_channels": WIDTH}
+    content["pretrain"] |= TRAINING
+    content["adapt"] |= TRAINING
+    content["pseudo_label"] = {
+        "margin": None,
+        "relative_margin": None,
+        "quantile": 0.5,
+        "probability": 0.0,
+    }
+    return content
+
+
+def write_raw(folder):
+    """Four images with labels of raw values 1, 2 and 3."""
+    random = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(4):
+        image = random.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+        labels = random.integers(1, 4, SIZE).astype(np.uint8)
+        write_image(folder / f"images/{i}.png", image)
+        write_label(folder / f"labels/{i}.png", labels, np.zeros((4, 3), np.uint8))
+
+
+def stage(name, *arguments):
+    """Run a stage in this process, as its program does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        run(importlib.import_module(f"stages.{name}").main)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A project run up to its first pseudo-labels, with a network that was never trained."""
+    folder = tmp_path_factory.mktemp("template")
+    write_raw(folder / RAW)
+    classes = [
+        {"name": name, "color": list(color), "values": [i + 1]}
+        for i, (name, color) in enumerate(zip(NAMES, SPACE.palette, strict=True))
+    ]
+    (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": classes, "ignore": []}))
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("CAG_DATA", raising=False)
+        for command in (["index"], ["prepare", "source"], ["prepare", "target"]):
+            stage(*command)
+        torch.manual_seed(0)
+        network = load_params("network").network
+        save_model(Path("data/models/warmup.safetensors"), build(network, 3).eval(), network, SPACE)
+        stage("extract", "round1", "warmup")
+        Path("data/rounds/round1").mkdir(parents=True)
+        anchors = np.random.default_rng(0).random((3, WIDTH)).astype(np.float32)
+        np.save("data/rounds/round1/anchors.npy", anchors)
+        stage("pseudo_label", "round1")
+    return folder
+
+
+@pytest.fixture
+def project(template, tmp_path, monkeypatch):
+    """A copy of the template, in which the test works."""
+    folder = tmp_path / "project"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    for variable in ("CAG_DATA", "CAG_WEIGHTS", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    return folder
+
+
+def contents(folder):
+    """The files below a folder's data/ with their bytes, and what is hidden or partial there."""
+    paths = sorted((folder / "data").rglob("*"))
+    kept = [path for path in paths if path.is_file() or path.name.startswith(".")]
+    return {path: path.read_bytes() if path.is_file() else None for path in kept}
+
+
+@pytest.fixture
+def fails(project, capsys):
+    """A function: a stage fails with one line on stderr that has all the given words."""
+
+    def check(command, *words):
+        before = contents(project)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            stage(*command.split())
+        assert caught.value.code == 1
+        check_message(capsys.readouterr().err, words)
+        assert contents(project) == before
+
+    return check
+
+
+def check_message(text, words):
+    """Exactly one line, an error that has every word."""
+    assert text.startswith("error: ") and text.endswith("\n") and text.count("\n") == 1
+    assert "Traceback" not in text and len(text) < 700
+    for word in words:
+        assert word in text
+
+
+def change(key, value):
+    """Set a parameter, named by its dotted path."""
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    section = content
+    *outer, last = key.split(".")
+    for part in outer:
+        section = section[part]
+    section[last] = value
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+
+
+def cut(path, kept=0.5):
+    """Keep the first part of a file."""
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: int(len(content) * kept)])
+
+
+def test_the_project_is_good_before_it_is_broken(project, capsys):
+    """What the other tests break does run: each stage that they run, in its order."""
+    shutil.rmtree("data/prepared/target")  # the pretraining needs no target image, and sees none
+    stage("pretrain")
+    stage("prepare", "target")
+    for command in ("extract round1 warmup", "pseudo_label round1", "adapt round1 warmup"):
+        stage(*command.split())
+    stage("evaluate", "round1")
+    assert "error" not in capsys.readouterr().err
+    for path in ("models/pretrain.safetensors", "curves/round1.csv", "evaluation/round1"):
+        assert Path("data", path).exists()
+
+
+def test_the_pretraining_opens_no_target_image(project, monkeypatch):
+    opened = []
+
+    def record(path):
+        opened.append(Path(path))
+        return read_image(path)
+
+    monkeypatch.setattr("cag.samples.read_image", record)
+    stage("pretrain")
+    assert opened and all(p.is_relative_to("data/prepared/source/images/train") for p in opened)
+
+
+# The data set
+
+
+def test_a_missing_data_folder(project, fails):
+    shutil.rmtree(RAW)
+    fails("index", RAW, "no such folder")
+    fails("prepare source", f"{RAW}/images", "no such folder")
+
+
+def test_a_data_folder_elsewhere(project, fails, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAG_DATA", str(tmp_path / "nowhere"))
+    fails("index", str(tmp_path / "nowhere/city"), "no such folder")
+
+
+def test_no_images(project, fails):
+    for path in Path(RAW, "images").iterdir():
+        path.unlink()
+    fails("prepare source", f"{RAW}/images", "no image found")
+    fails("prepare target", f"{RAW}/images", "no image found")
+
+
+def test_an_image_without_a_label(project, fails):
+    Path(RAW, "labels/2.png").unlink()
+    fails("prepare source", f"{RAW}/images/2.png", "no label")
+    fails("prepare target", f"{RAW}/images/2.png", "no label")
+
+
+def test_a_label_without_an_image(project, fails):
+    Path(RAW, "images/2.png").unlink()
+    fails("prepare source", f"{RAW}/labels/2.png", "no image")
+
+
+def test_an_image_and_a_label_of_two_sizes(project, fails):
+    labels = np.ones((32, 60), np.uint8)
+    write_label(Path(RAW, "labels/1.png"), labels, np.zeros((4, 3), np.uint8))
+    fails("prepare source", f"{RAW}/images/1.png is 64 x 32", f"{RAW}/labels/1.png is 60 x 32")
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_truncated_image(project, fails, kind):
+    cut(f"{RAW}/{kind}/3.png")
+    fails("prepare source", f"{RAW}/{kind}/3.png", "not a readable image")
+
+
+def test_a_file_that_is_no_image(project, fails):
+    Path(RAW, "images/0.png").write_text("an image")
+    fails("prepare target", f"{RAW}/images/0.png", "not a readable image")
+
+
+def test_a_label_value_outside_the_class_map(project, fails):
+    labels = np.full(SIZE, 9, np.uint8)
+    write_label(Path(RAW, "labels/1.png"), labels, np.zeros((4, 3), np.uint8))
+    fails("prepare source", f"{RAW}/labels/1.png: label value 9 not in the class map")
+
+
+def test_a_missing_or_broken_class_map(project, fails):
+    Path("classes.yaml").write_text("classes: [{name: road}]")
+    fails("prepare source", "classes.yaml")
+    Path("classes.yaml").unlink()
+    fails("prepare source", "classes.yaml")
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value", "words"),
+    [
+        ("index", "pretraining", {}, ["unknown key 'pretraining'"]),
+        ("index", "pseudo_label.margins", 2.5, ["unknown key 'pseudo_label.margins'"]),
+        ("index", "rounds.round1.teacher", "round2", ["rounds.round1.teacher", "round2"]),
+        ("prepare source", "source.size", [32.0, 64], ["source.size.0 is 32.0"]),
+        ("pretrain", "pretrain.learning_rat", 0.1, ["unknown key 'pretrain.learning_rat'"]),
+        ("pretrain", "pretrain.learning_rate", "fast", ["pretrain.learning_rate is 'fast'"]),
+        ("pretrain", "network.encoder", "mobilnet", ["network", "mobilnet"]),
+        ("pretrain", "network.options", {"decoder": 1}, ["network.options.decoder"]),
+        ("adapt round1 warmup", "adapt.iterations", 0, ["adapt.iterations is 0"]),
+        ("pseudo_label round1", "pseudo_label.quantile", 2, ["pseudo_label.quantile is 2"]),
+        ("pseudo_label round1", "pseudo_label.margin", 1e9, ["no pixel is active"]),
+        ("anchors round1 round1", "anchors.min_pixels", 10**6, ["anchors.min_pixels"]),
+        ("extract round1 warmup", "extract.batch_size", True, ["extract.batch_size is True"]),
+        ("evaluate warmup", "evaluate.panels", -1, ["evaluate.panels is -1"]),
+        ("warmup", "warmup.iterations", 1, ["warmup.iterations is 1"]),
+    ],
+)
+def test_a_bad_parameter(project, fails, command, key, value, words):
+    change(key, value)
+    fails(command, *words)
+
+
+def test_a_missing_parameter_file(project, fails):
+    Path("params.yaml").unlink()
+    fails("index", "params.yaml: no such file")
+
+
+# Artifacts
+
+
+@pytest.mark.parametrize("shape", [(4, WIDTH), (3, WIDTH + 1)])
+@pytest.mark.parametrize("command", ["pseudo_label round1", "adapt round1 warmup"])
+def test_anchors_of_other_classes_or_another_width(project, fails, command, shape):
+    np.save("data/rounds/round1/anchors.npy", np.zeros(shape, np.float32))
+    fails(command, "data/rounds/round1/anchors.npy", f"{shape}", f"(3, {WIDTH})")
+
+
+@pytest.mark.parametrize(
+    ("command", "domain"), [("anchors round1 round1", "source"), ("pseudo_label round1", "target")]
+)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_damaged_feature_store(project, fails, command, domain, kept):
+    path = f"data/features/round1/{domain}.h5"
+    cut(path, kept)
+    fails(command, path, "damaged HDF5 file")
+
+
+def test_a_missing_feature_store(project, fails):
+    shutil.rmtree("data/features/round1")
+    fails("anchors round1 round1", "data/features/round1/source.h5: no such feature store")
+    fails("pseudo_label round1", "data/features/round1/target.h5: no such feature store")
+
+
+@pytest.mark.parametrize(
+    "command", ["extract round1 warmup", "adapt round1 warmup", "evaluate warmup"]
+)
+def test_a_damaged_or_missing_model(project, fails, command):
+    path = Path("data/models/warmup.safetensors")
+    cut(path)
+    fails(command, f"{path}: damaged model file")
+    path.unlink()
+    fails(command, f"{path}: no such model")
+
+
+def test_no_pretrained_model(project, fails):
+    fails("warmup", "data/models/pretrain.safetensors: no such model")
+
+
+@pytest.mark.parametrize(
+    "command", ["extract round1 warmup", "adapt round1 warmup", "evaluate warmup"]
+)
+def test_a_model_of_other_classes(project, fails, command):
+    other = LabelSpace(("road", "sky"), SPACE.palette[:2])
+    write_json(Path("data/prepared/source/classes.json"), other.to_dict())
+    fails(command, "data/models/warmup.safetensors: a model of 3 classes", "2 (road, sky)")
+
+
+def test_too_little_disk(project, fails, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    shutil.rmtree("data/features")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    fails("extract round1 warmup", "data/features/round1", "the disk has 0.00 GB free")
+    fails("prepare source", "data/prepared", "the disk has 0.00 GB free")
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        ("pretrain", "data/prepared/source/images/train/2.png"),
+        ("extract round1 warmup", "data/prepared/source/labels/train/2.png"),
+        ("adapt round1 warmup", "data/rounds/round1/pseudo_labels/anchor/2.png"),
+        ("evaluate warmup", "data/prepared/target/labels/val/2.png"),
+    ],
+)
+def test_a_truncated_artifact(project, fails, command, path):
+    cut(path)
+    fails(command, path, "not a readable image")
+
+
+def test_missing_artifacts(project, fails):
+    Path("data/rounds/round1/pseudo_labels/probability/1.png").unlink()
+    fails("adapt round1 warmup", "probability/1.png: no such pseudo-label map")
+    Path("data/index/weights.csv").unlink()
+    fails("pretrain", "data/index/weights.csv: no such file")
+    Path("data/prepared/source/classes.json").unlink()
+    fails("pretrain", "data/prepared/source/classes.json: no such file")
+
+
+def test_images_of_several_sizes_cannot_share_a_feature_store(project, fails):
+    write_image(Path(RAW, "images/3.png"), np.zeros((64, 64, 3), np.uint8))
+    labels = np.ones((64, 64), np.uint8)
+    write_label(Path(RAW, "labels/3.png"), labels, np.zeros((4, 3), np.uint8))
+    change("target.size", None)
+    stage("prepare", "target")
+    fails("extract round1 warmup", "data/prepared/target: 3 differs in size from 0", "target.size")
+
+
+# As a user runs them
+
+
+@pytest.mark.parametrize(
+    ("command", "damage", "words"),
+    [
+        ("index", lambda: change("seeds", 0), ["unknown key 'seeds'"]),
+        ("prepare source", lambda: cut(f"{RAW}/images/3.png"), [f"{RAW}/images/3.png"]),
+        (
+            "extract round1 warmup",
+            lambda: cut("data/models/warmup.safetensors"),
+            ["data/models/warmup.safetensors: damaged model file"],
+        ),
+    ],
+    ids=["parameter", "image", "model"],
+)
+def test_the_programs_say_it_too(project, command, damage, words):
+    damage()
+    before = contents(project)
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{command.split()[0]}", *command.split()[1:]],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    check_message(done.stderr, words)
+    assert contents(project) == before

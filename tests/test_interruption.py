@@ -1,0 +1,166 @@
+"""A run killed at whatever moment, and run again, ends with the bytes of an uninterrupted one."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from project import digests, dvc, environment, execute, make_project, ran, write_params
+
+KILLS = 6
+UNFINISHED = (".partial", ".previous")
+DEADLINE = 300  # seconds after which something hangs
+SAVE_OFTEN = {"CAG_CHECKPOINT_SECONDS": "0"}
+PRETRAIN = ("-m", "stages.pretrain")
+CHECKPOINT = ".scratch/pretrain/checkpoint.pt"
+MODEL, CURVE = "data/models/pretrain.safetensors", "data/curves/pretrain.csv"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[Path, float]:
+    """A project after one run from beginning to end, and the seconds it took."""
+    project = make_project(tmp_path_factory.mktemp("whole") / "project", rounds=1)
+    began = time.monotonic()
+    dvc(project, "repro")
+    return project, time.monotonic() - began
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Start Python in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment(folder, **SAVE_OFTEN),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen, number: signal.Signals) -> str:
+    """Signal a process and its descendants, and wait for all of them; what it said on stderr."""
+    os.killpg(process.pid, number)
+    # The pipe ends when the last descendant that inherited it is gone.
+    _, said = process.communicate(timeout=DEADLINE)
+    return said
+
+
+def finished_files(data: Path) -> dict[str, str]:
+    """Digests of the files below `data` that do not lie under a name of unfinished work."""
+    return {
+        path: digest
+        for path, digest in digests(data).items()
+        if not any(part.endswith(UNFINISHED) for part in Path(path).parts)
+    }
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Files and folders under a name of unfinished work."""
+    return [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]
+
+
+def test_killed_pipeline_ends_the_same(uninterrupted, tmp_path):
+    whole, seconds = uninterrupted
+    expected = digests(whole / "data")
+    project = make_project(tmp_path / "project", rounds=1)
+    moments = random.Random(0)
+    killed, found = 0, {}
+    for _ in range(KILLS):
+        process = start(project, "-m", "dvc", "repro")
+        try:
+            process.communicate(timeout=moments.uniform(0.05, 0.35) * seconds)
+        except subprocess.TimeoutExpired:
+            killed += 1
+            stop(process, signal.SIGKILL)
+        found = finished_files(project / "data")
+        # Whatever has its final name is complete: exactly the uninterrupted run's file.
+        assert {path: expected.get(path) for path in found} == found
+    assert killed >= KILLS - 2, "the moments are not spread over the run"
+    assert found
+
+    printed = dvc(project, "repro", **SAVE_OFTEN)
+    assert "index" in ran(printed)
+    assert digests(project / "data") == expected
+    assert not unfinished(project)
+    assert not [path for path in (project / ".scratch").rglob("*") if path.is_file()]
+    assert ran(dvc(project, "repro")) == ["index"]
+
+
+@pytest.fixture
+def pretraining(uninterrupted, tmp_path) -> Path:
+    """A folder in which pretraining can run by itself."""
+    whole, _ = uninterrupted
+    folder = tmp_path / "pretraining"
+    for name in ("cag", "stages", "data/prepared/source", "data/index"):
+        shutil.copytree(whole / name, folder / name)
+    shutil.copyfile(whole / "params.yaml", folder / "params.yaml")
+    return folder
+
+
+def interrupt_pretraining(folder: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start pretraining and signal it once its checkpoint is there; exit status and stderr."""
+    process = start(folder, *PRETRAIN)
+    began = time.monotonic()
+    while not (folder / CHECKPOINT).exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() - began < DEADLINE
+        time.sleep(0.002)
+    said = stop(process, number)
+    assert not (folder / MODEL).exists()
+    assert not (folder / CURVE).exists()
+    return process.returncode, said
+
+
+def mark_history(folder: Path) -> int:
+    """Set the losses in the checkpoint to -1; the number of iterations it holds."""
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    state["history"][: state["iteration"]] = -1
+    torch.save(state, folder / CHECKPOINT)
+    return state["iteration"]
+
+
+def test_killed_pretraining_resumes_and_ends_the_same(uninterrupted, pretraining):
+    whole, _ = uninterrupted
+    status, _ = interrupt_pretraining(pretraining, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    copy = shutil.copytree(pretraining, pretraining.with_name("copy"))
+
+    execute(pretraining, "python", *PRETRAIN, **SAVE_OFTEN)
+    for name in (MODEL, CURVE):
+        assert (pretraining / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (pretraining / CHECKPOINT).exists()
+
+    # The iterations before the checkpoint are not done again: their losses come from it.
+    done = mark_history(copy)
+    execute(copy, "python", *PRETRAIN)
+    curve = pd.read_csv(copy / CURVE).set_index("iteration")["loss"]
+    assert 0 < done < len(curve)
+    assert (curve.loc[:done] == -1).all()
+    assert (curve.loc[done + 1 :] > 0).all()
+    assert (copy / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+
+
+def test_interrupt_says_so_and_other_parameters_start_afresh(pretraining):
+    status, said = interrupt_pretraining(pretraining, signal.SIGINT)
+    assert status == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not unfinished(pretraining)
+
+    mark_history(pretraining)
+    params = yaml.safe_load((pretraining / "params.yaml").read_text(encoding="utf-8"))
+    params["pretrain"]["weight_decay"] = 0.001
+    write_params(pretraining, params)
+    execute(pretraining, "python", *PRETRAIN)
+    assert (np.array(pd.read_csv(pretraining / CURVE)["loss"]) > 0).all()

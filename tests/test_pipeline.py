@@ -1,0 +1,371 @@
+"""The whole pipeline on a tiny data set, run as a user runs it."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from project import (
+    SIZE,
+    digests,
+    dvc,
+    git,
+    make_project,
+    merged,
+    ran,
+    tiny_params,
+    write_params,
+)
+from safetensors import safe_open
+
+from cag.scenes import write_dataset
+
+ROUNDS = ("round1", "round2")
+EVALUATED = ("pretrain", "round2")
+MODELS = ("pretrain", "warmup", *ROUNDS)
+HEIGHT, WIDTH = SIZE
+CLASSES, TRAINING, VALIDATION = 19, 6, 4  # classes, target images
+DEADLINE = 400  # seconds
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project after `dvc repro`; tests that change it take a copy."""
+    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
+    dvc(project, "repro")
+    return project
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of the finished project."""
+    return shutil.copytree(finished, tmp_path / "project", symlinks=True)
+
+
+def label_map(path: Path) -> np.ndarray:
+    """Train ids of a palette PNG in the Cityscapes colours, uint8 [H, W]."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.mode == "P"
+        palette = np.array(image.getpalette()).reshape(-1, 3)
+        assert palette[0].tolist() == [128, 64, 128]  # road
+        assert palette[255].tolist() == [0, 0, 0]
+        labels = np.array(image)
+    assert set(np.unique(labels)) <= {*range(CLASSES), 255}
+    return labels
+
+
+# Artifacts
+
+
+def test_index_lists_nothing_of_scenes(finished):
+    for domain in ("source", "target"):
+        table = pd.read_csv(finished / f"data/index/{domain}.csv")
+        assert list(table.columns) == ["path", "bytes"]
+        assert table.empty
+    assert pd.read_csv(finished / "data/index/weights.csv").empty
+
+
+@pytest.mark.parametrize(
+    ("domain", "images", "labels"),
+    [
+        ("source", {"train": 8}, {"train": 8}),
+        ("target", {"train": TRAINING, "val": VALIDATION}, {"val": VALIDATION}),
+    ],
+)
+def test_prepared_form(finished, domain, images, labels):
+    folder = finished / "data/prepared" / domain
+    manifest = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
+    assert list(manifest.columns) == [
+        *("split", "name", "image", "label", "height", "width", "image_sha256", "label_sha256")
+    ]
+    assert manifest["split"].value_counts().to_dict() == images
+    assert manifest[manifest["label"] != ""]["split"].value_counts().to_dict() == labels
+    for row in manifest.itertuples():
+        with Image.open(folder / row.image) as image:
+            assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
+        if row.label:
+            assert label_map(folder / row.label).shape == (HEIGHT, WIDTH)
+    assert len(json.loads((folder / "classes.json").read_text())["names"]) == CLASSES
+    # Nothing lies there that the manifest does not name.
+    named = {*manifest["image"], *manifest["label"], "manifest.csv", "classes.json"} - {""}
+    assert set(digests(folder)) == named
+
+
+def test_models_carry_their_description(finished):
+    for model in MODELS:
+        with safe_open(finished / f"data/models/{model}.safetensors", "numpy") as file:
+            metadata, names = file.metadata(), list(file.keys())
+        assert "mobilenet_v2" in json.dumps(metadata)
+        assert any("encoder" in name for name in names)
+    weights = digests(finished / "data/models")
+    assert weights["warmup.safetensors"] == weights["pretrain.safetensors"]
+    assert len(set(weights.values())) == len(MODELS) - 1
+
+
+def test_learning_curves(finished):
+    params = yaml.safe_load((finished / "params.yaml").read_text())
+    terms = ["source_ce", "target_ce", "source_distance", "target_distance"]
+    for model, stage, losses in (
+        ("pretrain", "pretrain", ["source_ce"]),
+        *((name, "adapt", terms) for name in ROUNDS),
+    ):
+        curve = pd.read_csv(finished / f"data/curves/{model}.csv")
+        assert list(curve.columns) == ["iteration", "learning_rate", "loss", *losses]
+        assert curve["iteration"].iloc[-1] == params[stage]["iterations"]
+        assert np.isfinite(curve).all(axis=None)
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_feature_stores(finished, name):
+    folder = finished / "data/features" / name
+    manifests = {
+        domain: pd.read_csv(finished / f"data/prepared/{domain}/manifest.csv").query(
+            "split == 'train'"
+        )["name"]
+        for domain in ("source", "target")
+    }
+    with h5py.File(folder / "source.h5") as file:
+        assert list(file["names"].asstr()) == list(manifests["source"])
+        n, k, d = file["class_sums"].shape
+        assert (n, k) == (8, CLASSES)
+        for kind in ("", "correct_"):
+            sums, counts = file[f"{kind}class_sums"], file[f"{kind}class_counts"]
+            assert (sums.shape, sums.dtype) == ((n, k, d), np.float32)
+            assert (counts.shape, counts.dtype) == ((n, k), np.int64)
+        assert (file["correct_class_counts"][:] <= file["class_counts"][:]).all()
+        assert file["sample_features"].dtype == np.float16
+        assert file["sample_features"].shape == (len(file["sample_labels"]), d)
+    with h5py.File(folder / "target.h5") as file:
+        assert list(file["names"].asstr()) == list(manifests["target"])
+        n, width, h, w = file["features"].shape
+        assert (n, width) == (TRAINING, d)
+        assert file["features"].dtype == np.float16
+        assert file["features"].chunks == (1, d, h, w)
+        assert (file["prediction"].shape, file["prediction"].dtype) == ((n, h, w), np.uint8)
+        assert (file["probability"].shape, file["probability"].dtype) == ((n, h, w), np.float32)
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_round_tables_and_pseudo_labels(finished, name):
+    folder = finished / "data/rounds" / name
+    anchors = np.load(folder / "anchors.npy")
+    with h5py.File(finished / f"data/features/{name}/target.h5") as file:
+        _, d, h, w = file["features"].shape
+    assert (anchors.shape, anchors.dtype) == ((CLASSES, d), np.float32)
+    seen = ~np.isnan(anchors).any(axis=1)
+    assert seen.sum() >= 2
+    table = pd.read_csv(folder / "anchors.csv")
+    assert list(table.columns) == [
+        *("class", "images", "pixels", "norm", "nearest_anchor", "distance")
+    ]
+    assert ((table["images"] > 0) == seen).all()
+
+    coverage = pd.read_csv(folder / "coverage.csv")
+    assert list(coverage.columns) == ["class", "nearest", "anchor", "probability", "agree"]
+    assert coverage["nearest"].sum() == TRAINING * h * w
+    assert (coverage["anchor"] <= coverage["nearest"]).all()
+    assert (coverage["agree"] <= coverage[["anchor", "probability"]].min(axis=1)).all()
+    assert set(digests(folder)) == {
+        *("anchors.npy", "anchors.csv", "coverage.csv"),
+        *(
+            f"pseudo_labels/{rule}/target_{i:05d}.png"
+            for rule in ("anchor", "probability")
+            for i in range(TRAINING)
+        ),
+    }
+    for rule in ("anchor", "probability"):
+        maps = [label_map(path) for path in sorted((folder / "pseudo_labels" / rule).iterdir())]
+        assert {labels.shape for labels in maps} == {(HEIGHT, WIDTH)}
+        labelled = np.unique(np.concatenate([labels[labels < 255] for labels in maps]))
+        assert labelled.tolist() == np.flatnonzero(coverage[rule]).tolist()
+
+
+@pytest.mark.parametrize("model", EVALUATED)
+def test_evaluation(finished, model):
+    folder = finished / "data/evaluation" / model
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "images", "iou"}
+    assert scores["images"] == VALIDATION
+    confusion = pd.read_csv(folder / "confusion.csv", index_col="truth")
+    assert list(confusion.columns) == list(confusion.index) == list(scores["iou"])
+
+    # The tables follow from the prediction and label PNGs.
+    manifest = pd.read_csv(finished / "data/prepared/target/manifest.csv").query("split == 'val'")
+    expected = np.zeros((CLASSES, CLASSES), np.int64)
+    for row in manifest.itertuples():
+        truth = label_map(finished / "data/prepared/target" / row.label)
+        prediction = label_map(folder / f"predictions/{row.name}.png")
+        known = truth < 255
+        np.add.at(expected, (truth[known], prediction[known]), 1)
+    assert (confusion.to_numpy() == expected).all()
+    hits = np.diag(expected)
+    union = expected.sum(axis=0) + expected.sum(axis=1) - hits
+    iou = hits[union > 0] / union[union > 0]
+    assert scores["miou"] == pytest.approx(iou.mean())
+    assert scores["pixel_accuracy"] == pytest.approx(hits.sum() / expected.sum())
+    per_class = pd.read_csv(folder / "per_class.csv")
+    assert list(per_class.columns) == ["class", "iou", "accuracy", "pixels"]
+    assert per_class["iou"].dropna().to_numpy() == pytest.approx(iou)
+    for picture in ("panels.png", "confusion.png"):
+        with Image.open(folder / picture) as image:
+            image.load()
+            assert min(image.size) > HEIGHT
+
+
+def test_report_needs_no_network(finished):
+    folder = finished / "data/report"
+    pictures = {"miou.png", "per_class.png", "coverage.png", "curves.png"}
+    assert set(digests(folder)) == {"index.html", *pictures}
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]+""", page)
+
+
+# Rerunning
+
+
+def test_nothing_reruns_but_the_index(finished):
+    began = time.monotonic()
+    assert ran(dvc(finished, "repro")) == ["index"]
+    print(f"dvc repro without changes: {time.monotonic() - began:.1f} s")
+    assert [line.split()[-1] for line in git(finished, "status", "--porcelain").splitlines()] == [
+        "dvc.lock"
+    ]
+
+
+def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
+    printed = dvc(copied, "exp", "run", "-S", "pseudo_label.quantile=0.5")
+    first = ["pseudo_label@round1", "adapt@round1"]
+    second = [f"{stage}@round2" for stage in ("extract", "anchors", "pseudo_label", "adapt")]
+    assert sorted(ran(printed)) == sorted(["index", *first, *second, "evaluate@round2", "report"])
+    before, after = digests(finished / "data"), digests(copied / "data")
+    assert before.keys() == after.keys()
+    changed = {path for path in before if before[path] != after[path]}
+    assert "rounds/round1/coverage.csv" in changed
+    assert "models/round2.safetensors" in changed
+    assert not {path for path in changed if path.startswith(("prepared", "features/round1"))}
+
+
+def experiments(project: Path) -> dict[str, dict]:
+    """The finished experiments by name: their parameters."""
+    base = json.loads(dvc(project, "exp", "show", "--json", "--no-pager"))[1]
+    return {
+        one["name"]: one["revs"][0]["data"]["params"]["params.yaml"]["data"]
+        for one in base["experiments"] or []
+    }
+
+
+def wait_for_queue(project: Path, count: int) -> None:
+    """Wait until all tasks of the queue have ended well."""
+    began = time.monotonic()
+    while True:
+        status = dvc(project, "queue", "status")
+        assert "Failed" not in status, status
+        if len(re.findall(r"\bSuccess\b", status)) == count:
+            return
+        assert time.monotonic() - began < DEADLINE, status
+        time.sleep(2)
+
+
+def test_queue_with_two_workers(copied):
+    """Three thresholds, two at a time, each in a copy of the project that DVC makes."""
+    queue = ("exp", "run", "--queue", "-S")
+    target = "pseudo_label@round1"
+    dvc(copied, *queue, "pseudo_label.quantile=0.3,0.9", target)
+    margin = ("pseudo_label.quantile=null", "-S", "pseudo_label.margin=0.01")
+    dvc(copied, *queue, *margin, target)
+    before = digests(copied / "data")
+    dvc(copied, "queue", "start", "--jobs", "2")
+    try:
+        wait_for_queue(copied, 3)
+    finally:
+        dvc(copied, "queue", "stop", "--kill", status=None)
+    assert digests(copied / "data") == before
+
+    recorded = experiments(copied)
+    coverage = {}
+    for name, params in recorded.items():
+        dvc(copied, "exp", "apply", name)
+        thresholds = tuple(params["pseudo_label"][key] for key in ("quantile", "margin"))
+        tables = pd.read_csv(copied / "data/rounds/round1/coverage.csv")
+        coverage[thresholds] = (tables["anchor"].sum() / tables["nearest"].sum()).item()
+    assert set(coverage) == {(0.3, None), (0.9, None), (None, 0.01)}
+    assert coverage[0.3, None] == pytest.approx(0.3, abs=0.05)
+    assert coverage[0.9, None] == pytest.approx(0.9, abs=0.05)
+    assert 0 < coverage[None, 0.01] <= 1
+    assert len(set(coverage.values())) == 3
+
+
+# Folders of images
+
+
+def folder_params() -> dict:
+    """Parameters of one round on labelled and entirely unlabelled folders."""
+    common = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": None}
+    return tiny_params(rounds=1) | {
+        "evaluated": [],
+        "source": {**common, "folder": "simulator", "images": "images", "labels": "labels"},
+        "target": {**common, "folder": "camera", "images": "images"}
+        | {"val_images": None, "val_labels": None},
+    }
+
+
+def test_folder_without_any_target_label(tmp_path):
+    """Raw data outside the repository, by an absolute and a relative $CAG_DATA."""
+    raw = tmp_path / "raw"
+    write_dataset(raw / "simulator", "source", 0, 8, *SIZE)
+    write_dataset(raw / "camera", "target", 0, TRAINING, *SIZE, labels=False)
+    project = make_project(tmp_path / "project", replace=folder_params())
+    printed = dvc(project, "repro", CAG_DATA=str(raw))
+    assert ran(printed)[-1] == "report"
+    assert not [stage for stage in ran(printed) if stage.startswith("evaluate")]
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    assert "round1" in page
+    index = pd.read_csv(project / "data/index/target.csv")
+    assert list(index["path"]) == [f"images/target_{i:05d}.png" for i in range(TRAINING)]
+    assert str(tmp_path) not in (project / "dvc.lock").read_text()
+
+    # The same data by another path are the same data, in a copy that DVC makes too: there a
+    # relative path would lead elsewhere if it were not taken from the repository's root.
+    printed = dvc(project, "exp", "run", "--temp", "-S", "report.images=2", CAG_DATA="../raw")
+    assert ran(printed) == ["index", "report"]
+
+    # Another image is noticed.
+    write_dataset(raw / "camera", "target", 0, 1, *SIZE, first=TRAINING, labels=False)
+    printed = dvc(project, "repro", "prepare", CAG_DATA="../raw")
+    assert ran(printed) == ["index", "prepare@target"]
+
+
+def test_missing_raw_data_is_one_clear_line(tmp_path):
+    project = make_project(tmp_path / "project", replace=folder_params())
+    printed = dvc(project, "repro", status=None)
+    errors = [line for line in printed.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "simulator" in errors[0]
+    assert "Traceback" not in printed
+
+
+# Several processes
+
+
+def test_two_processes_train_and_one_writes(copied):
+    """Two processes on the CPU share each batch; the recorded command is the same."""
+    params = yaml.safe_load((copied / "params.yaml").read_text(encoding="utf-8"))
+    write_params(copied, merged(params, {"pretrain": {"iterations": 2}}))
+    launch = "torchrun --standalone --nproc-per-node=2"
+    printed = dvc(copied, "repro", "--single-item", "pretrain", LAUNCH=launch)
+    assert ran(printed) == ["pretrain"]
+    assert printed.count("pretrain: 2 iterations") == 1
+    curve = pd.read_csv(copied / "data/curves/pretrain.csv")
+    assert list(curve["iteration"]) == [1, 2]
+    assert not list(copied.rglob("data/**/*.partial"))
+    assert "torchrun" not in (copied / "dvc.lock").read_text()
+    # Any other number of processes finds the model and runs nothing.
+    assert ran(dvc(copied, "repro", "--single-item", "pretrain")) == []

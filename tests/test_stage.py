@@ -1,0 +1,108 @@
+"""How a stage runs: a user's error in one line, progress with a rate, silence beside rank 0."""
+
+from types import SimpleNamespace
+
+import click
+import pytest
+
+import cag.stage
+from cag.errors import UserError
+from cag.stage import is_main_process, progress, run, tracked
+
+
+def command(body):
+    """A click command without arguments."""
+    return click.command()(lambda: body())
+
+
+def fail(error):
+    raise error
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["stage"])
+    monkeypatch.delenv("RANK", raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(cag.stage, "time", clock)
+    return clock
+
+
+def test_a_stage_that_succeeds_returns(capsys):
+    run(command(lambda: print("done")))
+    assert capsys.readouterr() == ("done\n", "")
+
+
+@pytest.mark.parametrize("message", ["a.png: not an image", "a.png: not\nan image\n"])
+def test_a_users_error_is_one_line_and_status_1(capsys, message):
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: fail(UserError(message))))
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "error: a.png: not an image\n")
+
+
+def test_a_users_error_under_a_progress_bar_is_still_one_line(capsys):
+    def body():
+        with progress("prepare", 3, "images") as advance:
+            advance()
+            raise UserError("a.png: not an image")
+
+    with pytest.raises(SystemExit):
+        run(command(body))
+    assert capsys.readouterr() == ("", "error: a.png: not an image\n")
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(command(lambda: 1 / 0))
+
+
+def test_wrong_usage_is_clicks_to_explain(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["stage", "--no-such-option"])
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: None))
+    assert caught.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+def test_an_interruption_is_one_line_and_status_130(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: fail(KeyboardInterrupt())))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted; the next run goes on where it can"
+
+
+def test_progress_ends_in_a_line_with_the_rate(capsys, clock):
+    with progress("extract", 6, "images") as advance:
+        advance(2)
+        clock.now += 1.5
+        advance(4, "note")
+    assert capsys.readouterr() == ("extract: 6 images in 1.5 s, 4.0 images/s\n", "")
+
+
+def test_resumed_units_do_not_count_for_the_rate(capsys, clock):
+    with progress("pretrain", 100, "iterations") as advance:
+        advance(90, resumed=True)
+        clock.now += 5
+        advance(10)
+    assert capsys.readouterr().out == "pretrain: 10 iterations in 5.0 s, 2.0 iterations/s\n"
+
+
+def test_tracked_passes_everything_on(capsys):
+    assert list(tracked(iter("abc"), "label", 3, "images")) == ["a", "b", "c"]
+    assert capsys.readouterr().out.startswith("label: 3 images in ")
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+def test_rank_0_alone_speaks(capsys, monkeypatch, rank, speaks):
+    monkeypatch.setenv("RANK", rank)
+    assert is_main_process() == speaks
+    with progress("extract", 1, "images") as advance:
+        advance()
+    out, err = capsys.readouterr()
+    assert bool(out) == speaks and err == ""

@@ -1,0 +1,381 @@
+"""Training: it learns, resumes bit for bit, keeps the statistics it should, reports what it did."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import cag.training
+from cag.config import Adapt, Augmentation, Network, Normalization, Pretrain
+from cag.devices import make_fabric
+from cag.errors import UserError
+from cag.labels import IGNORE
+from cag.networks import build
+from cag.training import (
+    AdaptationObjective,
+    Checkpoint,
+    SupervisedObjective,
+    batch_norms,
+    fingerprint,
+    make_optimizer,
+    polynomial_decay,
+    train,
+)
+
+CLASSES, WIDTH, HEIGHT, BREADTH = 3, 16, 32, 64
+TRAINING = {
+    "iterations": 5,
+    "batch_size": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.02,
+    "power": 0.9,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
+}
+ADAPT = {
+    "target_labels": "both",
+    "distance_weight": 0.7,
+    "distance_kind": "class_mean",
+    "batch_norm": "mixed",
+}
+
+
+@pytest.fixture
+def fabric():
+    with warnings.catch_warnings():
+        return make_fabric("32-true")
+
+
+def small_network(seed=0, dropout=0.5):
+    """A network with dropout from a seed."""
+    torch.manual_seed(seed)
+    options = {"decoder_channels": WIDTH, "decoder_aspp_dropout": dropout}
+    config = Network(
+        architecture="DeepLabV3Plus",
+        encoder="mobilenet_v2",
+        encoder_weights=None,
+        options=options,
+        normalization=Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+    )
+    return build(config, CLASSES)
+
+
+def domain(step, maps=1, shift=0.0):
+    """Images of three bright bands, one for each class, and their label maps: a step's batch."""
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, CLASSES, (2, 1, 4, 1), generator=generator)
+    labels = labels.repeat_interleave(8, 2).repeat_interleave(64, 3)  # (B, 1, H, W)
+    images = torch.rand(2, 3, HEIGHT, BREADTH, generator=generator) * 0.2 + shift
+    images.scatter_add_(1, labels, torch.full_like(labels, 1, dtype=torch.float32) * 0.6)
+    return images, labels.byte().repeat(1, maps, 1, 1)
+
+
+def source_batches(steps):
+    """Batches of the supervised objective."""
+    return ((domain(step),) for step in steps)
+
+
+def both_batches(steps):
+    """Batches of the adaptation objective."""
+    return ((domain(step), domain(step + 1000, maps=2, shift=0.2)) for step in steps)
+
+
+def problem(kind, network, **changes):
+    """An objective on a network, its batches and its configuration."""
+    if kind == "supervised":
+        return SupervisedObjective(network), source_batches, Pretrain(**TRAINING | changes)
+    config = Adapt(**TRAINING | ADAPT | changes)
+    anchors = torch.rand(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
+
+
+def run(kind, network, fabric, path, identity="a", batches=None, advance=None, **changes):
+    """Train a network on a problem; return its curve."""
+    objective, make_batches, config = problem(kind, network, **changes)
+    make_batches = (batches or (lambda original: original))(make_batches)
+    checkpoint = Checkpoint(path, identity)
+    return train(
+        objective, make_batches, config, 7, fabric, checkpoint, advance or (lambda *a, **k: None)
+    )
+
+
+def interrupted(at):
+    """Batches that end in an interruption where the given step's batch is asked for."""
+
+    def wrap(make_batches):
+        def cut(steps):
+            for step, batch in zip(steps, make_batches(steps), strict=True):
+                if step == at:
+                    raise KeyboardInterrupt
+                yield batch
+
+        return cut
+
+    return wrap
+
+
+def same(first, second):
+    """Whether two networks are equal in every bit."""
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every second step."""
+    monkeypatch.setattr(cag.training, "READ_EVERY", 2)
+    monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "0")
+
+
+# Learning
+
+
+def always_the_first(make_batches):
+    """Batches that are all the first step's."""
+    return lambda steps: (batch for _ in steps for batch in make_batches([0]))
+
+
+@pytest.mark.parametrize(("kind", "share"), [("supervised", 0.5), ("adaptation", 0.75)])
+def test_a_few_steps_reduce_the_loss(tmp_path, fabric, kind, share):
+    network = small_network(dropout=0.0)
+    changes = {"iterations": 25, "batches": always_the_first}
+    loss = run(kind, network, fabric, tmp_path / "c.pt", **changes)["loss"].to_numpy()
+    assert loss[-5:].mean() < share * loss[:5].mean()
+    images, labels = domain(0)
+    with torch.no_grad():
+        found = network.train()(images).logits.argmax(1)  # running statistics lag behind
+    assert (found == labels[:, 0, ::4, ::4]).float().mean() > 0.75
+
+
+def test_the_losses_are_named_in_the_curve(tmp_path, fabric):
+    curve = run("adaptation", small_network(), fabric, tmp_path / "c.pt", iterations=3)
+    assert list(curve) == ["iteration", "learning_rate", *AdaptationObjective.names]
+    total = curve["source_ce"] + curve["target_ce"]
+    total += 0.7 * (curve["source_distance"] + curve["target_distance"])
+    np.testing.assert_allclose(curve["loss"], total, rtol=1e-5)
+
+
+def test_the_sum_of_the_domains_is_minimised():
+    network = small_network(dropout=0.0).eval()
+    objective = SupervisedObjective(network, ("source", "target"))
+    losses = objective((domain(0), domain(1)))
+    assert objective.names == ("loss", "source_ce", "target_ce")
+    alone = [SupervisedObjective(network)((domain(step),)).tolist()[1] for step in (0, 1)]
+    assert losses.tolist() == pytest.approx([sum(alone), *alone])
+
+
+def test_unlabelled_pixels_do_not_count():
+    network = small_network(dropout=0.0).eval()
+    images, labels = domain(0)
+    holes = labels.clone()
+    holes[0] = IGNORE
+    alone = SupervisedObjective(network)(((images[1:], labels[1:]),))
+    assert torch.allclose(SupervisedObjective(network)(((images, holes),)), alone)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
+    with pytest.raises(UserError, match="the loss is not finite around iteration 5: lower the"):
+        run("supervised", small_network(), fabric, tmp_path / "c.pt", learning_rate=1e30)
+    assert not (tmp_path / "c.pt").exists()
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["supervised", "adaptation"])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often, kind, optimizer):
+    whole = small_network()
+    curve = run(kind, whole, fabric, tmp_path / "whole.pt", optimizer=optimizer)
+    path = tmp_path / "cut.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, small_network(), fabric, path, batches=interrupted(3), optimizer=optimizer)
+    resumed, calls = small_network(seed=99), []  # also leaves the random numbers elsewhere
+    again = run(
+        kind,
+        resumed,
+        fabric,
+        path,
+        optimizer=optimizer,
+        advance=lambda count, note="", resumed=False: calls.append((count, resumed)),
+    )
+    assert calls == [(2, True), (2, False), (1, False)]
+    assert same(whole, resumed)
+    assert curve.equals(again)
+
+
+def test_dropout_is_active_and_the_seeds_alone(tmp_path, fabric):
+    networks = []
+    for dropout, state in ((0.5, 1), (0.5, 2), (0.0, 1)):
+        network = small_network(dropout=dropout)
+        torch.manual_seed(state)
+        run("supervised", network, fabric, tmp_path / "c.pt", iterations=2)
+        networks.append(network)
+    assert same(networks[0], networks[1])
+    assert not same(networks[0], networks[2])
+
+
+def test_a_training_cut_off_after_its_last_step_is_complete(tmp_path, fabric, often):
+    network, resumed = small_network(), small_network(seed=99)
+    curve = run("supervised", network, fabric, tmp_path / "c.pt")
+    no_more = lambda original: lambda steps: iter(() if not steps else [1 / 0])  # noqa: E731
+    again = run("supervised", resumed, fabric, tmp_path / "c.pt", batches=no_more)
+    assert same(network, resumed) and curve.equals(again)
+
+
+@pytest.mark.parametrize("damage", ["other", "truncated", "text", "none"])
+def test_what_cannot_be_resumed_starts_afresh(tmp_path, fabric, often, damage):
+    path, fresh, network = tmp_path / "c.pt", small_network(), small_network()
+    run("supervised", fresh, fabric, tmp_path / "fresh.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run("supervised", small_network(seed=1), fabric, path, batches=interrupted(3))
+    assert Checkpoint(path, "a").load()["iteration"] == 2
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "text":
+        path.write_text("no checkpoint")
+    elif damage == "none":
+        Checkpoint(path, "a").delete()
+    identity = "b" if damage == "other" else "a"
+    assert Checkpoint(path, identity).load() is None
+    run("supervised", network, fabric, path, identity)
+    assert same(fresh, network)
+
+
+def test_a_checkpoint_appears_whole_and_can_go(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "new" / "c.pt", "a")
+    checkpoint.delete()
+    checkpoint.save({"iteration": 3})
+    assert checkpoint.load() == {"iteration": 3, "fingerprint": "a"}
+    with pytest.raises(AttributeError):
+        checkpoint.save({"iteration": lambda: None})  # cannot be written
+    assert checkpoint.load()["iteration"] == 3
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.pt"]
+
+
+def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):
+    torch.save({"fingerprint": "a", "code": Checkpoint(tmp_path, "a")}, tmp_path / "c.pt")
+    assert Checkpoint(tmp_path / "c.pt", "a").load() is None
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path, fabric, monkeypatch):
+    monkeypatch.setattr(cag.training, "READ_EVERY", 1)
+    monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "3600")
+    run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=2)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_the_fingerprint_is_that_of_the_values():
+    assert fingerprint(a=1, b=[2, (3, 4)]) == fingerprint(b=(2, [3, 4]), a=1)
+    prints = [fingerprint(a=1), fingerprint(a=2), fingerprint(b=1), fingerprint(a="1")]
+    assert len(set(prints)) == 4
+
+
+# Batch norm
+
+
+def statistics(network):
+    """Running means and variances of all batch norms."""
+    return [torch.cat([m.running_mean, m.running_var]).clone() for m in batch_norms(network)]
+
+
+def close(first, second):
+    """Whether statistics agree."""
+    return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "kept"),
+    [("mixed", ("source", "target")), ("target", ("target",)), ("frozen", ())],
+)
+def test_the_kept_statistics_are_those_of_the_named_domains(batch_norm, kept):
+    network = small_network(dropout=0.0)
+    reference = copy.deepcopy(network).train()
+    momenta = [module.momentum for module in batch_norms(network)]
+    (batch,) = both_batches([0])
+    with torch.no_grad():
+        for name in kept:
+            reference(batch[("source", "target").index(name)][0])
+        objective, _, _ = problem("adaptation", network, batch_norm=batch_norm)
+        objective.train()(batch)
+    assert len(momenta) > 50
+    assert close(statistics(network), statistics(reference))
+    assert [module.momentum for module in batch_norms(network)] == momenta
+
+
+def test_frozen_batch_norm_normalises_with_the_kept_statistics():
+    network = small_network(dropout=0.0)
+    (batch,) = both_batches([0])
+    frozen, _, _ = problem("adaptation", network, batch_norm="frozen")
+    with torch.no_grad():
+        trained = frozen.train()(batch)
+        assert not any(module.training for module in batch_norms(network))
+        assert frozen.network.decoder.training
+        assert torch.allclose(trained, frozen.eval()(batch))
+        mixed, _, _ = problem("adaptation", network, batch_norm="mixed")
+        assert not torch.allclose(trained, mixed.train()(batch), rtol=1e-3)
+
+
+def test_frozen_stays_frozen_through_a_training(tmp_path, fabric):
+    network = small_network()
+    before, weights = statistics(network), network.classifier.weight.clone()
+    run("adaptation", network, fabric, tmp_path / "c.pt", iterations=2, batch_norm="frozen")
+    assert close(before, statistics(network))
+    assert not torch.equal(weights, network.classifier.weight)
+
+
+def test_a_supervised_training_keeps_its_images_statistics(tmp_path, fabric):
+    network = small_network()
+    before = statistics(network)
+    run("supervised", network, fabric, tmp_path / "c.pt", iterations=1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, statistics(network), strict=True))
+
+
+# Schedule and curve
+
+
+@pytest.mark.parametrize(
+    ("step", "iterations", "power", "expected"),
+    [(0, 10, 0.9, 1.0), (5, 10, 1.0, 0.5), (9, 10, 2.0, 0.01), (3, 4, 0.5, 0.5), (7, 9, 0.0, 1.0)],
+)
+def test_polynomial_decay(step, iterations, power, expected):
+    assert polynomial_decay(step, iterations, power) == pytest.approx(expected)
+
+
+def test_the_rate_decays_to_what_the_curve_says(tmp_path, fabric):
+    curve = run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=4, power=1.0)
+    assert curve["iteration"].tolist() == [1, 2, 3, 4]
+    assert curve["learning_rate"].tolist() == pytest.approx([0.02, 0.015, 0.01, 0.005])
+
+
+def test_optimizers_are_as_configured():
+    network = torch.nn.Linear(2, 2)
+    sgd = make_optimizer(network, Pretrain(**TRAINING))
+    assert type(sgd) is torch.optim.SGD
+    assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.9, 5e-4)
+    adamw = make_optimizer(network, Pretrain(**TRAINING | {"optimizer": "adamw"}))
+    assert type(adamw) is torch.optim.AdamW
+    assert adamw.defaults["betas"] == (0.9, 0.999) and adamw.defaults["weight_decay"] == 5e-4
+    assert {id(p) for g in sgd.param_groups for p in g["params"]} == set(
+        map(id, network.parameters())
+    )
+
+
+@pytest.mark.parametrize(
+    ("iterations", "rows", "size"), [(1, 1, 1), (100, 100, 1), (101, 51, 2), (250, 84, 3)]
+)
+def test_a_curve_has_the_means_of_at_most_100_stretches(iterations, rows, size):
+    history = torch.arange(2.0 * iterations).view(iterations, 2)
+    config = Pretrain(**TRAINING | {"iterations": iterations, "power": 1.0})
+    curve = cag.training._curve(history, ("loss", "source_ce"), config)
+    assert len(curve) == rows
+    assert curve["iteration"].tolist()[-1] == iterations and curve["iteration"].tolist()[0] == size
+    for row, start in enumerate(range(0, iterations, size)):
+        steps = range(start, min(start + size, iterations))
+        assert curve["loss"][row] == pytest.approx(np.mean([2 * s for s in steps]))
+        assert curve["source_ce"][row] == pytest.approx(np.mean([2 * s + 1 for s in steps]))
+        expected = np.mean([0.02 * (1 - s / iterations) for s in steps])
+        assert curve["learning_rate"][row] == pytest.approx(expected)
