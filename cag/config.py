@@ -191,7 +191,8 @@ class PseudoLabel(Section):
     margin: Annotated[float, Field(ge=0)] | None  # d2 - d1, in units of the features
     relative_margin: Fraction | None  # (d2 - d1) / (d2 + d1)
     quantile: Annotated[float, Field(gt=0, le=1)] | None  # most confident share kept of each class
-    probability: Fraction
+    agreement: bool  # an active pixel's class must also be the one that the teacher predicts
+    probability: Fraction  # that the probability rule asks for
 
     @model_validator(mode="after")
     def _any(self) -> PseudoLabel:

@@ -106,6 +106,14 @@ def active(
     return nearest.masked_fill(~keep, IGNORE)
 
 
+def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
+    """Keep the pseudo-labels uint8 [...] that equal the predicted class; 255 elsewhere.
+
+    Not in the paper: of a class that the network knows badly, the nearest anchor is often wrong.
+    """
+    return labels.masked_fill(labels != prediction, IGNORE)
+
+
 def by_anchor(features: Tensor, anchors: Tensor, margin: float = 2.5) -> Tensor:
     """Label the pixels whose nearest anchor is nearest by `margin` or more (paper section 3.3).
 

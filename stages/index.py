@@ -1,5 +1,7 @@
 """List the raw files and the encoder's weights: what follows reruns only when they change."""
 
+from pathlib import Path
+
 import click
 import pandas as pd
 
@@ -9,6 +11,7 @@ from cag.files import data_root, encoder_weights_file, inside, sha256, write_csv
 from cag.stage import run
 
 INDEX = "data/index/{}.csv"
+EVALUATION = Path("data/evaluation")
 
 
 def domain_index(config: FolderSource | FolderTarget | ScenesSource | ScenesTarget) -> pd.DataFrame:
@@ -31,6 +34,8 @@ def weights_index(network: Network) -> pd.DataFrame:
 def main() -> None:
     """Write `data/index/{source,target,weights}.csv`."""
     params = load_all()
+    # `report` depends on this folder, which no stage makes when no model is evaluated.
+    EVALUATION.mkdir(parents=True, exist_ok=True)
     tables = {
         "source": domain_index(params.source),
         "target": domain_index(params.target),

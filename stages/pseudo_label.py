@@ -21,6 +21,7 @@ from cag.labels import IGNORE, LabelSpace
 from cag.pseudo_labels import (
     MarginHistogram,
     active,
+    agreeing,
     anchor_distances,
     confident,
     relative_margins,
@@ -55,6 +56,8 @@ def label_images(
         distances = anchor_distances(read_array(file, "features", rows), anchors)
         labels = active(*distances, config.margin, config.relative_margin, thresholds)
         prediction = read_array(file, "prediction", rows)
+        if config.agreement:
+            labels = agreeing(labels, prediction)
         probability = read_array(file, "probability", rows)
         yield distances[0], labels, confident(prediction, probability, config.probability)
 

@@ -93,7 +93,8 @@ def test_prepared_form(finished, domain, images, labels):
             assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
         if row.label:
             assert label_map(folder / row.label).shape == (HEIGHT, WIDTH)
-    assert len(json.loads((folder / "classes.json").read_text())["names"]) == CLASSES
+    classes = json.loads((folder / "classes.json").read_text())["classes"]
+    assert [classes[0]["name"], len(classes)] == ["road", CLASSES]
     # Nothing lies there that the manifest does not name.
     named = {*manifest["image"], *manifest["label"], "manifest.csv", "classes.json"} - {""}
     assert set(digests(folder)) == named
@@ -358,7 +359,7 @@ def test_missing_raw_data_is_one_clear_line(tmp_path):
 def test_two_processes_train_and_one_writes(copied):
     """Two processes on the CPU share each batch; the recorded command is the same."""
     params = yaml.safe_load((copied / "params.yaml").read_text(encoding="utf-8"))
-    write_params(copied, merged(params, {"pretrain": {"iterations": 2}}))
+    write_params(copied, merged(params, {"pretrain": {"iterations": 2, "batch_size": 4}}))
     launch = "torchrun --standalone --nproc-per-node=2"
     printed = dvc(copied, "repro", "--single-item", "pretrain", LAUNCH=launch)
     assert ran(printed) == ["pretrain"]

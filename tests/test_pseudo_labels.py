@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from cag.pseudo_labels import (
     MarginHistogram,
     active,
+    agreeing,
     anchor_distances,
     anchor_margins,
     by_anchor,
@@ -303,3 +304,9 @@ def test_impossible_fractions_are_refused(keep):
 def test_bins_are_a_power_of_two():
     with pytest.raises(ValueError, match="power of two, not 1000"):
         MarginHistogram(2, bins=1000)
+
+
+def test_agreeing_keeps_labels_that_the_prediction_shares():
+    labels = torch.tensor([0, 1, 255, 2], dtype=torch.uint8)
+    prediction = torch.tensor([0, 2, 1, 2], dtype=torch.uint8)
+    assert agreeing(labels, prediction).tolist() == [0, 255, 255, 2]
