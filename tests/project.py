@@ -35,9 +35,14 @@ def tiny_params(rounds: int = 2) -> dict:
             "source": {"images": 8, "size": SIZE},
             "target": {"images": 6, "val_images": 4, "size": SIZE},
             "network": {"options": {"decoder_channels": 32}},
-            "pretrain": {**shrunk, "iterations": 30, "learning_rate": 0.1},
-            "anchors": {"min_pixels": 1},
-            "pseudo_label": {"probability": 0.2},
+            "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
+            "anchors": {"min_pixels": 1, "min_recall": 0.0},
+            "pseudo_label": {
+                "relative_margin": None,
+                "quantile": 0.667,
+                "agreement": False,
+                "probability": 0.2,
+            },
             "adapt": {**shrunk, "iterations": 4},
         },
     )

@@ -47,6 +47,7 @@ def parameters():
         "margin": None,
         "relative_margin": None,
         "quantile": 0.5,
+        "agreement": False,
         "probability": 0.0,
     }
     return content

@@ -203,7 +203,8 @@ def test_a_size_has_two_numbers(tmp_path, size):
 
 
 def test_without_any_threshold_there_are_no_pseudo_labels(tmp_path):
-    thresholds = {"margin": None, "relative_margin": None, "quantile": None, "probability": 0.9}
+    thresholds = {"margin": None, "relative_margin": None, "quantile": None}
+    thresholds |= {"agreement": True, "probability": 0.9}
     message = error(tmp_path, "pseudo_label", thresholds)
     assert message == ("pseudo_label: one of margin, relative_margin and quantile must be a number")
 
