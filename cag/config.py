@@ -157,6 +157,7 @@ class Training(Section):
     power: Annotated[float, Field(ge=0)]  # of the polynomial decay
     momentum: Annotated[float, Field(ge=0, lt=1)]  # sgd's momentum, adamw's beta 1
     weight_decay: Annotated[float, Field(ge=0)]
+    class_balance: Fraction  # power of the source classes' inverse frequency as weight; 0: plain
     augmentation: Augmentation
 
 

@@ -36,6 +36,7 @@ def adaptation_loss(
     distance_kind: str = "class_mean",
     min_pixels: int = 10,
     valid_classes: Tensor | None = None,
+    source_class_weights: Tensor | None = None,
 ) -> AdaptationLosses:
     """Compute the loss of one adaptation step on a source and a target batch.
 
@@ -58,6 +59,7 @@ def adaptation_loss(
         distance_kind: `kind` of `distance_loss`.
         min_pixels: as for `distance_loss`.
         valid_classes: as for `distance_loss`.
+        source_class_weights: float [K], `class_weights` of the source's cross-entropy.
 
     Returns:
         `AdaptationLosses`, float32 scalars.
@@ -71,7 +73,7 @@ def adaptation_loss(
     upsampled = F.interpolate(
         source_logits.float(), source_labels.shape[1:], mode="bilinear", align_corners=True
     )
-    source_ce = cross_entropy(upsampled, source_labels)
+    source_ce = cross_entropy(upsampled, source_labels, source_class_weights)
     small_labels = resize_labels(source_labels, source_logits.shape[2:])
     options = {"kind": distance_kind, "min_pixels": min_pixels, "valid_classes": valid_classes}
     source_distance = distance_loss(
@@ -130,20 +132,45 @@ def distance_loss(
         return _class_mean_distance(features, labels, anchors, seen, valid, min_pixels)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
+    """Weights that make rare classes count more: (median frequency / frequency) ^ power.
+
+    Not in the paper, whose cross-entropy is plain (power 0). A short training on few images never
+    learns classes of a percent of the pixels without; 1 is median frequency balancing.
+
+    Args:
+        pixels: integer [K], labelled pixels of each class.
+        power: at least 0.
+
+    Returns:
+        float32 [K]; 0 for a class without pixels.
+    """
+    seen = pixels > 0
+    frequency = pixels.double().masked_fill(~seen, torch.nan)
+    weights = (frequency.nanmedian() / frequency) ** power
+    return weights.masked_fill(~seen, 0).float()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the labelled pixels; 0 with a zero gradient where there is none.
 
     Args:
         logits: float [B, K, h, w].
         labels: integer [B, h, w]; others than 0..K-1 ignored.
+        class_weights: float [K]; the mean is then weighted by the pixels' classes. None: all 1.
 
     Returns:
         float32 scalar.
     """
     labelled = _labelled(labels, logits.shape[1])
     labels = labels.long().masked_fill(~labelled, IGNORE)
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / labelled.sum().clamp(min=1)
+    total = F.cross_entropy(
+        logits.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum"
+    )
+    if class_weights is None:
+        return total / labelled.sum().clamp(min=1)
+    weight = (class_weights[labels.masked_fill(~labelled, 0)] * labelled).sum()
+    return total / weight.masked_fill(weight == 0, 1)
 
 
 def _target_cross_entropy(

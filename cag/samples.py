@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from cag.config import Augmentation
 from cag.datasets import read_manifest
 from cag.errors import UserError
 from cag.images import read_image, read_label
+from cag.labels import IGNORE
 from cag.seeds import mix
 from cag.transforms import apply_seeded, training_transform
+
+COUNTED_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,18 @@ def _rows(folder: Path, split: str) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"{folder}: no images of the split '{split}'; prepare it again")
     return rows
+
+
+def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
+    """Labelled pixels of each class, int64 [K], in up to 1,000 evenly spaced label maps."""
+    chosen = samples[:: -(-len(samples) // COUNTED_LABELS)]
+
+    def count(sample: Sample) -> np.ndarray:
+        return np.bincount(read_label(sample.labels[0]).ravel(), minlength=IGNORE + 1)
+
+    with ThreadPoolExecutor() as pool:
+        total = sum(pool.map(count, chosen))
+    return torch.from_numpy(total[:num_classes])
 
 
 class TrainingSamples(Dataset):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from cag.anchors import resize_labels
 from cag.config import Adapt, Training
 from cag.errors import UserError
 from cag.files import atomic_file
-from cag.losses import adaptation_loss, cross_entropy
+from cag.losses import adaptation_loss, class_balance_weights, cross_entropy
 from cag.networks import NetworkOutput, SegmentationNetwork
+from cag.samples import Sample, class_pixels
 from cag.seeds import mix
 
 Batch = tuple[tuple[Tensor, Tensor], ...]
@@ -33,9 +34,15 @@ CURVE_POINTS = 100
 class SupervisedObjective(nn.Module):
     """Cross-entropy on labelled images at the labels' resolution: the pretraining, the oracle."""
 
-    def __init__(self, network: SegmentationNetwork, domains: tuple[str, ...] = ("source",)):
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        class_weights: Tensor | None = None,
+        domains: tuple[str, ...] = ("source",),
+    ):
         super().__init__()
         self.network = network
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.names = ("loss", *(f"{domain}_ce" for domain in domains))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -47,7 +54,7 @@ class SupervisedObjective(nn.Module):
         logits = self.network(images).logits.float()
         labels = labels[:, 0]  # (B, H, W)
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, self.class_weights)
 
 
 class AdaptationObjective(nn.Module):
@@ -56,11 +63,17 @@ class AdaptationObjective(nn.Module):
     names = ("loss", "source_ce", "target_ce", "source_distance", "target_distance")
 
     def __init__(
-        self, network: SegmentationNetwork, anchors: Tensor, config: Adapt, min_pixels: int
+        self,
+        network: SegmentationNetwork,
+        anchors: Tensor,
+        config: Adapt,
+        min_pixels: int,
+        class_weights: Tensor | None = None,
     ):
         super().__init__()
         self.network = network
         self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.config = config
         self.min_pixels = min_pixels
 
@@ -94,6 +107,7 @@ class AdaptationObjective(nn.Module):
             distance_kind=self.config.distance_kind,
             target_labels=self.config.target_labels,
             min_pixels=self.min_pixels,
+            source_class_weights=self.class_weights,
         )
         return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
 
@@ -114,6 +128,15 @@ class AdaptationObjective(nn.Module):
 def batch_norms(network: nn.Module) -> list[nn.Module]:
     """The network's batch-norm layers."""
     return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def source_class_weights(
+    samples: Sequence[Sample], num_classes: int, config: Training
+) -> Tensor | None:
+    """Weights float32 [K] of the source's cross-entropy; None: plain."""
+    if config.class_balance == 0:
+        return None
+    return class_balance_weights(class_pixels(samples, num_classes), config.class_balance)
 
 
 def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:

@@ -15,7 +15,14 @@ from cag.networks import load_model, save_model
 from cag.samples import TrainingSamples, batches, labelled_samples, pseudo_labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run
-from cag.training import AdaptationObjective, Batch, Checkpoint, fingerprint, train
+from cag.training import (
+    AdaptationObjective,
+    Batch,
+    Checkpoint,
+    fingerprint,
+    source_class_weights,
+    train,
+)
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, CURVE = "data/models/{}.safetensors", "data/curves/{}.csv"
@@ -61,7 +68,8 @@ def main(round_name: str, teacher: str) -> None:
         loaders = (batches(d, config.batch_size, steps, workers, *ranks) for d in domains)
         return zip(*loaders, strict=True)
 
-    objective = AdaptationObjective(network, anchors, config, params.anchors.min_pixels)
+    weights = source_class_weights(domains[0].samples, classes.num_classes, config)
+    objective = AdaptationObjective(network, anchors, config, params.anchors.min_pixels, weights)
     with progress(f"adapt {round_name}", config.iterations, "iterations") as advance:
         curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
     if fabric.is_global_zero:

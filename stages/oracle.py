@@ -30,7 +30,14 @@ from cag.prepared import PreparedImages
 from cag.samples import Sample, TrainingSamples, batches, labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run, tracked
-from cag.training import Batch, Checkpoint, SupervisedObjective, fingerprint, train
+from cag.training import (
+    Batch,
+    Checkpoint,
+    SupervisedObjective,
+    fingerprint,
+    source_class_weights,
+    train,
+)
 from stages.prepare import raw_folder
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -107,7 +114,8 @@ def train_fold(
         workers = loader_workers(fabric.device)
         return zip(*(batches(d, config.batch_size, steps, workers) for d in domains), strict=True)
 
-    objective = SupervisedObjective(network, ("source", "target"))
+    weights = source_class_weights(domains[0].samples, network.num_classes, config)
+    objective = SupervisedObjective(network, weights, ("source", "target"))
     with progress(f"oracle, fold {fold + 1}", config.iterations, "iterations") as advance:
         train(objective, make_batches, config, seed, fabric, checkpoint, advance)
     return network.eval(), checkpoint

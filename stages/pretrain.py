@@ -15,7 +15,14 @@ from cag.networks import build, save_model
 from cag.samples import TrainingSamples, batches, labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run
-from cag.training import Batch, Checkpoint, SupervisedObjective, fingerprint, train
+from cag.training import (
+    Batch,
+    Checkpoint,
+    SupervisedObjective,
+    fingerprint,
+    source_class_weights,
+    train,
+)
 
 SOURCE = Path("data/prepared/source")
 WEIGHTS = Path("data/index/weights.csv")
@@ -34,7 +41,8 @@ def main() -> None:
     fabric = make_fabric(params.precision)
     fabric.seed_everything(seed % 2**32, verbose=False)
     network = build(params.network, classes.num_classes, pretrained=True)
-    source = TrainingSamples(labelled_samples(SOURCE), config.augmentation, mix(seed, 1))
+    samples = labelled_samples(SOURCE)
+    source = TrainingSamples(samples, config.augmentation, mix(seed, 1))
     checkpoint = Checkpoint(
         CHECKPOINT,
         fingerprint(
@@ -52,7 +60,8 @@ def main() -> None:
         return zip(batches(source, config.batch_size, steps, workers, *ranks), strict=True)
 
     with progress("pretrain", config.iterations, "iterations") as advance:
-        objective = SupervisedObjective(network)
+        weights = source_class_weights(samples, classes.num_classes, config)
+        objective = SupervisedObjective(network, weights)
         curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
     if fabric.is_global_zero:
         write_csv(CURVE, curve)

@@ -9,7 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cag.losses import AdaptationLosses, adaptation_loss, cross_entropy, distance_loss
+from cag.losses import (
+    AdaptationLosses,
+    adaptation_loss,
+    class_balance_weights,
+    cross_entropy,
+    distance_loss,
+)
 from cag.pseudo_labels import by_anchor, by_probability
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -326,3 +332,21 @@ def test_a_step_never_waits_for_the_device_nor_grows_with_classes_times_features
     waiting = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "item"}
     assert not watch.names & waiting
     assert watch.elements <= features.numel()
+
+
+def test_class_balance_weights_by_hand():
+    pixels = torch.tensor([100, 25, 0, 400])
+    assert class_balance_weights(pixels, 0.5).tolist() == [1, 2, 0, 0.5]
+    assert class_balance_weights(pixels, 0).tolist() == [1, 1, 0, 1]
+
+
+def test_weighted_cross_entropy_is_the_weighted_mean():
+    logits = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.0, 3.0]]).T.reshape(1, 3, 1, 2)
+    labels = torch.tensor([[[1, 2]]])
+    each = [cross_entropy(logits[..., [i]], labels[..., [i]]) for i in range(2)]
+    weights = torch.tensor([1.0, 3.0, 1.0])
+    expected = (3 * each[0] + each[1]) / 4
+    torch.testing.assert_close(cross_entropy(logits, labels, weights), expected)
+    nothing = cross_entropy(logits.requires_grad_(), torch.full((1, 1, 2), 255), weights)
+    nothing.backward()
+    assert nothing == 0 and not logits.grad.any()

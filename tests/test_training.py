@@ -33,6 +33,7 @@ TRAINING = {
     "power": 0.9,
     "momentum": 0.9,
     "weight_decay": 5e-4,
+    "class_balance": 0.0,
     "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
 }
 ADAPT = {
@@ -160,7 +161,7 @@ def test_the_losses_are_named_in_the_curve(tmp_path, fabric):
 
 def test_the_sum_of_the_domains_is_minimised():
     network = small_network(dropout=0.0).eval()
-    objective = SupervisedObjective(network, ("source", "target"))
+    objective = SupervisedObjective(network, domains=("source", "target"))
     losses = objective((domain(0), domain(1)))
     assert objective.names == ("loss", "source_ce", "target_ce")
     alone = [SupervisedObjective(network)((domain(step),)).tolist()[1] for step in (0, 1)]
