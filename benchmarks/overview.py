@@ -1,4 +1,4 @@
-"""Draw the README's picture from the last run of the preset `scenes`: python -m benchmarks.overview.
+"""Draw the README's picture from the last run of preset `scenes`: python -m benchmarks.overview.
 
 Target training images with their pseudo-labels. No stage has labels of these; the truth is rendered
 here, from the scenes' own numbers.
@@ -47,7 +47,7 @@ def main(images: str) -> None:
         pseudo = read_label(LABELS / f"{names[number]}.png")
         rendered, ids = render("target", 0, number, *image.shape[:2])
         if not np.array_equal(rendered, image):
-            raise SystemExit(f"{names[number]} is not scene {number}: run the preset `scenes` first")
+            raise SystemExit(f"{names[number]} is not scene {number}: run preset `scenes` first")
         maps = (before.numpy(), pseudo, after.numpy(), class_map.encode(ids))
         rows.append([image, *(colorize(labels, palette) for labels in maps)])
     titles = ["target image", "source only", "pseudo-label", "adapted", "truth"]

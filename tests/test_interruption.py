@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,35 +26,55 @@ CHECKPOINT = ".scratch/pretrain/checkpoint.pt"
 MODEL, CURVE = "data/models/pretrain.safetensors", "data/curves/pretrain.csv"
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A project after one run from beginning to end."""
+
+    project: Path
+    stages: list[str]
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> tuple[Path, float]:
-    """A project after one run from beginning to end, and the seconds it took."""
+def uninterrupted(tmp_path_factory) -> Whole:
     project = make_project(tmp_path_factory.mktemp("whole") / "project", rounds=1)
     began = time.monotonic()
-    dvc(project, "repro")
-    return project, time.monotonic() - began
+    stages = ran(dvc(project, "repro"))
+    return Whole(project, stages, time.monotonic() - began)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """Start Python in a process group of its own."""
+    """Start Python in a process group of its own; its streams come as one, line by line."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment(folder, **SAVE_OFTEN),
+        env=environment(folder, PYTHONUNBUFFERED="1", **SAVE_OFTEN),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
 
 
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:
-    """Signal a process and its descendants, and wait for all of them; what it said on stderr."""
+    """Signal a process and its descendants, and wait for all of them; what they still said."""
     os.killpg(process.pid, number)
     # The pipe ends when the last descendant that inherited it is gone.
-    _, said = process.communicate(timeout=DEADLINE)
+    said, _ = process.communicate(timeout=DEADLINE)
     return said
+
+
+def kill_at(process: subprocess.Popen, stages: list[str], delay: float) -> list[str]:
+    """Kill `dvc repro` some seconds after it started one of the stages; the stages it started."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if set(ran(line)) & set(stages):
+            break
+    time.sleep(delay)
+    printed.append(stop(process, signal.SIGKILL))
+    return ran("".join(printed))
 
 
 def finished_files(data: Path) -> dict[str, str]:
@@ -71,23 +92,21 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def test_killed_pipeline_ends_the_same(uninterrupted, tmp_path):
-    whole, seconds = uninterrupted
-    expected = digests(whole / "data")
+    expected = digests(uninterrupted.project / "data")
+    stages = uninterrupted.stages
     project = make_project(tmp_path / "project", rounds=1)
     moments = random.Random(0)
-    killed, found = 0, {}
-    for _ in range(KILLS):
+    interrupted = []
+    for first in sorted(moments.sample(range(len(stages)), KILLS)):
         process = start(project, "-m", "dvc", "repro")
-        try:
-            process.communicate(timeout=moments.uniform(0.05, 0.35) * seconds)
-        except subprocess.TimeoutExpired:
-            killed += 1
-            stop(process, signal.SIGKILL)
+        delay = moments.uniform(0, 1.5) * uninterrupted.seconds / len(stages)
+        interrupted += kill_at(process, stages[first:], delay)[-1:]
+        assert process.returncode == -signal.SIGKILL
         found = finished_files(project / "data")
         # Whatever has its final name is complete: exactly the uninterrupted run's file.
         assert {path: expected.get(path) for path in found} == found
-    assert killed >= KILLS - 2, "the moments are not spread over the run"
-    assert found
+    print("killed in", *interrupted)
+    assert len(set(interrupted)) > KILLS // 2  # the moments are spread over the run
 
     printed = dvc(project, "repro", **SAVE_OFTEN)
     assert "index" in ran(printed)
@@ -100,7 +119,7 @@ def test_killed_pipeline_ends_the_same(uninterrupted, tmp_path):
 @pytest.fixture
 def pretraining(uninterrupted, tmp_path) -> Path:
     """A folder in which pretraining can run by itself."""
-    whole, _ = uninterrupted
+    whole = uninterrupted.project
     folder = tmp_path / "pretraining"
     for name in ("cag", "stages", "data/prepared/source", "data/index"):
         shutil.copytree(whole / name, folder / name)
@@ -109,11 +128,11 @@ def pretraining(uninterrupted, tmp_path) -> Path:
 
 
 def interrupt_pretraining(folder: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start pretraining and signal it once its checkpoint is there; exit status and stderr."""
+    """Start pretraining and signal it once its checkpoint is there; exit status and what it said."""
     process = start(folder, *PRETRAIN)
     began = time.monotonic()
     while not (folder / CHECKPOINT).exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stdout.read()
         assert time.monotonic() - began < DEADLINE
         time.sleep(0.002)
     said = stop(process, number)
@@ -131,7 +150,7 @@ def mark_history(folder: Path) -> int:
 
 
 def test_killed_pretraining_resumes_and_ends_the_same(uninterrupted, pretraining):
-    whole, _ = uninterrupted
+    whole = uninterrupted.project
     status, _ = interrupt_pretraining(pretraining, signal.SIGKILL)
     assert status == -signal.SIGKILL
     copy = shutil.copytree(pretraining, pretraining.with_name("copy"))

@@ -293,15 +293,30 @@ def test_queue_with_two_workers(copied):
     recorded = experiments(copied)
     coverage = {}
     for name, params in recorded.items():
-        dvc(copied, "exp", "apply", name)
+        path, got = "data/rounds/round1/coverage.csv", copied.with_name(f"{name}.csv")
+        dvc(copied, "get", ".", path, "--rev", name, "--out", str(got))
+        table = pd.read_csv(got)
         thresholds = tuple(params["pseudo_label"][key] for key in ("quantile", "margin"))
-        tables = pd.read_csv(copied / "data/rounds/round1/coverage.csv")
-        coverage[thresholds] = (tables["anchor"].sum() / tables["nearest"].sum()).item()
+        coverage[thresholds] = (table["anchor"].sum() / table["nearest"].sum()).item()
     assert set(coverage) == {(0.3, None), (0.9, None), (None, 0.01)}
     assert coverage[0.3, None] == pytest.approx(0.3, abs=0.05)
     assert coverage[0.9, None] == pytest.approx(0.9, abs=0.05)
     assert 0 < coverage[None, 0.01] <= 1
     assert len(set(coverage.values())) == 3
+
+
+def test_experiment_can_be_applied(finished, copied):
+    """What a copy of the project computed replaces the workspace's parameters and results."""
+    printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", "-S", "report.images=2")
+    assert ran(printed) == ["index", "report"]
+    assert digests(copied / "data") == digests(finished / "data")
+    dvc(copied, "exp", "apply", "fewer")
+    assert yaml.safe_load((copied / "params.yaml").read_text())["report"]["images"] == 2
+    before, after = digests(finished / "data"), digests(copied / "data")
+    changed = {path for path in before if before[path] != after.get(path)}
+    assert "report/index.html" in changed
+    assert all(path.startswith("report/") for path in changed)
+    assert ran(dvc(copied, "repro")) == ["index"]
 
 
 # Folders of images
