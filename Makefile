@@ -25,7 +25,7 @@ results: install  ## several seeds of params.yaml, and the oracle
 	cag results
 
 test: install lint  ## lint and tests
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install  ## style
 	ruff check .

@@ -128,7 +128,7 @@ def pretraining(uninterrupted, tmp_path) -> Path:
 
 
 def interrupt_pretraining(folder: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start pretraining and signal it once its checkpoint is there; exit status and what it said."""
+    """Start pretraining, signal it once its checkpoint is there; exit status and what it said."""
     process = start(folder, *PRETRAIN)
     began = time.monotonic()
     while not (folder / CHECKPOINT).exists():
