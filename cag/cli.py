@@ -30,7 +30,6 @@ TEMPLATE = (
     ".dvc/.gitignore",
     "presets",
     "classes",
-    "oracle",
     "data/README.md",
 )
 

@@ -14,7 +14,7 @@ from cag.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
-FOLDERS = ("stages", "cag", "classes", "presets", "oracle")
+FOLDERS = ("stages", "cag", "classes", "presets")
 SIZE = [48, 96]  # height, width
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
@@ -34,7 +34,7 @@ def tiny_params(rounds: int = 2) -> dict:
             "evaluated": ["pretrain", models[-1]],
             "source": {"images": 8, "size": SIZE},
             "target": {"images": 6, "val_images": 4, "size": SIZE},
-            "network": {"options": {"decoder_channels": 32}},
+            "network": {"encoder": "mobilenet_v2", "options": {"decoder_channels": 32}},
             "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
             "anchors": {"min_pixels": 1, "min_recall": 0.0},
             "pseudo_label": {

@@ -28,9 +28,10 @@ MODEL, CURVE = "data/models/pretrain.safetensors", "data/curves/pretrain.csv"
 
 @dataclass(frozen=True)
 class Whole:
-    """A project after one run from beginning to end."""
+    """A project after one run from beginning to end, and a copy from before it."""
 
     project: Path
+    untouched: Path
     stages: list[str]
     seconds: float
 
@@ -38,9 +39,10 @@ class Whole:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Whole:
     project = make_project(tmp_path_factory.mktemp("whole") / "project", rounds=1)
+    untouched = shutil.copytree(project, project.with_name("untouched"))
     began = time.monotonic()
     stages = ran(dvc(project, "repro"))
-    return Whole(project, stages, time.monotonic() - began)
+    return Whole(project, untouched, stages, time.monotonic() - began)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -91,10 +93,10 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]
 
 
-def test_killed_pipeline_ends_the_same(uninterrupted, tmp_path):
+def test_killed_pipeline_ends_the_same(uninterrupted):
     expected = digests(uninterrupted.project / "data")
     stages = uninterrupted.stages
-    project = make_project(tmp_path / "project", rounds=1)
+    project = uninterrupted.untouched
     moments = random.Random(0)
     interrupted = []
     for first in sorted(moments.sample(range(len(stages)), KILLS)):

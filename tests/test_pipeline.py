@@ -165,7 +165,7 @@ def test_round_tables_and_pseudo_labels(finished, name):
     assert seen.sum() >= 2
     table = pd.read_csv(folder / "anchors.csv")
     assert list(table.columns) == [
-        *("class", "images", "pixels", "norm", "nearest_anchor", "distance")
+        *("class", "images", "pixels", "recall", "norm", "nearest_anchor", "distance")
     ]
     assert ((table["images"] > 0) == seen).all()
 
