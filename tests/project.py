@@ -83,6 +83,11 @@ def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes
     return folder
 
 
+def read_params(folder: Path) -> dict:
+    """Read a folder's params.yaml."""
+    return yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+
+
 def write_params(folder: Path, params: Mapping) -> None:
     """Write a folder's params.yaml."""
     text = yaml.safe_dump(dict(params), sort_keys=False)

@@ -10,12 +10,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from project import digests, dvc, environment, execute, make_project, ran, write_params
+from project import (
+    digests,
+    dvc,
+    environment,
+    execute,
+    make_project,
+    merged,
+    ran,
+    read_params,
+    write_params,
+)
 
 KILLS = 6
 UNFINISHED = (".partial", ".previous")
@@ -33,16 +41,13 @@ class Whole:
     project: Path
     untouched: Path
     stages: list[str]
-    seconds: float
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Whole:
     project = make_project(tmp_path_factory.mktemp("whole") / "project", rounds=1)
     untouched = shutil.copytree(project, project.with_name("untouched"))
-    began = time.monotonic()
-    stages = ran(dvc(project, "repro"))
-    return Whole(project, untouched, stages, time.monotonic() - began)
+    return Whole(project, untouched, ran(dvc(project, "repro")))
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -99,11 +104,9 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
     project = uninterrupted.untouched
     moments = random.Random(0)
     interrupted = []
-    for first in sorted(moments.sample(range(len(stages)), KILLS)):
+    for first in sorted(moments.sample(range(len(stages) - 2), KILLS)):
         process = start(project, "-m", "dvc", "repro")
-        delay = moments.uniform(0, 1.5) * uninterrupted.seconds / len(stages)
-        interrupted += kill_at(process, stages[first:], delay)[-1:]
-        assert process.returncode == -signal.SIGKILL
+        interrupted += kill_at(process, stages[first:], moments.uniform(0, 4))[-1:]
         found = finished_files(project / "data")
         # Whatever has its final name is complete: exactly the uninterrupted run's file.
         assert {path: expected.get(path) for path in found} == found
@@ -120,12 +123,12 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
 
 @pytest.fixture
 def pretraining(uninterrupted, tmp_path) -> Path:
-    """A folder in which pretraining can run by itself."""
-    whole = uninterrupted.project
+    """A folder in which pretraining can run by itself, for a few seconds after its checkpoint."""
     folder = tmp_path / "pretraining"
     for name in ("cag", "stages", "data/prepared/source", "data/index"):
-        shutil.copytree(whole / name, folder / name)
-    shutil.copyfile(whole / "params.yaml", folder / "params.yaml")
+        shutil.copytree(uninterrupted.project / name, folder / name)
+    params = read_params(uninterrupted.project)
+    write_params(folder, merged(params, {"pretrain": {"iterations": 100}}))
     return folder
 
 
@@ -151,11 +154,12 @@ def mark_history(folder: Path) -> int:
     return state["iteration"]
 
 
-def test_killed_pretraining_resumes_and_ends_the_same(uninterrupted, pretraining):
-    whole = uninterrupted.project
+def test_killed_pretraining_resumes_and_ends_the_same(pretraining):
+    whole, marked = (shutil.copytree(pretraining, pretraining.with_name(n)) for n in "ab")
+    execute(whole, "python", *PRETRAIN)
     status, _ = interrupt_pretraining(pretraining, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    copy = shutil.copytree(pretraining, pretraining.with_name("copy"))
+    shutil.copytree(pretraining / ".scratch", marked / ".scratch")
 
     execute(pretraining, "python", *PRETRAIN, **SAVE_OFTEN)
     for name in (MODEL, CURVE):
@@ -163,13 +167,13 @@ def test_killed_pretraining_resumes_and_ends_the_same(uninterrupted, pretraining
     assert not (pretraining / CHECKPOINT).exists()
 
     # The iterations before the checkpoint are not done again: their losses come from it.
-    done = mark_history(copy)
-    execute(copy, "python", *PRETRAIN)
-    curve = pd.read_csv(copy / CURVE).set_index("iteration")["loss"]
-    assert 0 < done < len(curve)
-    assert (curve.loc[:done] == -1).all()
-    assert (curve.loc[done + 1 :] > 0).all()
-    assert (copy / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    done = mark_history(marked)
+    execute(marked, "python", *PRETRAIN)
+    losses = pd.read_csv(marked / CURVE).set_index("iteration")["loss"]
+    assert 0 < done < len(losses)
+    assert (losses.loc[:done] == -1).all()
+    assert (losses.loc[done + 1 :] > 0).all()
+    assert (marked / MODEL).read_bytes() == (whole / MODEL).read_bytes()
 
 
 def test_interrupt_says_so_and_other_parameters_start_afresh(pretraining):
@@ -180,8 +184,7 @@ def test_interrupt_says_so_and_other_parameters_start_afresh(pretraining):
     assert not unfinished(pretraining)
 
     mark_history(pretraining)
-    params = yaml.safe_load((pretraining / "params.yaml").read_text(encoding="utf-8"))
-    params["pretrain"]["weight_decay"] = 0.001
-    write_params(pretraining, params)
+    changed = merged(read_params(pretraining), {"pretrain": {"weight_decay": 0.001}})
+    write_params(pretraining, changed)
     execute(pretraining, "python", *PRETRAIN)
-    assert (np.array(pd.read_csv(pretraining / CURVE)["loss"]) > 0).all()
+    assert (pd.read_csv(pretraining / CURVE)["loss"] > 0).all()

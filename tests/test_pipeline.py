@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
 from project import (
     SIZE,
@@ -20,6 +19,7 @@ from project import (
     make_project,
     merged,
     ran,
+    read_params,
     tiny_params,
     write_params,
 )
@@ -112,7 +112,7 @@ def test_models_carry_their_description(finished):
 
 
 def test_learning_curves(finished):
-    params = yaml.safe_load((finished / "params.yaml").read_text())
+    params = read_params(finished)
     terms = ["source_ce", "target_ce", "source_distance", "target_distance"]
     for model, stage, losses in (
         ("pretrain", "pretrain", ["source_ce"]),
@@ -311,7 +311,7 @@ def test_experiment_can_be_applied(finished, copied):
     assert ran(printed) == ["index", "report"]
     assert digests(copied / "data") == digests(finished / "data")
     dvc(copied, "exp", "apply", "fewer")
-    assert yaml.safe_load((copied / "params.yaml").read_text())["report"]["images"] == 2
+    assert read_params(copied)["report"]["images"] == 2
     before, after = digests(finished / "data"), digests(copied / "data")
     changed = {path for path in before if before[path] != after.get(path)}
     assert "report/index.html" in changed
@@ -373,7 +373,7 @@ def test_missing_raw_data_is_one_clear_line(tmp_path):
 
 def test_two_processes_train_and_one_writes(copied):
     """Two processes on the CPU share each batch; the recorded command is the same."""
-    params = yaml.safe_load((copied / "params.yaml").read_text(encoding="utf-8"))
+    params = read_params(copied)
     write_params(copied, merged(params, {"pretrain": {"iterations": 2, "batch_size": 4}}))
     launch = "torchrun --standalone --nproc-per-node=2"
     printed = dvc(copied, "repro", "--single-item", "pretrain", LAUNCH=launch)
