@@ -133,7 +133,7 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
 
     \b
     Example:
-      cag scenes /tmp/scenes --images 4
+      cag scenes my-scenes --images 4
     """
     from cag.scenes import write_dataset
     from cag.stage import progress
