@@ -147,7 +147,11 @@ def _experiment(seed: int, overrides: list[str]) -> str:
 
 def _work(names: list[str], jobs: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    _dvc("queue", "start", "--jobs", str(jobs), environment=environment)
+    # The workers keep their parent's streams open: to capture them would wait for the last one.
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+    if subprocess.run(command, env=environment, **silent, check=False).returncode:
+        raise UserError("`dvc queue start` failed; run it to see why")
     finished: set[str] = set()
     with progress("experiments", len(names), "experiments") as advance:
         while len(finished) < len(names):
@@ -175,9 +179,9 @@ def _score(revision: str, path: str) -> float:
     return json.loads(dvc.api.read(path, repo=".", rev=revision))["miou"]
 
 
-def _dvc(*arguments: str, environment: dict[str, str] | None = None) -> str:
+def _dvc(*arguments: str) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
