@@ -83,6 +83,33 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
     return mean.compute()
 
 
+def class_recall(correct_counts: Tensor, counts: Tensor) -> Tensor:
+    """Share of each class's pixels that are predicted as such, over all images.
+
+    Args:
+        correct_counts: integer [N, K], correctly predicted pixels.
+        counts: integer [N, K], all labelled pixels.
+
+    Returns:
+        float32 [K] in [0, 1]; NaN for a class without pixels.
+    """
+    return correct_counts.sum(dim=0) / counts.sum(dim=0)
+
+
+def nearest_other_anchor(anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest other anchor of each, float [K, D] with rows of NaN for classes without.
+
+    Returns:
+        Its class, int64 [K], -1 where there is none; and the L2 distance to it, float64 [K], NaN
+        where there is none.
+    """
+    anchors = anchors.double()
+    distances = torch.cdist(anchors, anchors).nan_to_num(torch.inf).fill_diagonal_(torch.inf)
+    distance, nearest = distances.min(dim=1)
+    none = distance == torch.inf
+    return nearest.masked_fill(none, -1), distance.masked_fill(none, torch.nan)
+
+
 def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
     """Leave out the anchors of classes that the network hardly finds on its own training data.
 

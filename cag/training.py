@@ -218,7 +218,7 @@ def train(
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The loss is not finite, or batch norm has a single value to normalise.
     """
     network = objective.network
     objective.to(memory_format=torch.channels_last)
@@ -234,7 +234,7 @@ def train(
         for group in optimizer.param_groups:
             decay = polynomial_decay(step, config.iterations, config.power)
             group["lr"] = config.learning_rate * decay
-        losses = wrapped(_to_device(batch, fabric.device))
+        losses = _losses(wrapped, _to_device(batch, fabric.device))
         fabric.backward(losses[0])
         optimizer.step()
         optimizer.zero_grad()
@@ -261,6 +261,18 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         )
         for images, labels in batch
     )
+
+
+def _losses(objective: nn.Module, batch: Batch) -> Tensor:
+    try:
+        return objective(batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch_size gives each process a single image, whose pooled features batch norm cannot "
+            "normalise: give each process at least 2 images of each domain"
+        ) from None
 
 
 def _read(pending: list[Tensor], step: int) -> Tensor:

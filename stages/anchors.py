@@ -5,10 +5,9 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from cag.anchors import AnchorMean, reliable
+from cag.anchors import AnchorMean, class_recall, nearest_other_anchor, reliable
 from cag.config import Anchors, load_params
 from cag.datasets import read_label_space
 from cag.errors import UserError
@@ -35,19 +34,15 @@ def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean,
                 read_array(file, "correct_class_sums", rows),
                 read_array(file, "correct_class_counts", rows),
             )
-        correct = read_array(file, "correct_class_counts").sum(0)
-        recall = correct / read_array(file, "class_counts").sum(0)  # [K]; NaN: no pixel
-    return mean, recall
+        counts = (read_array(file, key) for key in ("correct_class_counts", "class_counts"))
+        return mean, class_recall(*counts)
 
 
 def anchor_table(
     anchors: Tensor, mean: AnchorMean, recall: Tensor, names: tuple[str, ...]
 ) -> pd.DataFrame:
     """Per class: what is behind its anchor, its norm, the nearest other anchor and its distance."""
-    distances = torch.cdist(anchors.double(), anchors.double()).nan_to_num(torch.inf)
-    distances.fill_diagonal_(torch.inf)
-    distance, nearest = distances.min(1)
-    other = [names[j] if d < torch.inf else "" for j, d in zip(nearest, distance, strict=True)]
+    nearest, distance = nearest_other_anchor(anchors)
     return pd.DataFrame(
         {
             "class": names,
@@ -55,8 +50,8 @@ def anchor_table(
             "pixels": mean.pixels.numpy(),
             "recall": recall.numpy(),
             "norm": anchors.norm(dim=1).numpy(),
-            "nearest_anchor": other,
-            "distance": distance.masked_fill(distance == torch.inf, torch.nan).numpy(),
+            "nearest_anchor": [names[i] if i >= 0 else "" for i in nearest.tolist()],
+            "distance": distance.numpy(),
         }
     ).round(4)
 

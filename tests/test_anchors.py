@@ -11,7 +11,9 @@ from cag.anchors import (
     AnchorMean,
     agreeing_labels,
     anchors,
+    class_recall,
     class_sums,
+    nearest_other_anchor,
     reliable,
     resize_labels,
 )
@@ -195,6 +197,21 @@ def test_counts_of_what_the_anchors_are_made_of():
 def test_unknown_average_is_refused():
     with pytest.raises(ValueError, match="'images' or 'pixels', not 'median'"):
         anchors(*two_images(), average="median")
+
+
+def test_class_recall_by_hand():
+    correct, counts = torch.tensor([[1, 0, 0], [2, 0, 0]]), torch.tensor([[4, 0, 3], [8, 0, 1]])
+    recall = class_recall(correct, counts)
+    assert recall[[0, 2]].tolist() == [0.25, 0] and recall[1].isnan()
+
+
+def test_nearest_other_anchor_passes_over_classes_without():
+    line = torch.tensor([[0.0], [3.0], [torch.nan], [4.0]])
+    nearest, distance = nearest_other_anchor(line)
+    assert nearest.tolist() == [1, 3, -1, 1]
+    assert distance[[0, 1, 3]].tolist() == [3, 1, 1] and distance[2].isnan()
+    alone, nothing = nearest_other_anchor(line[1:3])
+    assert alone.tolist() == [-1, -1] and nothing.isnan().all()
 
 
 def test_reliable_leaves_out_classes_of_low_recall_only():

@@ -257,6 +257,8 @@ def test_a_missing_or_broken_class_map(project, fails):
         ("prepare source", "source.size", [32.0, 64], ["source.size.0 is 32.0"]),
         ("pretrain", "pretrain.learning_rat", 0.1, ["unknown key 'pretrain.learning_rat'"]),
         ("pretrain", "pretrain.learning_rate", "fast", ["pretrain.learning_rate is 'fast'"]),
+        ("pretrain", "pretrain.batch_size", 1, ["batch_size", "a single image"]),
+        ("adapt round1 warmup", "adapt.batch_size", 1, ["batch_size", "a single image"]),
         ("pretrain", "network.encoder", "mobilnet", ["network", "mobilnet"]),
         ("pretrain", "network.options", {"decoder": 1}, ["network.options.decoder"]),
         ("adapt round1 warmup", "adapt.iterations", 0, ["adapt.iterations is 0"]),
