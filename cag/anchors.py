@@ -24,15 +24,29 @@ def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
     return labels.masked_fill(prediction != labels, IGNORE)
 
 
-def resize_labels(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def resize_labels(
+    labels: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False
+) -> Tensor:
     """Bring label maps [B, H, W] of any integer dtype to `size` (h, w) by nearest neighbour.
 
-    Row i of the result is row floor(i H / h), which for an output stride of 4 is row 4 i.
+    Row i of the result is row floor(i H / h), which for an output stride of 4 is row 4 i: the
+    released code's way down. With `align_corners` it is the row nearest to i (H - 1) / (h - 1),
+    where bilinear interpolation with aligned corners, by which the networks enlarge their maps,
+    puts it: the only way up that does not shift a map by half a feature pixel.
     """
-    (height, width), device = size, labels.device
-    rows = torch.arange(height, device=device) * labels.shape[1] // height
-    columns = torch.arange(width, device=device) * labels.shape[2] // width
+    rows, columns = (
+        _nearest(old, new, align_corners, labels.device)
+        for old, new in zip(labels.shape[1:], size, strict=True)
+    )
     return labels[:, rows[:, None], columns]
+
+
+def _nearest(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
+    indices = torch.arange(new, device=device)
+    if align_corners:
+        gaps = max(new - 1, 1)
+        return (2 * indices * (old - 1) + gaps) // (2 * gaps)
+    return indices * old // new
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -171,10 +171,19 @@ class Warmup(Section):
     iterations: Annotated[int, Field(ge=0, le=0)]
 
 
+class Views(Section):
+    """Views of a target image whose outputs are averaged: every combination."""
+
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(min_length=1)
+    gammas: tuple[Annotated[float, Field(gt=0, le=5)], ...] = Field(min_length=1)  # < 1: lighter
+    flip: bool  # each of them mirrored too
+
+
 class Extract(Section):
     """Features of both domains by the round's teacher."""
 
     batch_size: Positive
+    target_views: Views
     samples_per_class: Count  # single-pixel source features kept for plots
 
 
@@ -205,6 +214,7 @@ class PseudoLabel(Section):
 class Adapt(Training):
     """Training of a round's student."""
 
+    class_mix: Fraction  # probability that half a source image's classes are pasted on a target's
     target_labels: Literal["both", "anchor", "probability"]
     distance_weight: Annotated[float, Field(ge=0)]
     distance_kind: Literal["class_mean", "pixel"]

@@ -37,6 +37,7 @@ def adaptation_loss(
     min_pixels: int = 10,
     valid_classes: Tensor | None = None,
     source_class_weights: Tensor | None = None,
+    pasted: Tensor | None = None,
 ) -> AdaptationLosses:
     """Compute the loss of one adaptation step on a source and a target batch.
 
@@ -60,6 +61,8 @@ def adaptation_loss(
         min_pixels: as for `distance_loss`.
         valid_classes: as for `distance_loss`.
         source_class_weights: float [K], `class_weights` of the source's cross-entropy.
+        pasted: bool [B', h', w'], target pixels that show a piece of the source and bear its labels
+            (`cag.mixing`): they weigh as on the source, pseudo-labels 1. None: none.
 
     Returns:
         `AdaptationLosses`, float32 scalars.
@@ -67,9 +70,11 @@ def adaptation_loss(
     Raises:
         ValueError: another `target_labels` or `distance_kind`.
     """
-    target_ce = _target_cross_entropy(
-        target_logits, anchor_labels, probability_labels, target_labels
-    )
+    kinds = _kinds_of_labels(anchor_labels, probability_labels, target_labels)
+    target_ce = sum(
+        _target_cross_entropy(target_logits, labels, source_class_weights, pasted)
+        for labels in kinds
+    ) / len(kinds)
     upsampled = F.interpolate(
         source_logits.float(), source_labels.shape[1:], mode="bilinear", align_corners=True
     )
@@ -174,9 +179,23 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
 
 
 def _target_cross_entropy(
-    logits: Tensor, anchor_labels: Tensor, probability_labels: Tensor, target_labels: str
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, pasted: Tensor | None
 ) -> Tensor:
-    """Cross-entropy on one kind of pseudo-label, or half the sum of both, float32 scalar."""
+    """Mean over the labelled pixels, those pasted from the source weighted by their classes."""
+    if class_weights is None or pasted is None:
+        return cross_entropy(logits, labels)
+    labelled = _labelled(labels, logits.shape[1])
+    labels = labels.long().masked_fill(~labelled, IGNORE)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    weights = class_weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
+    total = weights.sum()
+    return (losses * weights).sum() / total.masked_fill(total == 0, 1)
+
+
+def _kinds_of_labels(
+    anchor_labels: Tensor, probability_labels: Tensor, target_labels: str
+) -> tuple[Tensor, ...]:
+    """The label maps whose cross-entropies are averaged."""
     choices = {
         "both": (anchor_labels, probability_labels),
         "anchor": (anchor_labels,),
@@ -186,8 +205,7 @@ def _target_cross_entropy(
         raise ValueError(
             f"target_labels must be one of {', '.join(choices)}, not {target_labels!r}"
         )
-    chosen = choices[target_labels]
-    return sum(cross_entropy(logits, labels) for labels in chosen) / len(chosen)
+    return choices[target_labels]
 
 
 def _class_mean_distance(

@@ -22,6 +22,7 @@ from cag.config import Adapt, Training
 from cag.errors import UserError
 from cag.files import atomic_file
 from cag.losses import adaptation_loss, class_balance_weights, cross_entropy
+from cag.mixing import class_regions, paste
 from cag.networks import NetworkOutput, SegmentationNetwork
 from cag.samples import Sample, class_pixels
 from cag.seeds import mix
@@ -88,12 +89,21 @@ class AdaptationObjective(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Losses of a batch, [5] in the order of `names`; the first is to be minimised."""
         (source_images, source_labels), (target_images, target_labels) = batch
+        pasted = None
+        if self.config.class_mix > 0:
+            pasted = class_regions(
+                source_labels[:, 0], self.network.num_classes, self.config.class_mix
+            )
+            target_images = paste(pasted, source_images, target_images)
+            target_labels = paste(pasted, source_labels, target_labels)
         source = self._source(source_images)
-        target = self.network(target_images)
+        target = self.network(target_images.contiguous(memory_format=torch.channels_last))
         size = target.logits.shape[2:]
         anchor_labels, probability_labels = (
-            resize_labels(labels, size) for labels in target_labels.unbind(1)
+            resize_labels(labels, size, align_corners=True) for labels in target_labels.unbind(1)
         )  # (B, h, w) each
+        if pasted is not None:
+            pasted = resize_labels(pasted, size, align_corners=True)
         losses = adaptation_loss(
             source.features,
             source.logits,
@@ -108,6 +118,7 @@ class AdaptationObjective(nn.Module):
             target_labels=self.config.target_labels,
             min_pixels=self.min_pixels,
             source_class_weights=self.class_weights,
+            pasted=pasted,
         )
         return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
 

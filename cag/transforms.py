@@ -27,9 +27,9 @@ class RandomResize(v2.Transform):
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize: bilinear for images, nearest for label maps."""
+        """Resize: bilinear for images, the nearest pixel's centre for label maps."""
         is_image = isinstance(inpt, tv_tensors.Image)
-        mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST
+        mode = InterpolationMode.BILINEAR if is_image else InterpolationMode.NEAREST_EXACT
         return self._call_kernel(v2.functional.resize, inpt, params["size"], interpolation=mode)
 
 

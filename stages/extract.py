@@ -22,7 +22,7 @@ from cag.features import (
     target_bytes,
 )
 from cag.networks import SegmentationNetwork, load_model
-from cag.prediction import image_batches, predict
+from cag.prediction import image_batches, predict, predict_views
 from cag.prepared import PreparedImages
 from cag.seeds import mix
 from cag.stage import progress, run
@@ -63,7 +63,7 @@ def extract_target(
     with create_store(path, size) as file, progress("target", len(names), "images") as advance:
         writer = TargetWriter(file, names, tuple(shape))
         for batch_names, batch, _ in image_batches(images, params.extract.batch_size):
-            output = predict(network, batch, fabric)
+            output = predict_views(network, batch, params.extract.target_views, fabric)
             if output.features.shape[1:] != shape:
                 raise UserError(
                     f"{TARGET}: {batch_names[0]} differs in size from {names[0]}; the feature "

@@ -87,7 +87,8 @@ def write_labels(
         for rule, labels in zip(RULES, (by_anchor, by_probability), strict=True):
             path = inside(folder / rule, f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_label(path, resize_labels(labels, size)[0].numpy(), classes.palette_array)
+            full = resize_labels(labels, size, align_corners=True)[0].numpy()
+            write_label(path, full, classes.palette_array)
     columns = dict(zip(("nearest", "anchor", "probability", "agree"), counts, strict=True))
     return pd.DataFrame({"class": classes.names, **columns})
 

@@ -141,6 +141,27 @@ def test_resized_labels_are_those_of_nearest_interpolation(size):
     assert torch.equal(resize_labels(labels.long(), size), expected.long())
 
 
+@pytest.mark.parametrize("size", [(16, 24), (15, 22), (9, 33)])
+@pytest.mark.parametrize("shape", [(4, 1), (1, 6)])
+def test_labels_aligned_at_the_corners_lie_where_bilinear_interpolation_puts_them(size, shape):
+    labels = torch.randperm(6)[: shape[0] * shape[1]].view(1, *shape).expand(1, 4, 6)
+    one_hot = F.one_hot(labels, 6).permute(0, 3, 1, 2).double()
+    enlarged = F.interpolate(one_hot, size, mode="bilinear", align_corners=True)
+    share, expected = enlarged.max(dim=1)
+    clear = share > 0.5 + 1e-6
+    assert clear.float().mean() > 0.8
+    assert torch.equal(resize_labels(labels, size, align_corners=True)[clear], expected[clear])
+
+
+def test_labels_aligned_at_the_corners_keep_them_both_ways():
+    labels = torch.arange(16 * 24).view(1, 16, 24)
+    small = resize_labels(labels, (4, 6), align_corners=True)
+    assert small[0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 23, 360, 383]
+    large = resize_labels(small, (16, 24), align_corners=True)
+    assert torch.equal(resize_labels(large, (4, 6), align_corners=True), small)
+    assert torch.equal(resize_labels(labels, (1, 1), align_corners=True), labels[:, :1, :1])
+
+
 def two_images():
     """Two images, one channel, two classes: class 0 with means 2 and 8 from 10 and 30 pixels."""
     sums = torch.tensor([[[20.0], [9.0]], [[240.0], [0.0]]])

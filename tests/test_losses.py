@@ -334,6 +334,26 @@ def test_a_step_never_waits_for_the_device_nor_grows_with_classes_times_features
     assert watch.elements <= features.numel()
 
 
+def test_pasted_pixels_weigh_as_on_the_source_and_pseudo_labels_one(golden):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(K, generator=generator) * 3
+    pasted = torch.rand(golden["cluster_label"].shape, generator=generator) < 0.5
+    losses, inputs = golden_losses(golden, source_class_weights=weights, pasted=pasted)
+    logits = inputs["target_logits"].detach()
+    expected = []
+    for labels in (golden["cluster_label"], golden["prob_label"]):
+        each = torch.nn.functional.cross_entropy(
+            logits, labels.long(), ignore_index=255, reduction="none"
+        )
+        labelled = labels < K
+        own = weights[labels.long().clamp(max=K - 1)].where(pasted, torch.tensor(1.0)) * labelled
+        expected.append((each * own).sum() / own.sum())
+    assert losses.target_ce.item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
+    plain, _ = golden_losses(golden, source_class_weights=weights)
+    nothing, _ = golden_losses(golden, source_class_weights=weights, pasted=pasted & False)
+    assert nothing.target_ce.item() == pytest.approx(plain.target_ce.item(), rel=1e-6)
+
+
 def test_class_balance_weights_by_hand():
     pixels = torch.tensor([100, 25, 0, 400])
     assert class_balance_weights(pixels, 0.5).tolist() == [1, 2, 0, 0.5]

@@ -12,6 +12,7 @@ from cag.config import Adapt, Augmentation, Network, Normalization, Pretrain
 from cag.devices import make_fabric
 from cag.errors import UserError
 from cag.labels import IGNORE
+from cag.mixing import class_regions
 from cag.networks import build
 from cag.training import (
     AdaptationObjective,
@@ -37,6 +38,7 @@ TRAINING = {
     "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
 }
 ADAPT = {
+    "class_mix": 0.0,
     "target_labels": "both",
     "distance_weight": 0.7,
     "distance_kind": "class_mean",
@@ -305,6 +307,26 @@ def test_the_kept_statistics_are_those_of_the_named_domains(batch_norm, kept):
     assert len(momenta) > 50
     assert close(statistics(network), statistics(reference))
     assert [module.momentum for module in batch_norms(network)] == momenta
+
+
+def test_class_mixing_pastes_the_source_with_its_labels():
+    network = small_network(dropout=0.0).eval()
+    objective, batches, _ = problem("adaptation", network, class_mix=1.0)
+    objective.eval()
+    (source, labels), (target, pseudo) = next(batches(range(1)))
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(1)
+    mixed = objective(((source, labels), (target, pseudo)))
+    torch.manual_seed(1)
+    regions = class_regions(labels[:, 0], CLASSES, 1.0)
+    assert 0 < regions.float().mean() < 1
+    expected = torch.where(regions[:, None], source, target)
+    assert torch.equal(seen[1], expected)
+    by_hand, _, _ = problem("adaptation", network)
+    by_hand.eval()
+    pasted_labels = torch.where(regions[:, None], labels, pseudo)
+    assert torch.allclose(mixed, by_hand(((source, labels), (expected, pasted_labels))))
 
 
 def test_frozen_batch_norm_normalises_with_the_kept_statistics():
