@@ -31,7 +31,7 @@ ORACLE_NEEDS = (
 )
 BASELINE, ORACLE = "pretrain", "oracle"
 FINISHED = {"Success", "Failed"}
-POLL_SECONDS = 2
+POLL_SECONDS = 10
 
 
 def workspace_table() -> Table:
