@@ -24,6 +24,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Pixels = tuple[Positive, Positive]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+BatchNorm = Literal["mixed", "target", "frozen"]  # whose statistics the network keeps
+DISCRIMINATOR_MINIMUM = 32  # pixels, of which five halvings leave one
 
 
 class Section(BaseModel):
@@ -165,10 +167,24 @@ class Pretrain(Training):
     """Cross-entropy on the source alone."""
 
 
-class Warmup(Section):
+class Warmup(Training):
     """Alignment before the first round; 0 iterations pass the pretrained model through."""
 
-    iterations: Annotated[int, Field(ge=0, le=0)]
+    iterations: Count
+    objective: Literal["vanilla", "least_squares"]
+    adversarial_weight: Annotated[float, Field(ge=0)]
+    discriminator_learning_rate: Annotated[float, Field(gt=0)]  # its power is the network's
+    batch_norm: BatchNorm
+
+    @field_validator("augmentation")
+    @classmethod
+    def _large_enough(cls, augmentation: Augmentation) -> Augmentation:
+        if min(augmentation.crop) < DISCRIMINATOR_MINIMUM:
+            raise ValueError(
+                f"crop is {list(augmentation.crop)}; the discriminator needs at least "
+                f"{DISCRIMINATOR_MINIMUM} x {DISCRIMINATOR_MINIMUM} pixels"
+            )
+        return augmentation
 
 
 class Views(Section):
@@ -218,7 +234,7 @@ class Adapt(Training):
     target_labels: Literal["both", "anchor", "probability"]
     distance_weight: Annotated[float, Field(ge=0)]
     distance_kind: Literal["class_mean", "pixel"]
-    batch_norm: Literal["mixed", "target", "frozen"]  # whose statistics the network keeps
+    batch_norm: BatchNorm
 
 
 class Oracle(Section):

@@ -46,6 +46,15 @@ def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
     return [Sample(folder / r.image, (folder / r.label,)) for r in rows.itertuples()]
 
 
+def unlabelled_samples(folder: Path) -> list[Sample]:
+    """A prepared data set's training images alone: whatever labels they have are never opened.
+
+    Raises:
+        UserError: There are none.
+    """
+    return [Sample(folder / row.image, ()) for row in _rows(folder, "train").itertuples()]
+
+
 def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
     """A prepared data set's training images with their anchor and probability pseudo-labels.
 
@@ -103,7 +112,8 @@ class TrainingSamples(Dataset):
         order = np.random.default_rng(mix(self.seed, epoch)).permutation(len(self.samples))
         sample = self.samples[order[offset]]
         image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
-        labels = torch.from_numpy(np.stack([read_label(path) for path in sample.labels]))
+        maps = [torch.from_numpy(read_label(path)) for path in sample.labels]  # (H, W) each
+        labels = torch.stack(maps) if maps else image.new_empty(0, *image.shape[1:])
         return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
 
 

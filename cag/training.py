@@ -30,9 +30,28 @@ from cag.seeds import mix
 Batch = tuple[tuple[Tensor, Tensor], ...]
 READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
 CURVE_POINTS = 100
+CHECKPOINT_FORMAT = 2
 
 
-class SupervisedObjective(nn.Module):
+class Objective(nn.Module):
+    """A network with the losses of a batch that train it.
+
+    Calling it gives the losses float32 [n] in the order of `names`; the first is to be minimised.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None):
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def optimizers(self, config: Training) -> list[torch.optim.Optimizer]:
+        """What steps on the first loss's gradient, each for parameters of its own."""
+        return [make_optimizer(self.network, config)]
+
+
+class SupervisedObjective(Objective):
     """Cross-entropy on labelled images at the labels' resolution: the pretraining, the oracle."""
 
     def __init__(
@@ -41,24 +60,54 @@ class SupervisedObjective(nn.Module):
         class_weights: Tensor | None = None,
         domains: tuple[str, ...] = ("source",),
     ):
-        super().__init__()
-        self.network = network
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        super().__init__(network, class_weights)
         self.names = ("loss", *(f"{domain}_ce" for domain in domains))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Losses of a batch in the order of `names`; the first, their sum, is to be minimised."""
+        """Losses of a batch; the first is the sum of the others."""
         losses = torch.stack([self._cross_entropy(*domain) for domain in batch])
         return torch.cat([losses.sum()[None], losses.detach()])
 
     def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.network(images).logits.float()
         labels = labels[:, 0]  # (B, H, W)
-        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True)
+        logits = upsampled(self.network(images).logits, labels.shape[1:])
         return cross_entropy(logits, labels, self.class_weights)
 
 
-class AdaptationObjective(nn.Module):
+class TwoDomainObjective(Objective):
+    """An objective that sees the target too: whose batch-norm statistics its network keeps.
+
+    `batch_norm` is "mixed" for those of both domains, "target", or "frozen" for the ones it has.
+    """
+
+    def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None, batch_norm: str):
+        super().__init__(network, class_weights)
+        self.batch_norm = batch_norm
+
+    def train(self, mode: bool = True) -> TwoDomainObjective:
+        """Training mode, in which frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for module in batch_norms(self.network):
+                module.eval()
+        return self
+
+    def source_output(self, images: Tensor) -> NetworkOutput:
+        """The network's output on source images [B, 3, H, W]."""
+        if self.batch_norm != "target":
+            return self.network(images)
+        # The source batch is normalised by its own statistics and leaves no trace in the kept ones.
+        modules = batch_norms(self.network)
+        momenta = [module.momentum for module in modules]
+        for module in modules:
+            module.momentum = 0.0
+        output = self.network(images)
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+        return output
+
+
+class AdaptationObjective(TwoDomainObjective):
     """The loss of a round's student on a source and a target batch (METHOD step 3c)."""
 
     names = ("loss", "source_ce", "target_ce", "source_distance", "target_distance")
@@ -71,23 +120,13 @@ class AdaptationObjective(nn.Module):
         min_pixels: int,
         class_weights: Tensor | None = None,
     ):
-        super().__init__()
-        self.network = network
+        super().__init__(network, class_weights, config.batch_norm)
         self.register_buffer("anchors", anchors, persistent=False)
-        self.register_buffer("class_weights", class_weights, persistent=False)
         self.config = config
         self.min_pixels = min_pixels
 
-    def train(self, mode: bool = True) -> AdaptationObjective:
-        """Training mode, in which frozen batch norm stays in evaluation mode."""
-        super().train(mode)
-        if self.config.batch_norm == "frozen":
-            for module in batch_norms(self.network):
-                module.eval()
-        return self
-
     def forward(self, batch: Batch) -> Tensor:
-        """Losses of a batch, [5] in the order of `names`; the first is to be minimised."""
+        """Losses of a batch, whose target label maps are those of the two rules."""
         (source_images, source_labels), (target_images, target_labels) = batch
         pasted = None
         if self.config.class_mix > 0:
@@ -96,7 +135,7 @@ class AdaptationObjective(nn.Module):
             )
             target_images = paste(pasted, source_images, target_images)
             target_labels = paste(pasted, source_labels, target_labels)
-        source = self._source(source_images)
+        source = self.source_output(source_images)
         target = self.network(target_images.contiguous(memory_format=torch.channels_last))
         size = target.logits.shape[2:]
         anchor_labels, probability_labels = (
@@ -122,18 +161,10 @@ class AdaptationObjective(nn.Module):
         )
         return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
 
-    def _source(self, images: Tensor) -> NetworkOutput:
-        if self.config.batch_norm != "target":
-            return self.network(images)
-        # The source batch is normalised by its own statistics and leaves no trace in the kept ones.
-        modules = batch_norms(self.network)
-        momenta = [module.momentum for module in modules]
-        for module in modules:
-            module.momentum = 0.0
-        output = self.network(images)
-        for module, momentum in zip(modules, momenta, strict=True):
-            module.momentum = momentum
-        return output
+
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, K, h, w] as float32 [B, K, H, W], bilinear with aligned corners."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
 
 
 def batch_norms(network: nn.Module) -> list[nn.Module]:
@@ -174,6 +205,7 @@ def polynomial_decay(step: int, iterations: int, power: float) -> float:
 
 def fingerprint(**identity: Any) -> str:
     """A sha256 over JSON of whatever a training's outcome depends on."""
+    identity = {"checkpoint_format": CHECKPOINT_FORMAT, **identity}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -203,7 +235,7 @@ class Checkpoint:
 
 
 def train(
-    objective: SupervisedObjective | AdaptationObjective,
+    objective: Objective,
     make_batches: Callable[[range], Iterator[Batch]],
     config: Training,
     seed: int,
@@ -219,7 +251,7 @@ def train(
     Args:
         objective: Gives a batch's losses, the first to be minimised.
         make_batches: The batches of a range of steps.
-        config: Iterations, optimizer and schedule.
+        config: Iterations, the network's optimizer, and the schedule of every optimizer.
         seed: Of dropout.
         fabric: Device, precision, processes.
         checkpoint: Where to resume from, and to save to now and then.
@@ -231,31 +263,31 @@ def train(
     Raises:
         UserError: The loss is not finite, or batch norm has a single value to normalise.
     """
-    network = objective.network
     objective.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, config)
-    wrapped, optimizer = fabric.setup(objective, optimizer)
+    wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
     wrapped.train()
     history = torch.zeros(config.iterations, len(objective.names))
-    start = _resume(checkpoint, network, optimizer, history)
+    start = _resume(checkpoint, objective, optimizers, history)
     advance(start, resumed=True)
     saved, pending = time.monotonic(), []
     for step, batch in enumerate(make_batches(range(start, config.iterations)), start):
         torch.manual_seed(mix(seed, step, fabric.global_rank))
-        for group in optimizer.param_groups:
-            decay = polynomial_decay(step, config.iterations, config.power)
-            group["lr"] = config.learning_rate * decay
+        decay = polynomial_decay(step, config.iterations, config.power)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * decay
         losses = _losses(wrapped, _to_device(batch, fabric.device))
         fabric.backward(losses[0])
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         pending.append(losses.detach())
         if len(pending) == READ_EVERY or step + 1 == config.iterations:
             history[step + 1 - len(pending) : step + 1] = _read(pending, step)
             advance(len(pending), f"loss {history[step, 0]:.3f}")
             pending = []
             if fabric.is_global_zero and time.monotonic() - saved > _save_interval():
-                checkpoint.save(_state(network, optimizer, history, step + 1))
+                checkpoint.save(_state(objective, optimizers, history, step + 1))
                 saved = time.monotonic()
     return _curve(history, objective.names, config)
 
@@ -297,11 +329,11 @@ def _read(pending: list[Tensor], step: int) -> Tensor:
 
 
 def _state(
-    network: nn.Module, optimizer: torch.optim.Optimizer, history: Tensor, done: int
+    objective: Objective, optimizers: list[torch.optim.Optimizer], history: Tensor, done: int
 ) -> dict[str, Any]:
     return {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "objective": objective.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "history": history,
         "iteration": done,
     }
@@ -309,15 +341,16 @@ def _state(
 
 def _resume(
     checkpoint: Checkpoint,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    optimizers: list[torch.optim.Optimizer],
     history: Tensor,
 ) -> int:
     state = checkpoint.load()
     if state is None:
         return 0
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    objective.load_state_dict(state["objective"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     history.copy_(state["history"])
     return state["iteration"]
 

@@ -54,8 +54,8 @@ def read_round(name: str, rounds: dict) -> report.Round:
 def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the learning curves there are; a model passed through untrained has none."""
     paths = {model: CURVES / f"{model}.csv" for model in models}
-    found = {name: path for name, path in paths.items() if path.is_file() and path.stat().st_size}
-    return {name: pd.read_csv(path) for name, path in found.items()}
+    curves = {name: pd.read_csv(path) for name, path in paths.items() if path.is_file()}
+    return {name: curve for name, curve in curves.items() if len(curve)}
 
 
 def training_sample(row: pd.Series, rounds: Iterable[str]) -> report.TrainingSample:

@@ -1,27 +1,90 @@
-"""Pass the pretrained model on as the first round's teacher (0 iterations of alignment)."""
+"""Align the pretrained model's output on the target with its output on the source.
+
+0 iterations pass it on as it is.
+"""
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
+import pandas as pd
 
 from cag.config import load_params
 from cag.errors import UserError
-from cag.files import atomic_file
-from cag.stage import run
+from cag.files import atomic_file, sha256, write_csv
+from cag.stage import is_main_process, progress, run
 
+SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 PRETRAINED = Path("data/models/pretrain.safetensors")
-MODEL = Path("data/models/warmup.safetensors")
+MODEL, CURVE = Path("data/models/warmup.safetensors"), Path("data/curves/warmup.csv")
+CHECKPOINT = Path(".scratch/warmup/checkpoint.pt")
 
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/models/warmup.safetensors`."""
-    load_params("warmup")
+    """Write `data/models/warmup.safetensors` and its learning curve."""
+    params = load_params("seed", "precision", "warmup")
     if not PRETRAINED.is_file():
         raise UserError(f"{PRETRAINED}: no such model; `dvc repro` makes it")
+    if params.warmup.iterations:
+        align(params)
+    elif is_main_process():
+        pass_on()
+
+
+def pass_on() -> None:
+    """Copy the pretrained model; the curve has no rows."""
+    write_csv(CURVE, pd.DataFrame(columns=["iteration", "loss"]))
     with atomic_file(MODEL) as partial:
         shutil.copyfile(PRETRAINED, partial)
+
+
+def align(params: SimpleNamespace) -> None:
+    """Train the pretrained model against a discriminator; no label of the target is opened."""
+    # A copy should not wait for these, which import torch.
+    from cag.adversarial import AdversarialObjective
+    from cag.datasets import fingerprint as data_fingerprint
+    from cag.datasets import read_label_space
+    from cag.devices import loader_workers, make_fabric
+    from cag.networks import load_model, save_model
+    from cag.samples import TrainingSamples, batches, labelled_samples, unlabelled_samples
+    from cag.seeds import mix
+    from cag.training import Checkpoint, fingerprint, source_class_weights, train
+
+    config, seed = params.warmup, mix(params.seed, *b"warmup")
+    classes = read_label_space(SOURCE)
+    network, network_config, _ = load_model(PRETRAINED, classes)
+    fabric = make_fabric(params.precision)
+    fabric.seed_everything(seed % 2**32, verbose=False)
+    domains = [
+        TrainingSamples(samples, config.augmentation, mix(seed, domain))
+        for domain, samples in enumerate((labelled_samples(SOURCE), unlabelled_samples(TARGET)))
+    ]
+    checkpoint = Checkpoint(
+        CHECKPOINT,
+        fingerprint(
+            seed=params.seed,
+            precision=params.precision,
+            warmup=config.model_dump(),
+            inputs=[data_fingerprint(SOURCE), data_fingerprint(TARGET), sha256(PRETRAINED)],
+            processes=fabric.world_size,
+        ),
+    )
+
+    def make_batches(steps: range):
+        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
+        loaders = (batches(d, config.batch_size, steps, workers, *ranks) for d in domains)
+        return zip(*loaders, strict=True)
+
+    weights = source_class_weights(domains[0].samples, classes.num_classes, config)
+    objective = AdversarialObjective(network, config, weights)
+    with progress("warmup", config.iterations, "iterations") as advance:
+        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+    if fabric.is_global_zero:
+        write_csv(CURVE, curve)
+        save_model(MODEL, network, network_config, classes)
+        checkpoint.delete()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def tiny_params(rounds: int = 2) -> dict:
             "target": {"images": 6, "val_images": 4, "size": SIZE},
             "network": {"encoder": "mobilenet_v2", "options": {"decoder_channels": 32}},
             "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
+            "warmup": shrunk,
             "anchors": {"min_pixels": 1, "min_recall": 0.0},
             "pseudo_label": {
                 "relative_margin": None,

@@ -42,6 +42,7 @@ def parameters():
     }
     content["network"]["options"] = {"decoder_channels": WIDTH}
     content["pretrain"] |= TRAINING
+    content["warmup"] |= TRAINING | {"iterations": 0}
     content["adapt"] |= TRAINING
     content["pseudo_label"] = {
         "margin": None,
@@ -267,7 +268,9 @@ def test_a_missing_or_broken_class_map(project, fails):
         ("anchors round1 round1", "anchors.min_pixels", 10**6, ["anchors.min_pixels"]),
         ("extract round1 warmup", "extract.batch_size", True, ["extract.batch_size is True"]),
         ("evaluate warmup", "evaluate.panels", -1, ["evaluate.panels is -1"]),
-        ("warmup", "warmup.iterations", 1, ["warmup.iterations is 1"]),
+        ("warmup", "warmup.iterations", -1, ["warmup.iterations is -1"]),
+        ("warmup", "warmup.objective", "wasserstein", ["warmup.objective is 'wasserstein'"]),
+        ("warmup", "warmup.augmentation.crop", [31, 64], ["warmup.augmentation", "[31, 64]"]),
     ],
 )
 def test_a_bad_parameter(project, fails, command, key, value, words):

@@ -97,6 +97,7 @@ def test_a_missing_section_is_named(tmp_path, name):
         ("network.normalization.mean", "folder"),
         ("pretrain.augmentation.photometric.hue", "folder"),
         ("rounds.round2.teacher", "folder"),
+        ("warmup.adversarial_weight", "scenes"),  # whatever the iterations
     ],
 )
 def test_a_missing_key_is_named(tmp_path, key, layout):
@@ -113,6 +114,7 @@ def test_a_missing_key_is_named(tmp_path, key, layout):
         ("pretrain.augmentation.rotate", "folder"),
         ("network.normalization.stdd", "folder"),
         ("warmup.iteration", "folder"),
+        ("warmup.discriminator", "folder"),
         ("rounds.round1.student", "folder"),
     ],
 )
@@ -174,6 +176,11 @@ def test_a_value_of_another_type_is_named(tmp_path, key, value, layout):
         ("pretrain.batch_size", 0),
         ("pretrain.momentum", 1),
         ("pretrain.optimizer", "adam"),
+        ("warmup.iterations", -1),
+        ("warmup.objective", "ls"),
+        ("warmup.adversarial_weight", -0.001),
+        ("warmup.discriminator_learning_rate", 0),
+        ("warmup.batch_norm", "source"),
         ("adapt.batch_norm", "none"),
         ("adapt.class_mix", 1.5),
         ("extract.target_views.scales.0", 0),
@@ -198,6 +205,14 @@ def test_an_impossible_value_is_named(tmp_path, key, value):
     message = error(tmp_path, key, value)
     assert names(message, key)
     assert f" is {value!r}: " in message
+
+
+@pytest.mark.parametrize("crop", [[31, 64], [64, 31]])
+def test_the_discriminator_needs_32_pixels(tmp_path, crop):
+    message = error(tmp_path, "warmup.augmentation.crop", crop)
+    assert message == (
+        f"warmup.augmentation: crop is {crop}; the discriminator needs at least 32 x 32 pixels"
+    )
 
 
 @pytest.mark.parametrize("size", [[128], [128, 256, 3]])

@@ -92,7 +92,7 @@ def resolved(project: Path) -> dict[str, Stage]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A finished run."""
-    folder = make_project(tmp_path_factory.mktemp("honest") / "project")
+    folder = make_project(tmp_path_factory.mktemp("honest") / "project", warmup={"iterations": 2})
     dvc(folder, "repro")
     return folder
 

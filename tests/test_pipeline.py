@@ -122,6 +122,7 @@ def test_learning_curves(finished):
         assert list(curve.columns) == ["iteration", "learning_rate", "loss", *losses]
         assert curve["iteration"].iloc[-1] == params[stage]["iterations"]
         assert np.isfinite(curve).all(axis=None)
+    assert pd.read_csv(finished / "data/curves/warmup.csv").empty
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -371,17 +372,18 @@ def test_missing_raw_data_is_one_clear_line(tmp_path):
 # Several processes
 
 
-def test_two_processes_train_and_one_writes(copied):
+@pytest.mark.parametrize("stage", ["pretrain", "warmup"])
+def test_two_processes_train_and_one_writes(copied, stage):
     """Two processes on the CPU share each batch; the recorded command is the same."""
     params = read_params(copied)
-    write_params(copied, merged(params, {"pretrain": {"iterations": 2, "batch_size": 4}}))
+    write_params(copied, merged(params, {stage: {"iterations": 2, "batch_size": 4}}))
     launch = "torchrun --standalone --nproc-per-node=2"
-    printed = dvc(copied, "repro", "--single-item", "pretrain", LAUNCH=launch)
-    assert ran(printed) == ["pretrain"]
-    assert printed.count("pretrain: 2 iterations") == 1
-    curve = pd.read_csv(copied / "data/curves/pretrain.csv")
+    printed = dvc(copied, "repro", "--single-item", stage, LAUNCH=launch)
+    assert ran(printed) == [stage]
+    assert printed.count(f"{stage}: 2 iterations") == 1
+    curve = pd.read_csv(copied / f"data/curves/{stage}.csv")
     assert list(curve["iteration"]) == [1, 2]
     assert not list(copied.rglob("data/**/*.partial"))
     assert "torchrun" not in (copied / "dvc.lock").read_text()
     # Any other number of processes finds the model and runs nothing.
-    assert ran(dvc(copied, "repro", "--single-item", "pretrain")) == []
+    assert ran(dvc(copied, "repro", "--single-item", stage)) == []

@@ -318,8 +318,12 @@ def test_stage_opens_no_label_of_a_training_image(project, monkeypatch):
     assert sorted(truths) == [f"{stage.TARGET}/labels/val/{name}.png" for name in ("c", "d")]
 
 
-def test_stage_does_without_a_warmup_curve(project):
-    (project / stage.CURVES / "warmup.csv").unlink()
+@pytest.mark.parametrize("there", [True, False])
+def test_stage_does_without_a_warmup_curve(project, there):
+    path = project / stage.CURVES / "warmup.csv"
+    path.unlink()
+    if there:
+        curve().head(0).to_csv(path, index=False)
     run_stage()
     page = (project / "data/report/index.html").read_text(encoding="utf-8")
     assert "Learning curves of pretrain, round1." in page

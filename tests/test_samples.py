@@ -19,6 +19,7 @@ from cag.samples import (
     batches,
     labelled_samples,
     pseudo_labelled_samples,
+    unlabelled_samples,
 )
 from cag.transforms import apply_seeded
 
@@ -191,6 +192,27 @@ def test_images_without_labels_or_no_images_at_all_are_refused(tmp_path):
         labelled_samples(folder)
     with pytest.raises(UserError, match="no images of the split 'val'"):
         labelled_samples(folder, "val")
+
+
+def test_unlabelled_samples_have_no_label_map_even_where_there_is_one(tmp_path):
+    rows = [("train", "b/x", True), ("val", "c", True), ("train", "a", False)]
+    folder = prepared(tmp_path, rows)
+    assert unlabelled_samples(folder) == [
+        Sample(folder / f"images/train/{name}.png", ()) for name in ("b/x", "a")
+    ]
+    with pytest.raises(UserError, match="no images of the split 'train'"):
+        unlabelled_samples(prepared(tmp_path / "empty", [("val", "c", True)]))
+
+
+def test_without_label_maps_an_image_is_the_same_with_none(samples):
+    bare = [Sample(sample.image, ()) for sample in samples]
+    with_maps, without = (TrainingSamples(s, RANDOM, seed=0) for s in (samples, bare))
+    for p in range(2 * COUNT):
+        image, labels = without[p]
+        assert labels.dtype == torch.uint8 and labels.shape == (0, 8, 12)
+        assert torch.equal(image, with_maps[p][0])
+    images, labels = next(batches(without, 3, range(1), workers=0))
+    assert labels.shape == (3, 0, 8, 12)
 
 
 def test_pseudo_labels_come_anchor_rule_first_and_replace_the_truth(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import cag.training
-from cag.config import Adapt, Augmentation, Network, Normalization, Pretrain
+from cag.adversarial import AdversarialObjective
+from cag.config import Adapt, Augmentation, Network, Normalization, Pretrain, Warmup
 from cag.devices import make_fabric
 from cag.errors import UserError
 from cag.labels import IGNORE
@@ -42,6 +43,12 @@ ADAPT = {
     "target_labels": "both",
     "distance_weight": 0.7,
     "distance_kind": "class_mean",
+    "batch_norm": "mixed",
+}
+WARMUP = {
+    "objective": "vanilla",
+    "adversarial_weight": 1.0,  # so that the discriminator's state shows in the network
+    "discriminator_learning_rate": 1e-3,
     "batch_norm": "mixed",
 }
 
@@ -86,10 +93,18 @@ def both_batches(steps):
     return ((domain(step), domain(step + 1000, maps=2, shift=0.2)) for step in steps)
 
 
+def unlabelled_batches(steps):
+    """Batches of the adversarial objective."""
+    return ((domain(step), domain(step + 1000, maps=0, shift=0.2)) for step in steps)
+
+
 def problem(kind, network, **changes):
     """An objective on a network, its batches and its configuration."""
     if kind == "supervised":
         return SupervisedObjective(network), source_batches, Pretrain(**TRAINING | changes)
+    if kind == "adversarial":
+        config = Warmup(**TRAINING | WARMUP | changes)
+        return AdversarialObjective(network, config), unlabelled_batches, config
     config = Adapt(**TRAINING | ADAPT | changes)
     anchors = torch.rand(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
@@ -189,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("kind", ["supervised", "adaptation"])
+@pytest.mark.parametrize("kind", ["supervised", "adversarial", "adaptation"])
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often, kind, optimizer):
     whole = small_network()
     curve = run(kind, whole, fabric, tmp_path / "whole.pt", optimizer=optimizer)
@@ -290,11 +305,12 @@ def close(first, second):
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["adversarial", "adaptation"])
 @pytest.mark.parametrize(
     ("batch_norm", "kept"),
     [("mixed", ("source", "target")), ("target", ("target",)), ("frozen", ())],
 )
-def test_the_kept_statistics_are_those_of_the_named_domains(batch_norm, kept):
+def test_the_kept_statistics_are_those_of_the_named_domains(kind, batch_norm, kept):
     network = small_network(dropout=0.0)
     reference = copy.deepcopy(network).train()
     momenta = [module.momentum for module in batch_norms(network)]
@@ -302,8 +318,8 @@ def test_the_kept_statistics_are_those_of_the_named_domains(batch_norm, kept):
     with torch.no_grad():
         for name in kept:
             reference(batch[("source", "target").index(name)][0])
-        objective, _, _ = problem("adaptation", network, batch_norm=batch_norm)
-        objective.train()(batch)
+        objective, make_batches, _ = problem(kind, network, batch_norm=batch_norm)
+        objective.train()(*make_batches([0]))
     assert len(momenta) > 50
     assert close(statistics(network), statistics(reference))
     assert [module.momentum for module in batch_norms(network)] == momenta
@@ -372,6 +388,18 @@ def test_the_rate_decays_to_what_the_curve_says(tmp_path, fabric):
     curve = run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=4, power=1.0)
     assert curve["iteration"].tolist() == [1, 2, 3, 4]
     assert curve["learning_rate"].tolist() == pytest.approx([0.02, 0.015, 0.01, 0.005])
+
+
+def test_every_optimizers_rate_decays(tmp_path, fabric):
+    objective, make_batches, config = problem(
+        "adversarial", small_network(), iterations=2, power=1.0
+    )
+    optimizers = objective.optimizers(config)
+    objective.optimizers = lambda config: optimizers
+    checkpoint = Checkpoint(tmp_path / "c.pt", "a")
+    train(objective, make_batches, config, 7, fabric, checkpoint, lambda *a, **k: None)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.5 * 0.02, 0.5 * 1e-3])  # those of the last step
 
 
 def test_optimizers_are_as_configured():

@@ -1,0 +1,134 @@
+"""Adversarial output-space alignment (AdaptSegNet, Tsai et al., CVPR 2018; METHOD step 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cag.config import Training, Warmup
+from cag.losses import cross_entropy
+from cag.networks import SegmentationNetwork
+from cag.training import Batch, TwoDomainObjective, upsampled
+
+CHANNELS = (64, 128, 256, 512, 1)
+BETAS = (0.9, 0.99)  # of the discriminator's Adam
+
+
+class Discriminator(nn.Sequential):
+    """Tells the source's predictions from the target's: five 4 x 4 convolutions of stride 2.
+
+    Padding 1; leaky ReLU of slope 0.2 after all but the last; no normalisation. Maps class
+    probabilities float [B, K, H, W] to scores float [B, 1, H // 32, W // 32], logits of "source";
+    H and W must be at least 32.
+    """
+
+    def __init__(self, num_classes: int):
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((num_classes, *CHANNELS), CHANNELS, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        super().__init__(*layers[:-1])
+
+
+def domain_loss(scores: Tensor, source: bool, objective: str = "vanilla") -> Tensor:
+    """How far scores are from saying that predictions are the source's, or are not.
+
+    Args:
+        scores: float [B, 1, h, w], a discriminator's.
+        source: Which of the two they should say.
+        objective: "vanilla", binary cross-entropy of the sigmoid, or "least_squares", the squared
+            distance to 1 for the source and 0 for the target.
+
+    Returns:
+        float32 scalar, the mean over the scores.
+
+    Raises:
+        ValueError: another `objective`.
+    """
+    if objective not in ("vanilla", "least_squares"):
+        raise ValueError(f"objective must be 'vanilla' or 'least_squares', not {objective!r}")
+    scores = scores.float()
+    truth = torch.full_like(scores, float(source))
+    if objective == "vanilla":
+        return F.binary_cross_entropy_with_logits(scores, truth)
+    return F.mse_loss(scores, truth)
+
+
+def adversarial_loss(
+    discriminator: Discriminator, target: Tensor, objective: str = "vanilla"
+) -> Tensor:
+    """The network's loss, low where the discriminator takes the target for the source.
+
+    Args:
+        discriminator: Frozen here: no gradient reaches its parameters.
+        target: float [B, K, H, W], class probabilities of target images, with a gradient.
+        objective: As for `domain_loss`.
+
+    Returns:
+        float32 scalar, without its weight.
+    """
+    frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+    return domain_loss(functional_call(discriminator, frozen, (target,)), True, objective)
+
+
+def discriminator_loss(
+    discriminator: Discriminator, source: Tensor, target: Tensor, objective: str = "vanilla"
+) -> Tensor:
+    """The discriminator's loss, low where it tells the domains apart.
+
+    Args:
+        discriminator: To be trained.
+        source: float [B, K, H, W], class probabilities of source images; no gradient reaches them.
+        target: float [B', K, H, W], those of target images.
+        objective: As for `domain_loss`.
+
+    Returns:
+        float32 scalar: the mean of the two domains' losses, as in the released code.
+    """
+    of_source = domain_loss(discriminator(source.detach()), True, objective)
+    of_target = domain_loss(discriminator(target.detach()), False, objective)
+    return (of_source + of_target) / 2
+
+
+class AdversarialObjective(TwoDomainObjective):
+    """Source cross-entropy, and target predictions that a discriminator takes for the source's.
+
+    The first loss is source_ce + weight x adversarial + discriminator. Its terms train disjoint
+    parameters: the discriminator is frozen in `adversarial` and sees detached predictions in its
+    own loss. So one backward pass gives both sides the gradients of AdaptSegNet's alternating
+    update, which also takes both before either side steps.
+
+    As there, the discriminator sees the softmax of logits brought to the images' size (bilinear,
+    aligned corners) rather than of those at the decoder's stride: five halvings of 64 x 128 pixels
+    leave 2 x 4 scores, of 16 x 32 feature pixels none.
+    """
+
+    names = ("loss", "source_ce", "adversarial", "discriminator")
+
+    def __init__(
+        self, network: SegmentationNetwork, config: Warmup, class_weights: Tensor | None = None
+    ):
+        super().__init__(network, class_weights, config.batch_norm)
+        self.discriminator = Discriminator(network.num_classes)
+        self.config = config
+
+    def optimizers(self, config: Training) -> list[torch.optim.Optimizer]:
+        """The network's as configured, and Adam for the discriminator."""
+        parameters = self.discriminator.parameters()
+        rate = self.config.discriminator_learning_rate
+        return [*super().optimizers(config), torch.optim.Adam(parameters, lr=rate, betas=BETAS)]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of a batch, whose target images have no label maps: uint8 [B, 0, H, W]."""
+        (source_images, source_labels), (target_images, _) = batch
+        source = upsampled(self.source_output(source_images).logits, source_images.shape[2:])
+        target = upsampled(self.network(target_images).logits, target_images.shape[2:])
+        source_ce = cross_entropy(source, source_labels[:, 0], self.class_weights)
+        source, target = source.softmax(dim=1), target.softmax(dim=1)  # (B, K, H, W)
+        kind = self.config.objective
+        adversarial = adversarial_loss(self.discriminator, target, kind)
+        discriminator = discriminator_loss(self.discriminator, source, target, kind)
+        total = source_ce + self.config.adversarial_weight * adversarial + discriminator
+        parts = (source_ce, adversarial, discriminator)
+        return torch.stack([total, *(part.detach() for part in parts)])
