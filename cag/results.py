@@ -115,7 +115,7 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
 
     Args:
         revision: The experiment.
-        jobs: Oracles at the same time; with several, each writes to a log beside its scratch folder.
+        jobs: Oracles at the same time; of several, each writes a log beside its scratch folder.
 
     Raises:
         UserError: The experiment lacks what it needs, or the training fails.
