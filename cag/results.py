@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
@@ -83,33 +84,73 @@ def run_seeds(
         for seed, name in names.items()
     ]
     if oracle:
-        for row, name in zip(rows, names.values(), strict=True):
-            row[ORACLE] = run_oracle(name)
+        for row, score in zip(rows, _oracles(list(names.values()), jobs), strict=True):
+            row[ORACLE] = score
     return pd.DataFrame(rows)
 
 
-def run_oracle(revision: str) -> float:
+def _oracles(revisions: list[str], jobs: int) -> list[float]:
+    """Scores of the oracles of experiments, some of them trained at the same time."""
+    if jobs == 1:
+        return [run_oracle(revision) for revision in revisions]
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        progress("oracles", len(revisions), "oracles") as advance,
+    ):
+        futures = []
+        for revision in revisions:
+            _collect(revision)  # one at a time: DVC locks the repository
+            futures.append(pool.submit(run_oracle, revision, jobs))
+        for future in as_completed(futures):
+            future.result()
+            advance()
+    return [future.result() for future in futures]
+
+
+def run_oracle(revision: str, jobs: int = 1) -> float:
     """Train with true target labels from an experiment's source-only model; the mIoU in [0, 1].
 
     It is no stage of the pipeline, so that no `dvc repro` opens a label of a target training image:
     what it needs of the experiment is put in a scratch folder, where `stages.oracle` runs.
 
+    Args:
+        revision: The experiment.
+        jobs: Oracles at the same time; of several, each writes a log beside its scratch folder.
+
     Raises:
         UserError: The experiment lacks what it needs, or the training fails.
     """
+    _collect(revision)
+    folder, log = SCRATCH / revision, SCRATCH / f"{revision}.log"
+    roots = {"CAG_DATA": str(data_root()), "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-m", "stages.oracle"]
+    options = {"cwd": folder, "env": {**_environment(jobs), **roots}, "check": False}
+    if jobs == 1:
+        done = subprocess.run(command, **options)
+    else:
+        with open(log, "w", encoding="utf-8") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, **options)
+    if done.returncode:
+        where = "see above" if jobs == 1 else f"{log} shows why"
+        raise UserError(f"the oracle of experiment {revision} failed; {where}")
+    score = json.loads((folder / ORACLE_METRICS).read_text(encoding="utf-8"))["miou"]
+    shutil.rmtree(folder)
+    log.unlink(missing_ok=True)
+    return score
+
+
+def _collect(revision: str) -> None:
+    """Put what the oracle needs of an experiment in its scratch folder."""
     folder = SCRATCH / revision
     for path in ORACLE_NEEDS:
         if not (folder / path).exists():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _dvc("get", ".", path, "--rev", revision, "--out", str(folder / path))
-    roots = {"CAG_DATA": str(data_root()), "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-m", "stages.oracle"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **roots}, check=False)
-    if done.returncode:
-        raise UserError(f"the oracle of experiment {revision} failed; see above")
-    score = json.loads((folder / ORACLE_METRICS).read_text(encoding="utf-8"))["miou"]
-    shutil.rmtree(folder)
-    return score
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """The environment of one of several programs that share the cores."""
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
 def results_table(scores: pd.DataFrame) -> Table:
@@ -146,11 +187,10 @@ def _experiment(seed: int, overrides: list[str]) -> str:
 
 
 def _work(names: list[str], jobs: int) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     # The workers keep their parent's streams open: to capture them would wait for the last one.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
-    if subprocess.run(command, env=environment, **silent, check=False).returncode:
+    if subprocess.run(command, env=_environment(jobs), **silent, check=False).returncode:
         raise UserError("`dvc queue start` failed; run it to see why")
     finished: set[str] = set()
     with progress("experiments", len(names), "experiments") as advance:
