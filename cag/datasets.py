@@ -143,6 +143,31 @@ def without_mismatched(
     return kept, pd.DataFrame(excluded, columns=EXCLUDED_COLUMNS)
 
 
+def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Read an item's label as stored.
+
+    Args:
+        item: With a label.
+        folder: The raw data set's folder.
+        size: Height and width that the label must have, its image's; None: any.
+
+    Returns:
+        See `images.read_label`.
+
+    Raises:
+        UserError: It cannot be read, leaves its folder, or has another size.
+    """
+    path = inside(folder, item.label)
+    raw = read_label(path)
+    if size is not None and raw.shape[:2] != size:
+        (height, width), (label_height, label_width) = size, raw.shape[:2]
+        raise UserError(
+            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
+            f"{label_width} x {label_height}; they must have one size"
+        )
+    return raw
+
+
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
     """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
 
@@ -298,20 +323,13 @@ def _prepare_item(
 
 
 def _read_train_ids(
-    item: Item, folder: Path, image_size: tuple[int, int], class_map: ClassMap
+    item: Item, folder: Path, size: tuple[int, int], class_map: ClassMap
 ) -> np.ndarray:
-    path = inside(folder, item.label)
-    raw = read_label(path)
-    if raw.shape[:2] != image_size:
-        (height, width), (label_height, label_width) = image_size, raw.shape[:2]
-        raise UserError(
-            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
-            f"{label_width} x {label_height}; they must have one size"
-        )
+    raw = read_raw_label(item, folder, size)
     try:
         return class_map.encode(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{folder / item.label}: {error}") from None
 
 
 def _resize(

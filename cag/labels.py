@@ -123,6 +123,11 @@ class ClassMap:
         self._keys = keys[order]  # (V,) ascending
         self._ids = np.array(list(train_ids.values()), np.uint8)[order]  # (V,)
 
+    @property
+    def mapped(self) -> frozenset[int]:
+        """The train ids that raw values are listed for."""
+        return frozenset(self._ids.tolist()) - {IGNORE}
+
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """Translate a raw label map, as `images.read_label` gives it.
 
