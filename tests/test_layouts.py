@@ -1,14 +1,33 @@
 """Raw layouts: what is listed, what belongs together, and what is refused."""
 
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-from raw import label, picture, raw_data
+from PIL import Image
+from raw import (
+    label,
+    picture,
+    raw_data,
+    write_cityscapes,
+    write_gta5,
+    write_synthia,
+)
 
-from cag.datasets import Item
+from cag.config import CityscapesSource, CityscapesTarget, GameSource
+from cag.datasets import Item, read_manifest
 from cag.errors import UserError
-from cag.layouts import index_folder, list_folder
+from cag.images import read_image, read_label
+from cag.labels import read_class_map
+from cag.layouts import index_folder, list_folder, list_split, splits
+from cag.scenes import render
+from stages.prepare import prepare
+
+CLASSES = Path(__file__).parent.parent / "classes"
+SIZE = (32, 64)
 
 # Listing
 
@@ -138,3 +157,133 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
         pytest.skip("this file system refuses such names")
     with pytest.raises(UserError, match="valid UTF-8"):
         index_folder(tmp_path)
+
+
+def test_index_of_some_sub_folders_lists_those_alone(tmp_path):
+    for name in ("a/1.png", "a/b/2.png", "c/3.png"):
+        picture(tmp_path / name)
+    assert index_folder(tmp_path, ["a"])["path"].tolist() == ["a/1.png", "a/b/2.png"]
+    listed = index_folder(tmp_path, ["c", "a/b", "a"])["path"].tolist()
+    assert listed == ["a/1.png", "a/b/2.png", "c/3.png"]
+
+
+# The data sets' own layouts
+
+
+def game(layout: str, classes: str, size=None) -> GameSource:
+    return GameSource(
+        layout=layout, folder=layout, class_map=str(CLASSES / f"{classes}.yaml"), size=size
+    )
+
+
+def cityscapes(kind="labelIds", classes="cityscapes", labelled=CityscapesTarget):
+    return labelled(
+        layout="cityscapes",
+        folder="cityscapes",
+        labels=kind,
+        class_map=str(CLASSES / f"{classes}.yaml"),
+        size=None,
+    )
+
+
+def expected(look: str, index: int, classes: str = "cityscapes") -> np.ndarray:
+    """Train ids of a scene, from the renderer's Cityscapes label ids."""
+    return read_class_map(CLASSES / f"{classes}.yaml").encode(render(look, 0, index, *SIZE)[1])
+
+
+def test_gta5_leaves_out_and_lists_what_differs_in_size(tmp_path, capsys):
+    write_gta5(tmp_path / "raw", 2, SIZE, mismatched=1)
+    with Image.open(tmp_path / "raw/labels/00001.png") as picture:
+        assert picture.mode == "P"
+    out = tmp_path / "out"
+    out.mkdir()
+    assert prepare("source", game("gta5", "gta5", (16, 32)), tmp_path / "raw", out) == 2
+    assert "prepare source: 1 images left out" in capsys.readouterr().out
+    rows = read_manifest(out)
+    assert rows["name"].tolist() == ["00001", "00002"]
+    assert read_label(out / rows["label"][1]).shape == (16, 32)
+    assert pd.read_csv(out / "excluded.csv", dtype=str).values.tolist() == [
+        ["00003", *map(str, SIZE), str(SIZE[0] - 2), str(SIZE[1])]
+    ]
+
+
+def test_gta5_label_maps_are_the_train_ids(tmp_path):
+    write_gta5(tmp_path / "raw", 2, SIZE)
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare("source", game("gta5", "gta5"), tmp_path / "raw", out)
+    for index, row in read_manifest(out).iterrows():
+        assert np.array_equal(read_label(out / row["label"]), expected("source", index))
+        assert np.array_equal(read_image(out / row["image"]), render("source", 0, index, *SIZE)[0])
+    assert pd.read_csv(out / "excluded.csv").empty
+
+
+@pytest.mark.parametrize("count", [16, 13])
+def test_synthia_gives_the_classes_of_the_first_of_16_bit_channels(tmp_path, count):
+    write_synthia(tmp_path / "raw", 2, SIZE)
+    path = tmp_path / "raw/GT/LABELS/0000001.png"
+    with Image.open(path) as picture:  # what makes these files a trap: eight bits, all 0
+        assert not np.array(picture)[..., 0].any()
+    out = tmp_path / "out"
+    out.mkdir()
+    config = game("synthia", f"synthia_{count}")
+    assert prepare("source", config, tmp_path / "raw", out) == 2
+    for index, row in read_manifest(out).iterrows():
+        labels = read_label(out / row["label"])
+        assert np.array_equal(labels, expected("source", index, f"cityscapes_{count}"))
+        assert len(np.unique(labels)) > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("labelIds", "cityscapes"), ("labelTrainIds", "cityscapes_train_ids")]
+)
+def test_cityscapes_gives_labels_of_validation_images_alone(tmp_path, kind, classes):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_cityscapes(raw, {"train": 3, "val": 2}, SIZE, kind=kind)
+    for path in (raw / "gtFine/train").rglob("*.png"):
+        path.write_text("not to be opened")
+    out.mkdir()
+    assert prepare("target", cityscapes(kind, classes), raw, out) == 5
+    rows = read_manifest(out)
+    assert rows["name"].tolist() == [
+        *("aachen/aachen_000000_000019", "aachen/aachen_000002_000019"),
+        "bochum/bochum_000001_000019",
+        *("aachen/aachen_000000_000019", "bochum/bochum_000001_000019"),
+    ]
+    assert rows["split"].tolist() == ["train"] * 3 + ["val"] * 2
+    assert rows["label"].tolist()[:3] == [""] * 3
+    for index, label_path in ((3, rows["label"][3]), (4, rows["label"][4])):
+        assert np.array_equal(read_label(out / label_path), expected("target", index))
+
+
+def test_cityscapes_needs_no_label_at_all(tmp_path):
+    write_cityscapes(tmp_path, {"train": 2}, SIZE, labelled=())
+    assert not (tmp_path / "gtFine").exists()
+    (train,) = splits("target", cityscapes(None))
+    assert {item.label for item in list_split(tmp_path, train)} == {None}
+    assert train.folders == ["leftImg8bit/train"]
+
+
+def test_cityscapes_as_a_source_has_training_labels(tmp_path):
+    write_cityscapes(tmp_path, {"train": 2, "val": 1}, SIZE)
+    (train,) = splits("source", cityscapes(labelled=CityscapesSource))
+    assert [item.label for item in list_split(tmp_path, train)] == [
+        "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
+        "gtFine/train/bochum/bochum_000001_000019_gtFine_labelIds.png",
+    ]
+
+
+def test_missing_cityscapes_files_are_named_in_full(tmp_path):
+    write_cityscapes(tmp_path, {"train": 1, "val": 2}, SIZE)
+    val = splits("target", cityscapes())[1]
+    missing = "gtFine/val/bochum/bochum_000001_000019_gtFine_labelIds"
+    (tmp_path / f"{missing}.png").unlink()
+    with pytest.raises(UserError, match=f"has no label; expected {tmp_path / missing} with"):
+        list_split(tmp_path, val)
+    shutil.rmtree(tmp_path / "gtFine/val")
+    with pytest.raises(UserError, match="gtFine/val: no such folder"):
+        list_split(tmp_path, val)
+    for path in (tmp_path / "leftImg8bit/train").rglob("*.png"):
+        path.rename(path.with_name("other.png"))
+    with pytest.raises(UserError, match=r"no image found; .*_leftImg8bit\.png"):
+        list_split(tmp_path, splits("target", cityscapes())[0])
