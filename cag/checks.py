@@ -173,7 +173,8 @@ def check_domain(
         config: Its parameters; not of the built-in scenes, which have no files.
         folder: The raw data set's folder.
         class_map: Translates the labels.
-        partial: Whether a part of the data set is there on purpose: its images are not counted.
+        partial: Whether a part of the data set is there on purpose: any number of images will do,
+            and a class may lack.
     """
     found, listed = [], []
     for split in splits(domain, config):
@@ -185,8 +186,8 @@ def check_domain(
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
             complete = None if partial else COMPLETE.get((config.layout, split.name))
-            is_source = domain == "source"
-            one = check_split(items, folder, split, class_map, complete, is_source, None, advance)
+            all_classes = domain == "source" and not partial
+            one = check_split(items, folder, split, class_map, complete, all_classes, None, advance)
             found.append(one)
     return found
 

@@ -161,7 +161,9 @@ def data() -> None:
 
 @data.command()
 @click.argument("name", type=click.Choice(["source", "target"]), required=False)
-@click.option("--partial", is_flag=True, help="Part of a data set on purpose: accept any count.")
+@click.option(
+    "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."
+)
 def check(name: str | None, partial: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or both without NAME.
 
