@@ -14,12 +14,17 @@ from rich.table import Table
 
 from cag import __version__
 from cag.config import load_all
+from cag.datasets import class_difference
 from cag.errors import UserError
-from cag.files import atomic_file
+from cag.files import atomic_file, data_root, free_bytes, inside, used_bytes
+from cag.labels import read_class_map
 from cag.stage import run
 
 PRESETS = Path("presets")
 PARAMS = Path("params.yaml")
+PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
+DOMAINS = ("source", "target")
+SHOWN_VALUES, SHOWN_PROBLEMS = 60, 30
 PACKAGES = Path(__file__).resolve().parents[1]
 TEMPLATE = (
     "dvc.yaml",
@@ -44,6 +49,7 @@ def cli() -> None:
     \b
       cag init FOLDER   start a project of your own
       cag preset NAME   choose a parameter file (params.yaml)
+      cag data check    read the raw data before they are used
       dvc repro         run the pipeline: data/report/index.html shows what came out
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
@@ -146,6 +152,87 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
                 write_dataset(folder / look, look, seed, 1, height, width, first=index)
                 advance()
     print(f"{folder}/source and {folder}/target: {images} images and labels each")
+
+
+@cli.group()
+def data() -> None:
+    """Look at raw data before they are used."""
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["source", "target"]), required=False)
+@click.option(
+    "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."
+)
+def check(name: str | None, partial: bool) -> None:
+    """Read all raw images and labels of params.yaml: source, target, or both without NAME.
+
+    Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
+    `prepare` and `extract` will take. Labels of target training images are never opened. What is
+    wrong is listed, and the exit status is then 1.
+
+    \b
+    Example:
+      cag preset gta5_to_cityscapes && cag data check source
+    """
+    from cag.checks import Disk, check_domain, disk_needed, feature_form, rendered
+
+    params = load_all()
+    class_maps = {key: read_class_map(Path(getattr(params, key).class_map)) for key in DOMAINS}
+    spaces = [class_map.label_space for class_map in class_maps.values()]
+    problems = []
+    if spaces[0].names != spaces[1].names:
+        problems.append(class_difference(*(space.names for space in spaces)))
+    form = feature_form(params.network, spaces[0].num_classes)
+    disk = {}
+    for domain in DOMAINS if name is None else [name]:
+        config, class_map = getattr(params, domain), class_maps[domain]
+        if config.layout == "scenes":
+            where, found = "rendered by prepare", rendered(config)
+        else:
+            where = inside(data_root(), config.folder)
+            found = check_domain(domain, config, where, class_map, partial)
+        _print_check(domain, f"{config.layout}, {where}", found)
+        problems += [problem for one in found for problem in one.problems]
+        disk[domain] = disk_needed(domain, config, found, params, spaces[0].num_classes, form)
+    needed = Disk(*(sum(parts) for parts in zip(*disk.values(), strict=True)))
+    there = sum(used_bytes(PREPARED / domain) for domain in disk) + used_bytes(FEATURES)
+    free = free_bytes(PREPARED) + there
+    print(
+        f"disk: prepare {needed.prepare / 1e9:.1f} GB, extract {needed.extract / 1e9:.1f} GB in "
+        f"{len(params.rounds)} rounds; free {free / 1e9:.1f} GB"
+    )
+    if sum(needed) > free:
+        problems.append(
+            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
+            "or take fewer rounds or a smaller size"
+        )
+    if problems:
+        shown = problems[:SHOWN_PROBLEMS]
+        print(*(f"wrong: {problem}" for problem in shown), sep="\n")
+        more = f", {len(shown)} of them" if len(problems) > len(shown) else ""
+        raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
+
+
+def _print_check(domain: str, what: str, found: list) -> None:
+    print(f"{domain}: {what}")
+    for one in found:
+        left_out = f", {one.left_out} left out (label of another size)" if one.left_out else ""
+        print(f"  {one.split}: {one.images} images{left_out}")
+        if one.values is None:
+            continue
+        table = Table("label value", "class", box=None)
+        for column in ("pixels, %", "images"):
+            table.add_column(column, justify="right")
+        total = one.values["pixels"].sum()
+        for row in one.values.head(SHOWN_VALUES).itertuples():
+            share = f"{100 * row.pixels / total:.3f}"
+            table.add_row(str(row.value), row[2], share, str(row.images))
+        Console().print(table)
+        if len(one.values) > SHOWN_VALUES:
+            print(f"  and {len(one.values) - SHOWN_VALUES} more label values")
+        if one.absent:
+            print(f"  never: {', '.join(one.absent)}")
 
 
 @cli.command()

@@ -23,6 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Pixels = tuple[Positive, Positive]
+CityscapesLabels = Literal["labelIds", "labelTrainIds"]  # which files of gtFine
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 BatchNorm = Literal["mixed", "target", "frozen"]  # whose statistics the network keeps
 DISCRIMINATOR_MINIMUM = 32  # pixels, of which five halvings leave one
@@ -97,6 +98,47 @@ class ScenesTarget(Section):
     def has_validation(self) -> bool:
         """Whether there are labelled images to evaluate on: always."""
         return True
+
+
+class GameSource(Section):
+    """GTA5 or SYNTHIA (RAND_CITYSCAPES) as they are distributed, in a folder below `$CAG_DATA`.
+
+    GTA5 holds images/ and labels/, SYNTHIA RGB/ and GT/LABELS/.
+    """
+
+    layout: Literal["gta5", "synthia"]
+    folder: str
+    class_map: str
+    size: Pixels | None
+
+
+class CityscapesSource(Section):
+    """The training images of Cityscapes with their labels, below `$CAG_DATA`."""
+
+    layout: Literal["cityscapes"]
+    folder: str  # holds leftImg8bit/ and gtFine/
+    labels: CityscapesLabels
+    class_map: str
+    size: Pixels | None
+
+
+class CityscapesTarget(Section):
+    """The training images of Cityscapes without labels, and the labelled validation images."""
+
+    layout: Literal["cityscapes"]
+    folder: str  # holds leftImg8bit/ and, for the validation images, gtFine/
+    labels: CityscapesLabels | None  # of the validation images; null: there are none
+    class_map: str
+    size: Pixels | None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are labelled images to evaluate on."""
+        return self.labels is not None
+
+
+Source = FolderSource | GameSource | CityscapesSource | ScenesSource
+Target = FolderTarget | CityscapesTarget | ScenesTarget
 
 
 class Normalization(Section):
@@ -240,7 +282,7 @@ class Adapt(Training):
 class Oracle(Section):
     """The target-supervised comparison, a separate command."""
 
-    labels: str | None  # folder of the target training images' labels (layout folder)
+    labels: str | None  # folder of the target training images' labels (not of the scenes)
     folds: Annotated[int, Field(ge=2)]  # without such labels: cross-validation on the val split
 
 
@@ -263,8 +305,8 @@ class Parameters(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     rounds: dict[Name, Round]
     evaluated: list[Name]
-    source: Annotated[FolderSource | ScenesSource, Field(discriminator="layout")]
-    target: Annotated[FolderTarget | ScenesTarget, Field(discriminator="layout")]
+    source: Annotated[Source, Field(discriminator="layout")]
+    target: Annotated[Target, Field(discriminator="layout")]
     network: Network
     pretrain: Pretrain
     warmup: Warmup
@@ -328,7 +370,8 @@ def load_all(path: str | Path = "params.yaml") -> SimpleNamespace:
         if name in params.evaluated[:index]:
             raise UserError(f"{path}: evaluated.{index} is '{name}' a second time; remove it")
     if params.evaluated and not params.target.has_validation:
-        raise UserError(f"{path}: target.val_images is null, so `evaluated` must be []")
+        key = "labels" if params.target.layout == "cityscapes" else "val_images"
+        raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")
     return params
 
 

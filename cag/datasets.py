@@ -1,7 +1,4 @@
-"""Raw layouts, and the one prepared form that every later stage reads.
-
-A layout is a function that lists a raw data set's `Item`s; everything after that is common.
-"""
+"""The one prepared form of a data set, which every later stage reads, and how it is made."""
 
 import hashlib
 import json
@@ -12,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,13 +19,15 @@ from PIL import Image
 
 from cag.errors import UserError
 from cag.files import inside, is_local, require_space, sha256, write_csv, write_json
-from cag.images import read_image, read_label, write_image, write_label
+from cag.images import image_size, read_image, read_label, write_image, write_label
 from cag.labels import ClassMap, LabelSpace
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+T = TypeVar("T")
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
 COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
+EXCLUDED = "excluded.csv"
+EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
 _BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
 
 
@@ -45,53 +45,6 @@ class Item:
     name: str
     image: str
     label: str | None
-
-
-def index_folder(folder: Path) -> pd.DataFrame:
-    """List every file below a folder, but hidden ones.
-
-    Returns:
-        Columns path (posix, below the folder; sorted) and bytes.
-
-    Raises:
-        UserError: The folder is missing, or a symbolic link in it leads elsewhere, in a circle or
-            to nothing.
-    """
-    files = _files(Path(folder), "")
-    return pd.DataFrame(files, columns=["path", "bytes"])
-
-
-def list_folder(folder: Path, images: str, labels: str | None) -> list[Item]:
-    """List the layout `folder`: plain folders of images and, matched by name, of labels.
-
-    Args:
-        folder: The data set's folder.
-        images: Folder of the images, below `folder`; its sub-folders belong to it.
-        labels: Folder of the labels, or None: no label is then looked for.
-
-    Returns:
-        Items sorted by name: the path below `images` (and below `labels`) without extension.
-
-    Raises:
-        UserError: A folder is missing, there is no image, an image has no label or a label no
-            image, or two files have one name.
-    """
-    image_paths = _by_name(Path(folder), images)
-    if not image_paths:
-        raise UserError(
-            f"{Path(folder) / images}: no image found; expected files that end in "
-            f"{', '.join(sorted(EXTENSIONS))}"
-        )
-    if labels is None:
-        return [Item(name, path, None) for name, path in sorted(image_paths.items())]
-    first, second = PurePosixPath(images), PurePosixPath(labels)
-    if first.is_relative_to(second) or second.is_relative_to(first):
-        raise UserError(
-            f"{folder}: images ({images}) and labels ({labels}) must be two separate folders"
-        )
-    label_paths = _by_name(Path(folder), labels)
-    _check_pairs(Path(folder), images, labels, image_paths, label_paths)
-    return [Item(name, path, label_paths[name]) for name, path in sorted(image_paths.items())]
 
 
 def prepare_split(
@@ -142,7 +95,7 @@ def prepare_split(
 
     rows = []
     try:
-        with closing(_in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
+        with closing(in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
             for row in prepared:
                 rows.append(row)
                 if on_item:
@@ -152,6 +105,67 @@ def prepare_split(
             shutil.rmtree(target)
         raise
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def prepared_bytes(pixels: int) -> int:
+    """Bytes that prepared images of so many pixels in sum, and their label maps, take."""
+    return pixels * _BYTES_PER_PIXEL
+
+
+def without_mismatched(
+    items: Sequence[Item], folder: Path, workers: int | None = None
+) -> tuple[list[Item], pd.DataFrame]:
+    """Leave out the images whose size differs from their label's, by the files' headers.
+
+    Args:
+        items: With labels.
+        folder: The raw data set's folder.
+        workers: Number of threads; None for one for each core.
+
+    Returns:
+        The items that remain, and a table of the others (see `EXCLUDED_COLUMNS`), sizes in pixels.
+
+    Raises:
+        UserError: A file cannot be read or leaves its folder.
+    """
+
+    def sizes(item: Item) -> tuple[tuple[int, int], tuple[int, int]]:
+        image, label = (inside(folder, path) for path in (item.image, item.label))
+        return image_size(image), image_size(label)
+
+    kept, excluded = [], []
+    with closing(in_order(sizes, items, workers or os.cpu_count() or 1)) as found:
+        for item, (image, label) in zip(items, found, strict=True):
+            if image == label:
+                kept.append(item)
+            else:
+                excluded.append([item.name, *image, *label])
+    return kept, pd.DataFrame(excluded, columns=EXCLUDED_COLUMNS)
+
+
+def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Read an item's label as stored.
+
+    Args:
+        item: With a label.
+        folder: The raw data set's folder.
+        size: Height and width that the label must have, its image's; None: any.
+
+    Returns:
+        See `images.read_label`.
+
+    Raises:
+        UserError: It cannot be read, leaves its folder, or has another size.
+    """
+    path = inside(folder, item.label)
+    raw = read_label(path)
+    if size is not None and raw.shape[:2] != size:
+        (height, width), (label_height, label_width) = size, raw.shape[:2]
+        raise UserError(
+            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
+            f"{label_width} x {label_height}; they must have one size"
+        )
+    return raw
 
 
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
@@ -204,6 +218,29 @@ def read_label_space(folder: Path) -> LabelSpace:
         raise UserError(f"{path}: not a list of classes ({error}); prepare it again") from error
 
 
+def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
+    """Read the target's classes, which must be the source's: same names, same order.
+
+    Raises:
+        UserError: They differ, or cannot be read.
+    """
+    expected, found = (read_label_space(folder) for folder in (source, target))
+    if found.names != expected.names:
+        raise UserError(class_difference(expected.names, found.names))
+    return found
+
+
+def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
+    """Say how the classes of the two domains differ, and what to do."""
+    pairs = list(zip_longest(source, target))
+    first = next(i for i, (one, other) in enumerate(pairs) if one != other)
+    return (
+        f"the source has {len(source)} classes, the target {len(target)}; train id {first} is "
+        f"{pairs[first][0]!r} in the source and {pairs[first][1]!r} in the target: give "
+        "source.class_map and target.class_map the same classes in the same order"
+    )
+
+
 def fingerprint(folder: Path) -> str:
     """Return a SHA-256 (hex) that names a prepared data set's content.
 
@@ -220,90 +257,6 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-# Listing files
-
-
-def _files(root: Path, below: str) -> list[tuple[str, int]]:
-    """Return (posix path below root, bytes) of the visible files below root/below, sorted."""
-    start = inside(root, below)
-    if not start.is_dir():
-        raise UserError(
-            f"{start}: no such folder; put the data set there or point the folder elsewhere"
-        )
-    prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
-    return sorted(_walk(start, prefix, root.resolve(), (start.resolve(),)))
-
-
-def _walk(
-    folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
-) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in visible:
-        _check_entry(entry, root, ancestors)
-        if entry.is_dir():
-            real = Path(entry.path).resolve() if entry.is_symlink() else ancestors[-1] / entry.name
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", root, (*ancestors, real))
-        elif entry.is_file():
-            yield prefix + entry.name, entry.stat().st_size
-
-
-def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) -> None:
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{os.fsencode(entry.path)!r}: rename this file to valid UTF-8") from None
-    if not entry.is_symlink():
-        return
-    real = Path(os.path.realpath(entry.path))  # unlike resolve(), never raises for a loop
-    if not real.exists():
-        raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
-    if not real.is_relative_to(root):
-        raise UserError(
-            f"{entry.path}: this link leaves the data set's folder {root}; copy the files into it"
-        )
-    if real in ancestors:
-        raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
-
-
-def _by_name(root: Path, below: str) -> dict[str, str]:
-    """Return name -> posix path below root of the raster files below root/below."""
-    paths: dict[str, str] = {}
-    for path, _ in _files(root, below):
-        relative = PurePosixPath(path)
-        if relative.suffix.lower() not in EXTENSIONS:
-            continue
-        name = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
-        if name in paths:
-            raise UserError(
-                f"{root / path}: has the same name as {root / paths[name]} but for the extension; "
-                "keep one of them"
-            )
-        paths[name] = path
-    return paths
-
-
-def _check_pairs(
-    folder: Path,
-    images: str,
-    labels: str,
-    image_paths: dict[str, str],
-    label_paths: dict[str, str],
-) -> None:
-    for kind, other, paths, missing in (
-        ("image", "label", image_paths, image_paths.keys() - label_paths.keys()),
-        ("label", "image", label_paths, label_paths.keys() - image_paths.keys()),
-    ):
-        if missing:
-            first = paths[min(missing)]
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            expected = folder / (labels if other == "label" else images) / min(missing)
-            raise UserError(
-                f"{folder / first}: this {kind} has no {other}{more}; expected {expected} "
-                "with an image extension; add or remove the file"
-            )
-
-
 # Preparing
 
 
@@ -318,13 +271,11 @@ def _check_names(items: Sequence[Item], split: str) -> None:
 
 
 def _estimated_bytes(items: Sequence[Item], folder: Path, size: tuple[int, int] | None) -> int:
-    height, width = size or read_image(inside(folder, items[0].image)).shape[:2]
-    return len(items) * height * width * _BYTES_PER_PIXEL
+    height, width = size or image_size(inside(folder, items[0].image))
+    return prepared_bytes(len(items) * height * width)
 
 
-def _in_order(
-    function: Callable[[Item], dict], items: Sequence[Item], workers: int
-) -> Iterator[dict]:
+def in_order(function: Callable[[Item], T], items: Sequence[Item], workers: int) -> Iterator[T]:
     """Map over threads; results, and so the first error, come in the order of the items.
 
     Pillow and numpy release the interpreter lock. Only a few items are under way at a time.
@@ -372,20 +323,13 @@ def _prepare_item(
 
 
 def _read_train_ids(
-    item: Item, folder: Path, image_size: tuple[int, int], class_map: ClassMap
+    item: Item, folder: Path, size: tuple[int, int], class_map: ClassMap
 ) -> np.ndarray:
-    path = inside(folder, item.label)
-    raw = read_label(path)
-    if raw.shape[:2] != image_size:
-        (height, width), (label_height, label_width) = image_size, raw.shape[:2]
-        raise UserError(
-            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
-            f"{label_width} x {label_height}; they must have one size"
-        )
+    raw = read_raw_label(item, folder, size)
     try:
         return class_map.encode(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{folder / item.label}: {error}") from None
 
 
 def _resize(

@@ -48,15 +48,20 @@ def labelled_predictions(
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:
     """Write metrics.json, per_class.csv and confusion.csv.
 
+    The mean IoU is also given under the number of its classes, and that over each of the classes'
+    subsets under the subset's name: `miou_16` and `miou_13_of_16` beside `miou`.
+
     Args:
         folder: Where.
         confusion: int64 [K, K], rows = truth.
-        classes: Names of the K classes.
+        classes: Names and subsets of the K classes.
         images: Number of images that the matrix counts.
     """
     iou, accuracy = metrics.iou(confusion).numpy(), metrics.class_accuracy(confusion).numpy()
     scores = {
         "miou": metrics.mean_iou(confusion),
+        f"miou_{classes.num_classes}": metrics.mean_iou(confusion),
+        **{f"miou_{name}": metrics.mean_iou(confusion, ids) for name, ids in classes.subsets},
         "pixel_accuracy": metrics.pixel_accuracy(confusion),
         "mean_accuracy": float(np.nanmean(accuracy)),
         "images": images,

@@ -143,6 +143,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk which holds `folder`; it need not exist yet."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def used_bytes(folder: Path) -> int:
+    """Return the bytes of the files below a folder, 0 if there is none."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Check that the disk which holds `folder` (it need not exist yet) can take what is to come.
 
@@ -154,10 +167,7 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     Raises:
         UserError: Less than `bytes_needed` is free.
     """
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < bytes_needed:
         raise UserError(
             f"{folder}: {what} needs about {bytes_needed / 1e9:.2f} GB, "

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from cag.errors import UserError
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # PNG colour types
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -52,6 +53,15 @@ def read_label(path: Path) -> np.ndarray:
         UserError: The file is missing, truncated, not an image, or holds no integers.
     """
     return _read(path, _decode_label)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read a picture's height and width in pixels from its header, as `read_image` would show it.
+
+    Raises:
+        UserError: The file is missing or not an image.
+    """
+    return _read(path, _decode_size)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
@@ -104,6 +114,13 @@ def _decode_image(path: Path) -> np.ndarray:
         if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
             picture = picture.convert("RGBA")
         return np.array(picture.convert("RGB"))
+
+
+def _decode_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+    return (width, height) if turned else (height, width)
 
 
 def _decode_label(path: Path) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Label spaces (names and colours of the classes) and class maps (raw label value -> train id)."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class LabelSpace:
     Attributes:
         names: One name for each class.
         palette: One (red, green, blue) colour in 0..255 for each class.
+        subsets: Names of sets of classes over which the mean IoU is also given, and their train
+            ids, e.g. ("13_of_16", (0, 1, 2, 6, ...)).
 
     Raises:
         ValueError: No or too many classes, repeated names, or not one valid colour for each name.
@@ -30,6 +33,7 @@ class LabelSpace:
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= MAX_CLASSES:
@@ -51,9 +55,11 @@ class LabelSpace:
         return np.array(self.palette, np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists for JSON: {"classes": [{"name": ..., "color": [r, g, b]}, ...]}."""
+        """Return plain lists for JSON, in the form of a class map without its raw values."""
         pairs = zip(self.names, self.palette, strict=True)
-        return {"classes": [{"name": name, "color": list(color)} for name, color in pairs]}
+        content = {"classes": [{"name": name, "color": list(color)} for name, color in pairs]}
+        subsets = {key: [self.names[i] for i in ids] for key, ids in self.subsets}
+        return content | ({"subsets": subsets} if subsets else {})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpace":
@@ -67,7 +73,25 @@ class LabelSpace:
             palette = tuple(tuple(entry["color"]) for entry in content["classes"])
         except (KeyError, TypeError) as error:
             raise ValueError("expected a list 'classes' of entries with name and color") from error
-        return cls(names, palette)
+        space = cls(names, palette)
+        return replace(space, subsets=_subsets(content.get("subsets", {}), names))
+
+
+def _subsets(content: Any, names: tuple[str, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"subsets: expected a mapping of names to lists, found {content!r}")
+    subsets = []
+    for key, members in content.items():
+        if not (isinstance(key, str) and re.fullmatch(r"\w+", key)):
+            raise ValueError(f"subsets: the name {key!r} may have letters, digits and _ alone")
+        if not isinstance(members, list) or not members:
+            raise ValueError(f"subsets.{key}: expected a list of class names, found {members!r}")
+        for i, name in enumerate(members):
+            if name not in names or name in members[:i]:
+                problem = "is given twice" if name in names else "is no class of this map"
+                raise ValueError(f"subsets.{key}: {name!r} {problem}")
+        subsets.append((key, tuple(names.index(name) for name in members)))
+    return tuple(subsets)
 
 
 class ClassMap:
@@ -78,6 +102,8 @@ class ClassMap:
         train_ids: Raw value -> train id or 255. Values are integers, or (red, green, blue) for
             colour-coded labels; one kind only.
         ignore_rest: Whether every value that is not listed becomes 255.
+        channel: Which channel of a label of several holds the class (0: the first, red); None: a
+            label has one channel, or is colour-coded.
     """
 
     def __init__(
@@ -85,8 +111,10 @@ class ClassMap:
         label_space: LabelSpace,
         train_ids: Mapping[int | tuple[int, int, int], int],
         ignore_rest: bool = False,
+        channel: int | None = None,
     ):
         self.label_space = label_space
+        self.channel = channel
         self.by_color = any(isinstance(value, tuple) for value in train_ids)
         self._rest = IGNORE if ignore_rest else _UNKNOWN
         values = np.array(list(train_ids), np.int64).reshape(len(train_ids), -1)
@@ -94,6 +122,11 @@ class ClassMap:
         order = np.argsort(keys)
         self._keys = keys[order]  # (V,) ascending
         self._ids = np.array(list(train_ids.values()), np.uint8)[order]  # (V,)
+
+    @property
+    def mapped(self) -> frozenset[int]:
+        """The train ids that raw values are listed for."""
+        return frozenset(self._ids.tolist()) - {IGNORE}
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """Translate a raw label map, as `images.read_label` gives it.
@@ -106,18 +139,53 @@ class ClassMap:
 
         Raises:
             UserError: A raw value is not in the map (the first few are named), or the label has
-                colours where the map has integers, or the reverse.
+                colours where the map has integers, or the reverse, or lacks the map's channel.
         """
+        raw = self._class_values(raw)
+        labels = self._look_up(raw)
+        if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
+            raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
+        return labels
+
+    def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
+        """Pixels of each raw value in a label map, whether it is in the class map or not.
+
+        Args:
+            raw: As in `encode`.
+
+        Raises:
+            UserError: The label is not of the map's kind, as in `encode`.
+        """
+        raw = self._class_values(raw)
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            counts = np.bincount(raw.ravel())
+            return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+        keys, counts = np.unique(_pack(raw) if self.by_color else raw, return_counts=True)
+        values = map(_unpack, keys.tolist()) if self.by_color else keys.tolist()
+        return dict(zip(values, counts.tolist(), strict=True))
+
+    def train_id(self, value: int | tuple[int, int, int]) -> int | None:
+        """The train id of a raw value or 255; None where `encode` would raise."""
+        key = _pack(np.array(value)) if self.by_color else np.array(value)
+        found = int(self._search(key))
+        return None if found == _UNKNOWN else found
+
+    def _class_values(self, raw: np.ndarray) -> np.ndarray:
+        """The part of a raw label map that holds the class; [H, W], or [H, W, 3] for colours."""
+        if self.channel is not None:
+            if raw.ndim == 3:
+                return raw[..., self.channel]
+            raise UserError(
+                f"the label has one channel, the class map reads channel {self.channel} of "
+                "several; use the data set's own label files, or remove 'channel'"
+            )
         if (raw.ndim == 3) != self.by_color:
             found, expected = ("colours", "integers") if raw.ndim == 3 else ("integers", "colours")
             raise UserError(
                 f"the label holds {found}, the class map lists {expected}; "
                 "use the class map that belongs to this data set"
             )
-        labels = self._look_up(raw)
-        if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
-            raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
-        return labels
+        return raw
 
     def _look_up(self, raw: np.ndarray) -> np.ndarray:
         if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
@@ -136,6 +204,10 @@ def _pack(colors: np.ndarray) -> np.ndarray:
     return red << 32 | green << 16 | blue
 
 
+def _unpack(key: int) -> tuple[int, int, int]:
+    return key >> 32, key >> 16 & 0xFFFF, key & 0xFFFF
+
+
 def _unknown_message(values: np.ndarray) -> str:
     unique = np.unique(values, axis=0).tolist()
     shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
@@ -152,11 +224,15 @@ def read_class_map(path: Path) -> ClassMap:
 
     The order of `classes` gives the train ids; values are integers, or [r, g, b] for colour-coded
     labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
-    become 255, or is `rest`: every other value.
+    become 255, or is `rest`: every other value. `channel` says which channel of a label of several
+    holds the class (0: the first). `subsets` names sets of classes whose mean IoU is wanted too.
 
         classes:
           - {name: road, color: [128, 64, 128], values: [7]}
+          - {name: wall, color: [102, 102, 156], values: [12]}
         ignore: [0, 1, 255]
+        channel: 0
+        subsets: {1_of_2: [road]}
 
     Raises:
         UserError: The file is missing, is not YAML or breaks a rule; file and key are named.
@@ -174,22 +250,31 @@ def read_class_map(path: Path) -> ClassMap:
 
 
 def _class_map(content: Any) -> ClassMap:
-    _check_keys("the file", content, required={"classes"}, optional={"ignore"})
+    optional = {"ignore", "channel", "subsets"}
+    _check_keys("the file", content, required={"classes"}, optional=optional)
     entries = content["classes"]
     if not isinstance(entries, list):
         raise ValueError(f"classes: expected a list, found {entries!r}")
     for train_id, entry in enumerate(entries):
         _check_class(f"classes[{train_id}]", entry)
     try:
-        label_space = LabelSpace.from_dict(content)
+        label_space = LabelSpace.from_dict({"classes": entries})
     except ValueError as error:
         raise ValueError(f"classes: {error}") from error
+    subsets = _subsets(content.get("subsets", {}), label_space.names)
+    channel = content.get("channel")
+    if channel is not None and (type(channel) is not int or channel not in (0, 1, 2)):
+        raise ValueError(f"channel: expected 0, 1 or 2, found {channel!r}")
 
     ignore = content.get("ignore", [])
     listed = [(f"classes[{i}].values", entry["values"], i) for i, entry in enumerate(entries)]
     if ignore != "rest":
         listed.append(("ignore", ignore, IGNORE))
-    return ClassMap(label_space, _train_ids(listed), ignore_rest=ignore == "rest")
+    train_ids = _train_ids(listed)
+    if channel is not None and any(isinstance(value, tuple) for value in train_ids):
+        raise ValueError("channel: one channel holds integers, but the classes list colours")
+    label_space = replace(label_space, subsets=subsets)
+    return ClassMap(label_space, train_ids, ignore == "rest", channel)
 
 
 def _check_class(key: str, entry: Any) -> None:

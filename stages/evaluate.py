@@ -8,7 +8,7 @@ import torch
 
 from cag import metrics, plots
 from cag.config import load_params
-from cag.datasets import read_label_space
+from cag.datasets import read_shared_label_space
 from cag.devices import make_fabric
 from cag.evaluation import labelled_predictions, write_scores
 from cag.files import atomic_folder, inside
@@ -26,7 +26,7 @@ MODEL, EVALUATION = "data/models/{}.safetensors", "data/evaluation/{}"
 def main(model: str) -> None:
     """Write `data/evaluation/<model>/`: metrics, tables, predictions and pictures."""
     params = load_params("precision", "evaluate")
-    classes = read_label_space(SOURCE)
+    classes = read_shared_label_space(SOURCE, TARGET)
     network, _, _ = load_model(Path(MODEL.format(model)), classes)
     fabric = make_fabric(params.precision)
     if not fabric.is_global_zero:

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 
 from cag.anchors import resize_labels
 from cag.config import load_params
-from cag.datasets import read_label_space
+from cag.datasets import read_shared_label_space
 from cag.devices import make_fabric
 from cag.errors import UserError
 from cag.features import (
@@ -79,7 +79,7 @@ def extract_target(
 def main(round_name: str, teacher: str) -> None:
     """Write `source.h5` and `target.h5` of a round with the model TEACHER."""
     params = load_params("seed", "precision", "extract")
-    classes = read_label_space(SOURCE)
+    classes = read_shared_label_space(SOURCE, TARGET)
     network, _, _ = load_model(Path(MODEL.format(teacher)), classes)
     fabric = make_fabric(params.precision)
     if not fabric.is_global_zero:

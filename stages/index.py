@@ -5,20 +5,21 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from cag.config import FolderSource, FolderTarget, Network, ScenesSource, ScenesTarget, load_all
-from cag.datasets import index_folder
+from cag.config import Network, Source, Target, load_all
 from cag.files import data_root, encoder_weights_file, inside, sha256, write_csv
+from cag.layouts import index_folder, splits
 from cag.stage import run
 
 INDEX = "data/index/{}.csv"
 EVALUATION = Path("data/evaluation")
 
 
-def domain_index(config: FolderSource | FolderTarget | ScenesSource | ScenesTarget) -> pd.DataFrame:
-    """Path and size of each raw file; nothing for the built-in scenes."""
+def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
+    """Path and size of each file in the raw folders; nothing for the built-in scenes."""
     if config.layout == "scenes":
         return pd.DataFrame({"path": [], "bytes": []})
-    return index_folder(inside(data_root(), config.folder))
+    below = [folder for split in splits(domain, config) for folder in split.folders]
+    return index_folder(inside(data_root(), config.folder), below)
 
 
 def weights_index(network: Network) -> pd.DataFrame:
@@ -37,8 +38,8 @@ def main() -> None:
     # `report` depends on this folder, which no stage makes when no model is evaluated.
     EVALUATION.mkdir(parents=True, exist_ok=True)
     tables = {
-        "source": domain_index(params.source),
-        "target": domain_index(params.target),
+        "source": domain_index("source", params.source),
+        "target": domain_index("target", params.target),
         "weights": weights_index(params.network),
     }
     for name, table in tables.items():

@@ -6,6 +6,7 @@ and takes as many steps as the rounds together, with the pretraining's optimizer
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,13 @@ from torch.utils.data import Subset
 from cag import metrics
 from cag.config import load_params
 from cag.datasets import fingerprint as data_fingerprint
-from cag.datasets import list_folder, prepare_split, read_label_space, write_manifest
+from cag.datasets import prepare_split, read_label_space, read_shared_label_space, write_manifest
 from cag.devices import loader_workers, make_fabric
 from cag.errors import UserError
 from cag.evaluation import labelled_predictions, write_scores
 from cag.files import atomic_folder, sha256
 from cag.labels import read_class_map
+from cag.layouts import list_split, splits
 from cag.networks import SegmentationNetwork, load_model
 from cag.prepared import PreparedImages
 from cag.samples import Sample, TrainingSamples, batches, labelled_samples
@@ -50,20 +52,24 @@ OUT = Path("data/oracle")
 def prepare_labelled(params: SimpleNamespace) -> None:
     """Prepare the labelled target images that are trained on, label maps at the images' size."""
     config, labels = params.target, params.oracle.labels
+    train, *validation = splits("target", config)
     if config.layout == "scenes":
-        folders = ("train/images", "train/labels")
+        split = replace(train, labels="train/labels")
     elif labels is not None:
-        folders = (config.images, labels)
-    elif config.has_validation:
-        folders = (config.val_images, config.val_labels)
+        split = replace(train, labels=labels)
+    elif validation:
+        split = validation[0]
     else:
-        raise UserError("oracle: the target has no labels: set oracle.labels or target.val_labels")
+        raise UserError(
+            "oracle: the target has no labels: set oracle.labels, or give the target labelled "
+            "validation images"
+        )
     class_map = read_class_map(Path(config.class_map))
     with (
         raw_folder("target", config, oracle=True) as raw,
         atomic_folder(LABELLED) as out,
     ):
-        items = list_folder(raw, *folders)
+        items = list_split(raw, split)
         with progress("prepare labelled target", len(items), "images") as advance:
             rows = prepare_split(items, raw, out, "train", class_map, config.size, on_item=advance)
         write_manifest(out, rows, class_map.label_space)
@@ -138,7 +144,7 @@ def main() -> None:
     """Write `data/oracle/`: metrics and tables."""
     sections = ("seed", "precision", "rounds", "target", "pretrain", "adapt", "oracle")
     params = load_params(*sections)
-    classes = read_label_space(SOURCE)
+    classes = read_shared_label_space(SOURCE, TARGET)
     prepare_labelled(params)
     samples = labelled_samples(LABELLED)
     fabric = make_fabric(params.precision)

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import pandas as pd
 
-from cag.config import FolderSource, FolderTarget, ScenesSource, ScenesTarget, load_params
-from cag.datasets import list_folder, prepare_split, write_manifest
-from cag.files import atomic_folder, data_root, inside
+from cag.config import ScenesSource, ScenesTarget, Source, Target, load_params
+from cag.datasets import EXCLUDED, prepare_split, without_mismatched, write_manifest
+from cag.files import atomic_folder, data_root, inside, write_csv
 from cag.labels import read_class_map
+from cag.layouts import list_split, splits
 from cag.scenes import write_dataset
 from cag.stage import progress, run
 
@@ -22,31 +22,6 @@ PREPARED = "data/prepared/{}"
 RENDERED = ".scratch/prepare/{}"
 SCENES_SEED = 0
 RENDERED_AT_ONCE = 8
-
-Config = FolderSource | FolderTarget | ScenesSource | ScenesTarget
-
-
-class Split(NamedTuple):
-    """A split and its folders; `labels` None: none is opened."""
-
-    name: str
-    images: str
-    labels: str | None
-    label_size: str
-
-
-def splits(domain: str, config: Config) -> list[Split]:
-    """What is prepared of a domain: of target training images never a label."""
-    if config.layout == "scenes":
-        train, val = ("train/images", "train/labels"), ("val/images", "val/labels")
-    elif domain == "source":
-        train = (config.images, config.labels)
-    else:
-        train, val = (config.images, None), (config.val_images, config.val_labels)
-    if domain == "source":
-        return [Split("train", *train, "prepared")]
-    validation = [Split("val", *val, "own")] if config.has_validation else []
-    return [Split("train", train[0], None, "prepared"), *validation]
 
 
 def render_scenes(
@@ -77,9 +52,9 @@ def render_scenes(
 
 
 @contextmanager
-def raw_folder(domain: str, config: Config, oracle: bool = False) -> Iterator[Path]:
+def raw_folder(domain: str, config: Source | Target, oracle: bool = False) -> Iterator[Path]:
     """The raw data set's folder: the user's, or a temporary one of rendered scenes."""
-    if config.layout == "folder":
+    if config.layout != "scenes":
         yield inside(data_root(), config.folder)
         return
     folder = Path(RENDERED.format("oracle" if oracle else domain))
@@ -91,10 +66,20 @@ def raw_folder(domain: str, config: Config, oracle: bool = False) -> Iterator[Pa
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(domain: str, config: Config, raw: Path, out: Path) -> int:
+def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     """Write a domain's splits and manifest; return the number of images."""
     class_map = read_class_map(Path(config.class_map))
-    parts = [(part, list_folder(raw, part.images, part.labels)) for part in splits(domain, config)]
+    parts = []
+    for part in splits(domain, config):
+        items = list_split(raw, part)
+        if part.drop_mismatched:
+            items, excluded = without_mismatched(items, raw)
+            write_csv(out / EXCLUDED, excluded)
+            print(
+                f"prepare {domain}: {len(excluded)} images left out, whose labels differ in size "
+                f"({PREPARED.format(domain)}/{EXCLUDED})"
+            )
+        parts.append((part, items))
     total = sum(len(items) for _, items in parts)
     size = config.size if config.size is None else tuple(config.size)
     with progress(f"prepare {domain}", total, "images") as advance:

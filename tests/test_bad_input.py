@@ -329,8 +329,16 @@ def test_no_pretrained_model(project, fails):
 )
 def test_a_model_of_other_classes(project, fails, command):
     other = LabelSpace(("road", "sky"), SPACE.palette[:2])
-    write_json(Path("data/prepared/source/classes.json"), other.to_dict())
+    for domain in ("source", "target"):
+        write_json(Path(f"data/prepared/{domain}/classes.json"), other.to_dict())
     fails(command, "data/models/warmup.safetensors: a model of 3 classes", "2 (road, sky)")
+
+
+@pytest.mark.parametrize("command", ["extract round1 warmup", "evaluate warmup"])
+def test_a_target_of_other_classes(project, fails, command):
+    other = LabelSpace(("road", "car", "sky"), SPACE.palette)
+    write_json(Path("data/prepared/target/classes.json"), other.to_dict())
+    fails(command, "train id 1 is 'sky' in the source and 'car' in the target", "class_map")
 
 
 def test_too_little_disk(project, fails, monkeypatch):

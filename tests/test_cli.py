@@ -54,7 +54,7 @@ def test_presets_are_listed_with_their_first_comment(folder, capsys):
 
 
 def test_unknown_preset_names_those_there_are(folder):
-    with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, scenes"):
+    with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, .*scenes"):
         call("preset", "gta")
 
 
@@ -89,6 +89,5 @@ def test_errors_are_one_line_and_status_1(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 1
-    assert capsys.readouterr().err.splitlines() == [
-        "error: no preset 'gta'; there are camvid_day_to_dusk, scenes"
-    ]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no preset 'gta'; there are camvid_day_to_dusk, ")

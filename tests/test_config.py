@@ -8,6 +8,7 @@ import yaml
 
 from cag.config import Parameters, load_all, load_params
 from cag.errors import UserError
+from cag.labels import read_class_map
 
 PRESETS = sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))
 SECTIONS = list(Parameters.model_fields)
@@ -15,9 +16,14 @@ REMOVED = object()
 
 
 def preset(layout="folder"):
-    """A complete parameter set of the given layout."""
+    """A complete parameter set whose source, or else target, has the given layout."""
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
-    return next(content for content in contents if content["source"]["layout"] == layout)
+    return next(
+        content
+        for domain in ("source", "target")
+        for content in contents
+        if content[domain]["layout"] == layout
+    )
 
 
 def error(tmp_path, key, value=REMOVED, layout="folder"):
@@ -50,8 +56,46 @@ def test_every_preset_is_valid(path):
     params = load_all(path)
     assert sorted(vars(params)) == sorted(SECTIONS)
     assert params.seed == 0
-    assert params.network.normalization.std == (0.229, 0.224, 0.225)
     assert all(size > 0 for size in params.pretrain.augmentation.crop)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_presets_class_maps_exist_and_agree(path):
+    params = load_all(path)
+    source, target = (
+        read_class_map(path.parent.parent / domain.class_map).label_space
+        for domain in (params.source, params.target)
+    )
+    assert source.names == target.names
+    assert source.palette == target.palette
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("gta5_to_cityscapes", 19),
+        ("synthia_to_cityscapes", 16),
+        ("synthia13_to_cityscapes", 13),
+    ],
+)
+def test_the_papers_settings(name, classes):
+    params = load_all(next(path for path in PRESETS if path.stem == name))
+    class_map = read_class_map(PRESETS[0].parent.parent / params.target.class_map)
+    assert class_map.label_space.num_classes == classes
+    assert params.network.normalization.model_dump() == {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    assert (params.adapt.batch_size, params.adapt.iterations) == (4, 90000)
+    assert (params.adapt.optimizer, params.adapt.learning_rate, params.adapt.power) == (
+        *("sgd", 1e-4, 0.9),
+    )
+    assert (params.adapt.momentum, params.adapt.weight_decay) == (0.9, 2e-4)
+    assert params.adapt.augmentation.crop == (512, 896)
+    widths = [factor * params.target.size[1] for factor in params.adapt.augmentation.scale]
+    assert widths == pytest.approx([0.5 * 2200, 1.5 * 2200], rel=1e-3)
+    assert (params.adapt.target_labels, params.adapt.distance_weight) == ("both", 0.7)
+    assert (params.pseudo_label.margin, params.pseudo_label.probability) == (2.5, 0.95)
+    assert (params.anchors.average, params.anchors.min_pixels) == ("images", 10)
+    assert {entry.anchors for entry in params.rounds.values()} == {"round1"}
+    assert params.target.size == (1024, 2048)
 
 
 def test_there_are_presets():
@@ -94,6 +138,8 @@ def test_a_missing_section_is_named(tmp_path, name):
         ("source.folder", "folder"),
         ("source.layout", "folder"),
         ("target.val_images", "scenes"),
+        ("source.folder", "gta5"),
+        ("target.labels", "cityscapes"),
         ("network.normalization.mean", "folder"),
         ("pretrain.augmentation.photometric.hue", "folder"),
         ("rounds.round2.teacher", "folder"),
@@ -110,6 +156,9 @@ def test_a_missing_key_is_named(tmp_path, key, layout):
         ("adapt.batch_nrom", "folder"),
         ("source.val_images", "scenes"),
         ("target.folder", "scenes"),
+        ("source.images", "gta5"),
+        ("source.labels", "synthia"),
+        ("target.val_images", "cityscapes"),
         ("source.scenes", "folder"),
         ("pretrain.augmentation.rotate", "folder"),
         ("network.normalization.stdd", "folder"),
@@ -236,6 +285,21 @@ def test_nothing_is_evaluated_without_validation_images(tmp_path):
     target = preset()["target"] | {"val_images": None, "val_labels": None}
     message = error(tmp_path, "target", target)
     assert names(message, "target.val_images") and "evaluated" in message
+
+
+def test_nothing_is_evaluated_without_labels_of_cityscapes(tmp_path):
+    message = error(tmp_path, "target.labels", None, "cityscapes")
+    assert message == "target.labels is null, so `evaluated` must be []"
+
+
+@pytest.mark.parametrize("labels", ["labelids", "color", ""])
+def test_cityscapes_labels_are_of_a_known_kind(tmp_path, labels):
+    message = error(tmp_path, "target.labels", labels, "cityscapes")
+    assert message.startswith(f"target.labels is {labels!r}: input should be 'labelIds' or")
+
+
+def test_a_source_only_layout_is_no_target(tmp_path):
+    assert "target.layout is 'gta5': expected one of" in error(tmp_path, "target.layout", "gta5")
 
 
 def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):

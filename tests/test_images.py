@@ -1,41 +1,17 @@
 """Images and label maps: what was stored is what is read, whatever the format."""
 
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from raw import raw_png
 
 from cag.errors import UserError
-from cag.images import colorize, read_image, read_label, write_image, write_label
+from cag.images import colorize, image_size, read_image, read_label, write_image, write_label
 
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [70, 70, 70]], np.uint8)
-
-
-def raw_png(array: np.ndarray, depth: int, color_type: int) -> bytes:
-    """A PNG made by hand from rows of big-endian samples (depth 16) or packed bytes (below 8)."""
-    height, width = array.shape[:2]
-    if depth == 16:
-        rows = [row.astype(">u2").tobytes() for row in array]
-    elif depth == 8:
-        rows = [row.astype(np.uint8).tobytes() for row in array]
-    else:
-        bits = (array[..., None] >> np.arange(depth - 1, -1, -1)) & 1
-        rows = [np.packbits(row.reshape(-1)).tobytes() for row in bits]
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
 
 
 def random(shape, high=256, dtype=np.uint8, seed=0):
@@ -85,6 +61,9 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(stored, -1))
+    assert image_size(tmp_path / "a.png") == (6, 4)
+    Image.fromarray(stored).save(tmp_path / "b.png")
+    assert image_size(tmp_path / "b.png") == (4, 6)
 
 
 def test_label_round_trip_is_a_palette_png(tmp_path):
@@ -133,7 +112,7 @@ def test_negative_labels_are_kept(tmp_path):
     assert np.array_equal(read_label(tmp_path / "a.tif"), stored)
 
 
-@pytest.mark.parametrize("read", [read_image, read_label])
+@pytest.mark.parametrize("read", [read_image, read_label, image_size])
 def test_unreadable_files_are_named(tmp_path, read):
     path = tmp_path / "a.png"
     with pytest.raises(UserError, match=r"a\.png: no such file"):

@@ -1,6 +1,7 @@
 """Label spaces and class maps: every raw value goes where the YAML says, or is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,109 @@ def test_camvid_map_keeps_values_and_ignores_the_last():
     raw = np.arange(12, dtype=np.uint8)[None]
     assert class_map.encode(raw)[0].tolist() == [*range(11), IGNORE]
     assert len(set(class_map.label_space.palette)) == 11
+
+
+# Three tiny label maps of each data set with raw values of every kind, and the train ids that the
+# data sets' definitions give, 255 = ignored.
+X = IGNORE
+WORKED = {
+    "gta5": [
+        ([[7, 8, 11, 12], [13, 17, 19, 20]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([[21, 22, 23, 24, 25], [26, 27, 28, 31, 32]], [[8, 9, 10, 11, 12], [13, 14, 15, 16, 17]]),
+        ([[33, 0, 1, 4, 34], [9, 16, 29, 30, 7]], [[18, *[X] * 4], [*[X] * 4, 0]]),
+    ],
+    "cityscapes": [
+        ([[7, 8, 11, 12], [13, 17, 19, 20]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([[21, 22, 23, 24, 25], [26, 27, 28, 31, 32]], [[8, 9, 10, 11, 12], [13, 14, 15, 16, 17]]),
+        ([[33, 0, 3, 6, -1], [10, 14, 15, 18, 7]], [[18, *[X] * 4], [*[X] * 4, 0]]),
+    ],
+    "cityscapes_train_ids": [
+        ([[0, 1, 2], [16, 17, 18]], [[0, 1, 2], [16, 17, 18]]),
+        ([[7, 11, 13]], [[7, 11, 13]]),
+        ([[255, 255, 9]], [[X, X, 9]]),
+    ],
+    "cityscapes_16": [  # no terrain 22, truck 27, train 31: what follows them moves up
+        ([[7, 8, 11, 12], [13, 17, 19, 20]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (
+            [[21, 22, 23, 24, 25], [26, 27, 28, 31, 32]],
+            [[8, X, 9, 10, 11], [12, X, 13, X, 14]],
+        ),
+        ([[33, 0, 2, 5]], [[15, X, X, X]]),
+    ],
+    "cityscapes_13": [  # nor wall 12, fence 13, pole 17
+        ([[7, 8, 11, 12], [13, 17, 19, 20]], [[0, 1, 2, X], [X, X, 3, 4]]),
+        (
+            [[21, 22, 23, 24, 25], [26, 27, 28, 31, 32]],
+            [[5, X, 6, 7, 8], [9, X, 10, X, 11]],
+        ),
+        ([[33, 0, 2, 5]], [[12, X, X, X]]),
+    ],
+    "synthia_16": [
+        ([[3, 4, 2, 21], [5, 7, 15, 9]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([[6, 1, 10, 17], [8, 19, 12, 11]], [[8, 9, 10, 11], [12, 13, 14, 15]]),
+        ([[0, 13, 14, 16], [18, 20, 22, 3]], [[X] * 4, [X, X, X, 0]]),
+    ],
+    "synthia_13": [
+        ([[3, 4, 2, 21], [5, 7, 15, 9]], [[0, 1, 2, X], [X, X, 3, 4]]),
+        ([[6, 1, 10, 17], [8, 19, 12, 11]], [[5, 6, 7, 8], [9, 10, 11, 12]]),
+        ([[0, 13, 14, 16], [18, 20, 22, 3]], [[X] * 4, [X, X, X, 0]]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_shipped_maps_give_the_train_ids_worked_out_by_hand(name):
+    class_map = read_class_map(CLASSES / f"{name}.yaml")
+    for raw, expected in WORKED[name]:
+        raw = np.array(raw)
+        if class_map.channel is not None:  # instance and an unused channel beside the class
+            raw = np.stack([raw, raw[::-1] + 1, raw * 0], axis=2).astype(np.uint16)
+        assert class_map.encode(raw).tolist() == expected
+
+
+def test_synthias_and_cityscapes_classes_are_the_same_in_the_same_order():
+    def space(name):
+        return read_class_map(CLASSES / f"{name}.yaml").label_space
+
+    for count in (16, 13):
+        source, target = space(f"synthia_{count}"), space(f"cityscapes_{count}")
+        assert (source.names, source.palette) == (target.names, target.palette)
+        assert source.num_classes == count
+    assert space("gta5").names == space("cityscapes").names
+    assert set(space("cityscapes").names) - set(space("cityscapes_16").names) == {
+        *("terrain", "truck", "train"),
+    }
+    # 13 of 16 are the 13.
+    ((name, ids),) = space("cityscapes_16").subsets
+    assert name == "13_of_16"
+    names = tuple(space("cityscapes_16").names[i] for i in ids)
+    assert names == space("cityscapes_13").names
+
+
+def test_a_channel_of_several_holds_the_class(tmp_path):
+    path = write(tmp_path, ROAD, SKY)
+    path.write_text(path.read_text() + "\nchannel: 1\n")
+    class_map = read_class_map(path)
+    raw = np.array([[[99, 7, 0], [98, 23, 0], [97, 0, 0]]], np.uint16)
+    assert class_map.encode(raw).tolist() == [[0, 1, IGNORE]]
+    assert class_map.count(raw) == {7: 1, 23: 1, 0: 1}
+    with pytest.raises(UserError, match="the label has one channel, .* reads channel 1"):
+        class_map.encode(raw[..., 1])
+    with pytest.raises(UserError, match="label values 97, 98, 99 not"):
+        class_map.encode(raw[..., ::-1][..., [0, 2, 1]])
+
+
+def test_values_are_counted_whether_they_are_in_the_map_or_not(tmp_path):
+    class_map = read_class_map(write(tmp_path, ROAD, SKY))
+    for dtype in (np.uint8, np.uint16, np.int64):
+        raw = np.array([[7, 7, 23], [0, 99, 7]], dtype)
+        assert class_map.count(raw) == {0: 1, 7: 3, 23: 1, 99: 1}
+    assert [class_map.train_id(value) for value in (7, 23, 24, 0, 99)] == [0, 1, 1, IGNORE, None]
+    assert class_map.mapped == {0, 1}
+    colours = ClassMap(SPACE, {(128, 64, 128): 0, (300, 0, 65535): 1})
+    raw = np.array([[[128, 64, 128], [300, 0, 65535], [1, 2, 3]]], np.uint16)
+    assert colours.count(raw) == {(128, 64, 128): 1, (300, 0, 65535): 1, (1, 2, 3): 1}
+    assert colours.train_id((300, 0, 65535)) == 1 and colours.train_id((1, 2, 3)) is None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
@@ -142,6 +246,17 @@ def test_a_wrong_class_is_named_with_file_and_key(tmp_path, entry, message):
         (f"classes: [{ROAD}]\nignored: [1]", "unknown key 'ignored'"),
         (f"classes: [{ROAD}]\nignore: [7]", r"ignore: the value 7 is already in classes\[0\]"),
         (f"classes: [{ROAD}]\nignore: others", "ignore: expected a list of values"),
+        (f"classes: [{ROAD}]\nchannel: 3", "channel: expected 0, 1 or 2, found 3"),
+        (f"classes: [{ROAD}]\nchannel: true", "channel: expected 0, 1 or 2, found True"),
+        (
+            "classes: [{name: a, color: [1, 2, 3], values: [[1, 2, 3]]}]\nchannel: 0",
+            "channel: one channel holds integers",
+        ),
+        (f"classes: [{ROAD}]\nsubsets: [road]", "subsets: expected a mapping"),
+        (f"classes: [{ROAD}]\nsubsets: {{a b: [road]}}", "subsets: the name 'a b' may have"),
+        (f"classes: [{ROAD}]\nsubsets: {{a: []}}", r"subsets\.a: expected a list of class names"),
+        (f"classes: [{ROAD}]\nsubsets: {{a: [sky]}}", r"subsets\.a: 'sky' is no class of this"),
+        (f"classes: [{ROAD}]\nsubsets: {{a: [road, road]}}", r"subsets\.a: 'road' is given twice"),
         ("classes: [{name: a, color: [1, 2, 3], values: []}]", "no class has a value"),
         ("classes: [", "not valid YAML"),
     ],
@@ -164,7 +279,8 @@ def test_too_many_classes_and_a_missing_file(tmp_path):
 
 
 def test_label_space_survives_json():
-    assert LabelSpace.from_dict(json.loads(json.dumps(SPACE.to_dict()))) == SPACE
+    for space in (SPACE, replace(SPACE, subsets=(("1_of_2", (1,)),))):
+        assert LabelSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
     assert SPACE.palette_array.dtype == np.uint8
     assert SPACE.palette_array.tolist() == [[128, 64, 128], [70, 130, 180]]
 

@@ -194,7 +194,8 @@ def test_round_tables_and_pseudo_labels(finished, name):
 def test_evaluation(finished, model):
     folder = finished / "data/evaluation" / model
     scores = json.loads((folder / "metrics.json").read_text())
-    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "images", "iou"}
+    assert set(scores) == {*("miou", "miou_19", "pixel_accuracy", "mean_accuracy", "images", "iou")}
+    assert scores["miou_19"] == scores["miou"]
     assert scores["images"] == VALIDATION
     confusion = pd.read_csv(folder / "confusion.csv", index_col="truth")
     assert list(confusion.columns) == list(confusion.index) == list(scores["iou"])

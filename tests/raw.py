@@ -1,0 +1,132 @@
+"""Raw data sets in miniature: single files, and GTA5, SYNTHIA, Cityscapes in their own formats."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cag.images import write_image, write_label
+from cag.scenes import label_palette, render
+
+# Cityscapes label id of a scene -> SYNTHIA id; what SYNTHIA lacks becomes void.
+SYNTHIA_IDS = {
+    **{7: 3, 8: 4, 11: 2, 12: 21, 13: 5, 17: 7, 19: 15, 20: 9, 21: 6, 22: 16, 23: 1, 24: 10},
+    **{25: 17, 26: 8, 27: 18, 28: 19, 31: 20, 32: 12, 33: 11},
+}
+
+
+def picture(path: Path, height=8, width=12, seed=0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def label(path: Path, height=8, width=12, value=7) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, width), value, np.uint8)).save(path)
+    return path
+
+
+def raw_data(root: Path, names=("a", "b/c", "d")) -> Path:
+    for seed, name in enumerate(names):
+        picture(root / f"images/{name}.png", seed=seed)
+        label(root / f"labels/{name}.png")
+    return root
+
+
+def raw_png(array: np.ndarray, depth: int, color_type: int) -> bytes:
+    """A PNG made by hand from rows of big-endian samples (depth 16) or packed bytes (below 8)."""
+    height, width = array.shape[:2]
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in array]
+    elif depth == 8:
+        rows = [row.astype(np.uint8).tobytes() for row in array]
+    else:
+        bits = (array[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+        rows = [np.packbits(row.reshape(-1)).tobytes() for row in bits]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def write_gta5(folder: Path, count: int, size: tuple[int, int], mismatched: int = 0) -> None:
+    """GTA5: images/ and labels/, palette PNGs of label ids.
+
+    Args:
+        folder: The data set's folder.
+        count: Number of images.
+        size: Height, width.
+        mismatched: How many more images there are, whose labels are of another size.
+    """
+    for index in range(count + mismatched):
+        image, labels = render("source", 0, index, *size)
+        labels = labels if index < count else labels[:-2]
+        _write(folder / "images", f"{index + 1:05d}.png", image)
+        path = _parent(folder / "labels" / f"{index + 1:05d}.png")
+        write_label(path, labels, label_palette())
+
+
+def write_synthia(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """SYNTHIA: RGB/ and GT/LABELS/, 16-bit PNGs of class, instance and nothing; not by Pillow."""
+    table = np.zeros(256, np.uint16)
+    table[list(SYNTHIA_IDS)] = list(SYNTHIA_IDS.values())
+    for index in range(count):
+        image, labels = render("source", 0, index, *size)
+        instances = np.arange(labels.size, dtype=np.uint16).reshape(labels.shape)
+        label = np.stack([table[labels], instances, np.zeros_like(instances)], axis=2)
+        _write(folder / "RGB", f"{index:07d}.png", image)
+        _parent(folder / f"GT/LABELS/{index:07d}.png").write_bytes(raw_png(label, 16, 2))
+
+
+def write_cityscapes(
+    folder: Path,
+    counts: Mapping[str, int],
+    size: tuple[int, int],
+    labelled: tuple[str, ...] = ("train", "val"),
+    kind: str = "labelIds",
+) -> None:
+    """Cityscapes: leftImg8bit/ and gtFine/, grey PNGs of label ids or of train ids.
+
+    Args:
+        folder: The data set's folder.
+        counts: Images of each split, which lie in two cities.
+        size: Height, width.
+        labelled: Splits that have labels.
+        kind: "labelIds" or "labelTrainIds".
+    """
+    train_ids = np.full(256, 255, np.uint8)
+    train_ids[list(SYNTHIA_IDS)] = range(19)
+    index = 0
+    for split, count in counts.items():
+        for number in range(count):
+            image, labels = render("target", 0, index, *size)
+            city = ("aachen", "bochum")[number % 2]
+            name = f"{city}_{number:06d}_000019"
+            _write(folder / f"leftImg8bit/{split}/{city}", f"{name}_leftImg8bit.png", image)
+            if split in labelled:
+                path = _parent(folder / f"gtFine/{split}/{city}/{name}_gtFine_{kind}.png")
+                raw = labels if kind == "labelIds" else train_ids[labels]
+                Image.fromarray(raw).save(path)
+                write_image(path.with_name(f"{name}_gtFine_color.png"), label_palette()[labels])
+            index += 1
+
+
+def _write(folder: Path, name: str, image: np.ndarray) -> None:
+    write_image(_parent(folder / name), image)
+
+
+def _parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

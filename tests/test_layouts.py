@@ -1,0 +1,289 @@
+"""Raw layouts: what is listed, what belongs together, and what is refused."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from raw import (
+    label,
+    picture,
+    raw_data,
+    write_cityscapes,
+    write_gta5,
+    write_synthia,
+)
+
+from cag.config import CityscapesSource, CityscapesTarget, GameSource
+from cag.datasets import Item, read_manifest
+from cag.errors import UserError
+from cag.images import read_image, read_label
+from cag.labels import read_class_map
+from cag.layouts import index_folder, list_folder, list_split, splits
+from cag.scenes import render
+from stages.prepare import prepare
+
+CLASSES = Path(__file__).parent.parent / "classes"
+SIZE = (32, 64)
+
+# Listing
+
+
+def test_images_and_labels_are_matched_by_path_without_extension(tmp_path):
+    picture(tmp_path / "day/images/b.x.jpg")
+    picture(tmp_path / "day/images/a/z.PNG")
+    label(tmp_path / "day/labels/b.x.png")
+    label(tmp_path / "day/labels/a/z.png")
+    (tmp_path / "day/images/readme.txt").touch()
+    picture(tmp_path / "day/images/.hidden.png")
+    assert list_folder(tmp_path, "day/images", "day/labels") == [
+        Item("a/z", "day/images/a/z.PNG", "day/labels/a/z.png"),
+        Item("b.x", "day/images/b.x.jpg", "day/labels/b.x.png"),
+    ]
+
+
+def test_without_a_label_folder_no_label_is_listed(tmp_path):
+    raw_data(tmp_path)
+    items = list_folder(tmp_path, "images", None)
+    assert [item.name for item in items] == ["a", "b/c", "d"]
+    assert {item.label for item in items} == {None}
+    assert list_folder(tmp_path / "images", ".", None)[0] == Item("a", "a.png", None)
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="none/images: no such folder"):
+        list_folder(tmp_path / "none", "images", None)
+    picture(tmp_path / "images/a.png")
+    with pytest.raises(UserError, match="labels: no such folder"):
+        list_folder(tmp_path, "images", "labels")
+    with pytest.raises(UserError, match="none: no such folder"):
+        index_folder(tmp_path / "none")
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.txt").touch()
+    with pytest.raises(UserError, match=r"images: no image found; .*\.jpg"):
+        list_folder(tmp_path, "images", None)
+
+
+@pytest.mark.parametrize(("kept", "lost"), [("image", "label"), ("label", "image")])
+def test_the_first_unpaired_file_is_named(tmp_path, kept, lost):
+    raw_data(tmp_path)
+    for name in ("d", "b/c"):
+        (tmp_path / f"{lost}s/{name}.png").unlink()
+    message = rf"{kept}s/b/c\.png: this {kept} has no {lost} \(and 1 more\); expected .*{lost}s/b/c"
+    with pytest.raises(UserError, match=message):
+        list_folder(tmp_path, "images", "labels")
+
+
+def test_two_files_of_one_name_are_named(tmp_path):
+    picture(tmp_path / "images/a.png")
+    picture(tmp_path / "images/a.jpg")
+    with pytest.raises(UserError, match=r"images/a\.png: has the same name as .*images/a\.jpg"):
+        list_folder(tmp_path, "images", None)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("x", "x"), (".", "x"), ("x", "x/y")])
+def test_labels_among_the_images_are_refused(tmp_path, images, labels):
+    picture(tmp_path / "x/y/a.png")
+    with pytest.raises(UserError, match="two separate folders"):
+        list_folder(tmp_path, images, labels)
+
+
+@pytest.mark.parametrize("folder", ["../other", "/etc"])
+def test_listed_folders_stay_inside_the_data_set(tmp_path, folder):
+    picture(tmp_path / "other/a.png")
+    raw_data(tmp_path / "data")
+    with pytest.raises(UserError, match="leaves this folder"):
+        list_folder(tmp_path / "data", folder, None)
+    with pytest.raises(UserError, match="leaves this folder"):
+        list_folder(tmp_path / "data", "images", folder)
+
+
+# Index
+
+
+def test_index_lists_every_visible_file_with_its_size(tmp_path):
+    for name, size in [("b", 3), ("a/z.txt", 0), ("a.txt", 5), (".git/config", 1), ("a/.x", 1)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    index = index_folder(tmp_path)
+    assert list(index.columns) == ["path", "bytes"]
+    assert index.values.tolist() == [["a.txt", 5], ["a/z.txt", 0], ["b", 3]]
+
+
+def test_index_of_an_empty_folder_has_its_columns(tmp_path):
+    assert list(index_folder(tmp_path).columns) == ["path", "bytes"]
+    assert index_folder(tmp_path).empty
+
+
+def test_links_inside_the_folder_are_followed_and_others_refused(tmp_path):
+    data = tmp_path / "data"
+    picture(data / "images/a.png")
+    (data / "copy").symlink_to(data / "images")
+    (tmp_path / "link").symlink_to(data)
+    assert index_folder(tmp_path / "link")["path"].tolist() == ["copy/a.png", "images/a.png"]
+    secret = picture(tmp_path / "secret.png")
+    (data / "images/b.png").symlink_to(secret)
+    for listing in (lambda: index_folder(data), lambda: list_folder(data, "images", None)):
+        with pytest.raises(UserError, match=r"images/b\.png: this link leaves the data set"):
+            listing()
+
+
+@pytest.mark.parametrize(("target", "message"), [(".", "leads back to"), ("gone", "to nothing")])
+def test_circular_and_broken_links_are_refused(tmp_path, target, message):
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "images/b").symlink_to(tmp_path / "images" / target)
+    with pytest.raises(UserError, match=rf"images/b: this link .*{message}"):
+        index_folder(tmp_path)
+
+
+def test_links_in_a_circle_of_two_folders_end(tmp_path):
+    for here, there in ("ab", "ba"):
+        (tmp_path / here).mkdir()
+        (tmp_path / here / "x").symlink_to(tmp_path / there)
+    with pytest.raises(UserError, match="leads back to"):
+        index_folder(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")).touch()
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    with pytest.raises(UserError, match="valid UTF-8"):
+        index_folder(tmp_path)
+
+
+def test_index_of_some_sub_folders_lists_those_alone(tmp_path):
+    for name in ("a/1.png", "a/b/2.png", "c/3.png"):
+        picture(tmp_path / name)
+    assert index_folder(tmp_path, ["a"])["path"].tolist() == ["a/1.png", "a/b/2.png"]
+    listed = index_folder(tmp_path, ["c", "a/b", "a"])["path"].tolist()
+    assert listed == ["a/1.png", "a/b/2.png", "c/3.png"]
+
+
+# The data sets' own layouts
+
+
+def game(layout: str, classes: str, size=None) -> GameSource:
+    return GameSource(
+        layout=layout, folder=layout, class_map=str(CLASSES / f"{classes}.yaml"), size=size
+    )
+
+
+def cityscapes(kind="labelIds", classes="cityscapes", labelled=CityscapesTarget):
+    return labelled(
+        layout="cityscapes",
+        folder="cityscapes",
+        labels=kind,
+        class_map=str(CLASSES / f"{classes}.yaml"),
+        size=None,
+    )
+
+
+def expected(look: str, index: int, classes: str = "cityscapes") -> np.ndarray:
+    """Train ids of a scene, from the renderer's Cityscapes label ids."""
+    return read_class_map(CLASSES / f"{classes}.yaml").encode(render(look, 0, index, *SIZE)[1])
+
+
+def test_gta5_leaves_out_and_lists_what_differs_in_size(tmp_path, capsys):
+    write_gta5(tmp_path / "raw", 2, SIZE, mismatched=1)
+    with Image.open(tmp_path / "raw/labels/00001.png") as picture:
+        assert picture.mode == "P"
+    out = tmp_path / "out"
+    out.mkdir()
+    assert prepare("source", game("gta5", "gta5", (16, 32)), tmp_path / "raw", out) == 2
+    assert "prepare source: 1 images left out" in capsys.readouterr().out
+    rows = read_manifest(out)
+    assert rows["name"].tolist() == ["00001", "00002"]
+    assert read_label(out / rows["label"][1]).shape == (16, 32)
+    assert pd.read_csv(out / "excluded.csv", dtype=str).values.tolist() == [
+        ["00003", *map(str, SIZE), str(SIZE[0] - 2), str(SIZE[1])]
+    ]
+
+
+def test_gta5_label_maps_are_the_train_ids(tmp_path):
+    write_gta5(tmp_path / "raw", 2, SIZE)
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare("source", game("gta5", "gta5"), tmp_path / "raw", out)
+    for index, row in read_manifest(out).iterrows():
+        assert np.array_equal(read_label(out / row["label"]), expected("source", index))
+        assert np.array_equal(read_image(out / row["image"]), render("source", 0, index, *SIZE)[0])
+    assert pd.read_csv(out / "excluded.csv").empty
+
+
+@pytest.mark.parametrize("count", [16, 13])
+def test_synthia_gives_the_classes_of_the_first_of_16_bit_channels(tmp_path, count):
+    write_synthia(tmp_path / "raw", 2, SIZE)
+    path = tmp_path / "raw/GT/LABELS/0000001.png"
+    with Image.open(path) as picture:  # what makes these files a trap: eight bits, all 0
+        assert not np.array(picture)[..., 0].any()
+    out = tmp_path / "out"
+    out.mkdir()
+    config = game("synthia", f"synthia_{count}")
+    assert prepare("source", config, tmp_path / "raw", out) == 2
+    for index, row in read_manifest(out).iterrows():
+        labels = read_label(out / row["label"])
+        assert np.array_equal(labels, expected("source", index, f"cityscapes_{count}"))
+        assert len(np.unique(labels)) > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"), [("labelIds", "cityscapes"), ("labelTrainIds", "cityscapes_train_ids")]
+)
+def test_cityscapes_gives_labels_of_validation_images_alone(tmp_path, kind, classes):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_cityscapes(raw, {"train": 3, "val": 2}, SIZE, kind=kind)
+    for path in (raw / "gtFine/train").rglob("*.png"):
+        path.write_text("not to be opened")
+    out.mkdir()
+    assert prepare("target", cityscapes(kind, classes), raw, out) == 5
+    rows = read_manifest(out)
+    assert rows["name"].tolist() == [
+        *("aachen/aachen_000000_000019", "aachen/aachen_000002_000019"),
+        "bochum/bochum_000001_000019",
+        *("aachen/aachen_000000_000019", "bochum/bochum_000001_000019"),
+    ]
+    assert rows["split"].tolist() == ["train"] * 3 + ["val"] * 2
+    assert rows["label"].tolist()[:3] == [""] * 3
+    for index, label_path in ((3, rows["label"][3]), (4, rows["label"][4])):
+        assert np.array_equal(read_label(out / label_path), expected("target", index))
+
+
+def test_cityscapes_needs_no_label_at_all(tmp_path):
+    write_cityscapes(tmp_path, {"train": 2}, SIZE, labelled=())
+    assert not (tmp_path / "gtFine").exists()
+    (train,) = splits("target", cityscapes(None))
+    assert {item.label for item in list_split(tmp_path, train)} == {None}
+    assert train.folders == ["leftImg8bit/train"]
+
+
+def test_cityscapes_as_a_source_has_training_labels(tmp_path):
+    write_cityscapes(tmp_path, {"train": 2, "val": 1}, SIZE)
+    (train,) = splits("source", cityscapes(labelled=CityscapesSource))
+    assert [item.label for item in list_split(tmp_path, train)] == [
+        "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
+        "gtFine/train/bochum/bochum_000001_000019_gtFine_labelIds.png",
+    ]
+
+
+def test_missing_cityscapes_files_are_named_in_full(tmp_path):
+    write_cityscapes(tmp_path, {"train": 1, "val": 2}, SIZE)
+    val = splits("target", cityscapes())[1]
+    missing = "gtFine/val/bochum/bochum_000001_000019_gtFine_labelIds"
+    (tmp_path / f"{missing}.png").unlink()
+    with pytest.raises(UserError, match=f"has no label; expected {tmp_path / missing} with"):
+        list_split(tmp_path, val)
+    shutil.rmtree(tmp_path / "gtFine/val")
+    with pytest.raises(UserError, match="gtFine/val: no such folder"):
+        list_split(tmp_path, val)
+    for path in (tmp_path / "leftImg8bit/train").rglob("*.png"):
+        path.rename(path.with_name("other.png"))
+    with pytest.raises(UserError, match=r"no image found; .*_leftImg8bit\.png"):
+        list_split(tmp_path, splits("target", cityscapes())[0])

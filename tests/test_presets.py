@@ -1,0 +1,140 @@
+"""The paper's presets on miniatures in their data sets' own formats, through the whole pipeline."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from project import ROOT, dvc, make_project, merged, ran
+from raw import write_cityscapes, write_gta5, write_synthia
+from watch import watched
+
+from cag.config import load_all
+from cag.datasets import read_manifest
+from cag.images import read_label
+from stages.oracle import LABELLED, prepare_labelled
+
+CLASSES = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16, "synthia13_to_cityscapes": 13}
+RAW_SIZE, SIZE, CROP = (64, 128), [48, 96], [32, 64]
+TRAINING, VALIDATION = 3, 2
+SHRUNK_TRAINING = {"batch_size": 2, "learning_rate": 0.1, "augmentation": {"crop": CROP}}
+# Fewer, smaller and shorter; thresholds that a network which has seen 20 batches can pass.
+SHRUNK = {
+    "evaluated": ["round1"],
+    "source": {"size": SIZE},
+    "target": {"size": SIZE},
+    "network": {
+        "architecture": "DeepLabV3Plus",
+        "encoder": "mobilenet_v2",
+        "encoder_weights": None,
+        "options": {"decoder_channels": 16},
+    },
+    "pretrain": {**SHRUNK_TRAINING, "iterations": 20},
+    "anchors": {"min_pixels": 1},
+    "pseudo_label": {"margin": 0.0, "probability": 0.1},
+    "adapt": {**SHRUNK_TRAINING, "iterations": 1},
+    "evaluate": {"panels": 1},
+    "report": {"images": 1},
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A preset's run."""
+
+    name: str
+    project: Path
+    stages: list[str]
+    opened: set[str]  # raw files that any process opened meanwhile
+
+
+def write_raw(name: str, folder: Path) -> None:
+    """The data sets of a preset; target training labels lie there."""
+    if name.startswith("gta5"):
+        write_gta5(folder / "gta5", 4, RAW_SIZE, mismatched=1)
+    else:
+        write_synthia(folder / "synthia", 4, RAW_SIZE)
+    write_cityscapes(folder / "cityscapes", {"train": TRAINING, "val": VALIDATION}, RAW_SIZE)
+
+
+def shrunk(name: str) -> dict:
+    """A preset's parameters, shrunk."""
+    params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8"))
+    rounds = {"round1": params["rounds"]["round1"]}
+    return merged(params, SHRUNK) | {"rounds": rounds}
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def finished(request, tmp_path_factory) -> Finished:
+    """A preset after `dvc repro` on its miniature."""
+    if sys.platform != "linux":
+        pytest.skip("the watch over opened files needs Linux")
+    folder = tmp_path_factory.mktemp(request.param)
+    write_raw(request.param, folder / "raw")
+    project = make_project(folder / "project", replace=shrunk(request.param))
+    with watched(folder / "raw") as opened:
+        printed = dvc(project, "repro", CAG_DATA=str(folder / "raw"))
+        return Finished(request.param, project, ran(printed), opened())
+
+
+def test_the_whole_pipeline_ran(finished):
+    assert finished.stages[-1] == "report"
+    assert len(finished.stages) == 11
+
+
+def test_labels_of_target_training_images_are_never_opened(finished):
+    opened = {path for path in finished.opened if path.endswith(".png")}
+    assert not [path for path in finished.opened if "gtFine/train" in path]
+    # What is read is seen: all images, the labels of the source and of the validation images.
+    images = [path for path in opened if path.startswith("cityscapes/leftImg8bit")]
+    labels = [path for path in opened if path.startswith("cityscapes/gtFine/val")]
+    assert (len(images), len(labels)) == (TRAINING + VALIDATION, VALIDATION)
+    assert all(path.endswith("_gtFine_labelIds.png") for path in labels)
+    assert len(opened) - len(images) - len(labels) == (10 if "gta5/" in str(opened) else 8)
+
+
+def test_scores_are_under_their_names(finished):
+    count = CLASSES[finished.name]
+    scores = json.loads((finished.project / "data/evaluation/round1/metrics.json").read_text())
+    expected = {f"miou_{count}"} | ({"miou_13_of_16"} if count == 16 else set())
+    assert {key for key in scores if key.startswith("miou_")} == expected
+    assert scores["images"] == VALIDATION
+    assert len(scores["iou"]) == count
+    if count == 16:
+        iou = {k: v for k, v in scores["iou"].items() if k not in ("wall", "fence", "pole")}
+        mean = np.mean([value for value in iou.values() if value is not None])
+        assert scores["miou_13_of_16"] == pytest.approx(mean)
+
+
+def test_evaluation_is_at_the_original_resolution(finished):
+    predictions = list((finished.project / "data/evaluation/round1/predictions").rglob("*.png"))
+    assert {read_label(path).shape for path in predictions} == {RAW_SIZE}
+    confusion = pd.read_csv(finished.project / "data/evaluation/round1/confusion.csv")
+    manifest = read_manifest(finished.project / "data/prepared/target").query("split == 'val'")
+    labels = [read_label(finished.project / "data/prepared/target" / p) for p in manifest["label"]]
+    assert confusion.iloc[:, 1:].to_numpy().sum() == sum((label < 255).sum() for label in labels)
+
+
+def test_images_left_out_lie_beside_the_manifest(finished):
+    folder = finished.project / "data/prepared/source"
+    assert len(read_manifest(folder)) == 4
+    if finished.name == "gta5_to_cityscapes":
+        assert pd.read_csv(folder / "excluded.csv", dtype=str)["name"].tolist() == ["00005"]
+    else:
+        assert not (folder / "excluded.csv").exists()
+
+
+def test_the_oracle_alone_finds_the_training_labels(tmp_path, monkeypatch):
+    write_cityscapes(tmp_path / "raw/cityscapes", {"train": TRAINING, "val": 1}, RAW_SIZE)
+    monkeypatch.setenv("CAG_DATA", str(tmp_path / "raw"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes").symlink_to(ROOT / "classes")
+    Path("params.yaml").write_text(yaml.safe_dump(shrunk("synthia_to_cityscapes")))
+    prepare_labelled(load_all())
+    rows = read_manifest(LABELLED)
+    assert len(rows) == TRAINING and (rows["label"] != "").all()
+    assert read_label(LABELLED / rows["label"][0]).shape == tuple(SIZE)
