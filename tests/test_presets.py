@@ -34,6 +34,7 @@ SHRUNK = {
         "options": {"decoder_channels": 16},
     },
     "pretrain": {**SHRUNK_TRAINING, "iterations": 20},
+    "warmup": {**SHRUNK_TRAINING, "iterations": 1},
     "anchors": {"min_pixels": 1},
     "pseudo_label": {"margin": 0.0, "probability": 0.1},
     "adapt": {**SHRUNK_TRAINING, "iterations": 1},
