@@ -112,7 +112,7 @@ class Normalization(Section):
 
 
 class Network(Section):
-    """A network of segmentation_models_pytorch on one of its encoders."""
+    """A network of segmentation_models_pytorch, or the paper's, on one of its encoders."""
 
     architecture: str
     encoder: str
