@@ -116,7 +116,8 @@ class Network(Section):
 
     architecture: str
     encoder: str
-    encoder_weights: str | None  # a name such as imagenet, or null for random weights
+    # a name such as imagenet, a .safetensors file below $CAG_WEIGHTS, or null for random weights
+    encoder_weights: str | None
     options: dict[str, Any]  # further arguments of the architecture, e.g. decoder_channels
     normalization: Normalization
 
@@ -169,6 +170,7 @@ class Warmup(Section):
     """Alignment before the first round; 0 iterations pass the pretrained model through."""
 
     iterations: Annotated[int, Field(ge=0, le=0)]
+    weights: str | None  # a model file below $CAG_WEIGHTS that is used instead of training one
 
 
 class Extract(Section):

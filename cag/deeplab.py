@@ -1,4 +1,4 @@
-"""DeepLab v3+ as the paper's authors built it (released code; the library's has another decoder)."""
+"""DeepLab v3+ as the paper's authors built it; the library's has another pyramid and decoder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,14 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Maps of the encoder, float [B, C_i, H / 2^i, W / 2^i] -> features [B, D, H / 4, W / 4]."""
+        """Decode features.
+
+        Args:
+            features: The encoder's maps, float [B, C_i, h_i, w_i], from the image to the smallest.
+
+        Returns:
+            float [B, D, H / 4, W / 4], at least 0.
+        """
         context = self.aspp(features[-1])  # (B, D, H / 16, W / 16)
         low_level = self.low_level(features[2])  # (B, 48, H / 4, W / 4)
         size = low_level.shape[-2:]
