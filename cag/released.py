@@ -1,4 +1,4 @@
-"""The authors' released files: checkpoints and anchors, read without executing what they contain."""
+"""The authors' released files: checkpoints and anchors, read without running what they contain."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
 
     Args:
         path: A checkpoint `{"DeepLab": {"model_state": ...}, ...}`, or the file `category_anchors`:
-            `{"objective_vectors": [K, D], ...}`, or such an array alone. Either as torch.save writes
-            it, today or in 2019, or as a plain pickle.
+            `{"objective_vectors": [K, D], ...}`, or such an array alone. Written by torch.save, of
+            today or of 2019, or as a plain pickle.
 
     Returns:
         The checkpoint's weights under the authors' keys, on the CPU; or the anchors, float32
@@ -66,13 +66,18 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
         anchors = vectors.astype(np.float32)  # (K, D)
         anchors[(vectors == 0).all(axis=1)] = np.nan
         return anchors
-    keys = (
-        f" with keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
-    )
     raise UserError(
-        f"{path}: holds a {type(content).__name__}{keys}; expected one of the authors' checkpoints "
+        f"{path}: holds {_described(content)}; expected one of the authors' checkpoints "
         "(DeepLab.model_state) or their category_anchors (objective_vectors)"
     )
+
+
+def _described(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dict of {', '.join(repr(key)[:40] for key in list(content)[:5]) or 'nothing'}"
+    if isinstance(content, np.ndarray):
+        return f"an array {list(content.shape)} of {content.dtype}"
+    return f"a {type(content).__name__}"
 
 
 def _load(path: Path) -> Any:
