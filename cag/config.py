@@ -156,11 +156,12 @@ class Normalization(Section):
 
 
 class Network(Section):
-    """A network of segmentation_models_pytorch on one of its encoders."""
+    """A network of segmentation_models_pytorch, or the paper's, on one of its encoders."""
 
     architecture: str
     encoder: str
-    encoder_weights: str | None  # a name such as imagenet, or null for random weights
+    # a name such as imagenet, a .safetensors file below $CAG_WEIGHTS, or null for random weights
+    encoder_weights: str | None
     options: dict[str, Any]  # further arguments of the architecture, e.g. decoder_channels
     normalization: Normalization
 
@@ -212,6 +213,7 @@ class Pretrain(Training):
 class Warmup(Training):
     """Alignment before the first round; 0 iterations pass the pretrained model through."""
 
+    weights: str | None  # a model file below $CAG_WEIGHTS that is used instead of training one
     iterations: Count
     objective: Literal["vanilla", "least_squares"]
     adversarial_weight: Annotated[float, Field(ge=0)]

@@ -42,14 +42,33 @@ def weights_root() -> Path:
 
 
 def encoder_weights_file(encoder: str, weights: str) -> Path:
-    """Return where an encoder's local weights are looked for.
+    """Return where an encoder's local weights are looked for below `weights_root`.
 
-    This is <weights_root>/<encoder>_<weights>.safetensors.
+    Args:
+        encoder: Its name.
+        weights: A path that ends in .safetensors, or a name such as imagenet: then this is
+            <encoder>_<weights>.safetensors.
 
     Raises:
         UserError: The names would lead out of the folder.
     """
-    return inside(weights_root(), f"{encoder}_{weights}.safetensors")
+    is_path = weights.endswith(".safetensors")
+    return inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
+
+
+def model_weights_file(weights: str) -> Path:
+    """Return where a model that comes from outside the pipeline lies, below `weights_root`.
+
+    Raises:
+        UserError: It is missing, or its path would lead out of the folder.
+    """
+    path = inside(weights_root(), weights)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such model (warmup.weights); put it there (`cag weights import` makes one "
+            "of the authors' checkpoint), set CAG_WEIGHTS to its folder, or set it to null"
+        )
+    return path
 
 
 def _root_from(variable: str, default: str) -> Path:

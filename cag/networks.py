@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cag.config import Network
+from cag.config import Network, Normalization
+from cag.deeplab import DeepLabV3PlusPaper
 from cag.errors import UserError
 from cag.files import atomic_file, encoder_weights_file
 from cag.labels import LabelSpace
@@ -22,6 +23,28 @@ from cag.labels import LabelSpace
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
 MODEL_FORMAT = 1
+# The network of the authors' checkpoints: 19 classes, inputs in [0, 1] without normalisation.
+RELEASED_NETWORK = Network(
+    architecture="DeepLabV3PlusPaper",
+    encoder="resnet101",
+    encoder_weights=None,
+    options={},
+    normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+)
+RELEASED_CLASSES = 19
+# Beginnings of a checkpoint's keys and of ours.
+RELEASED_KEYS = {
+    "backbone.": "encoder.",
+    **{f"aspp.aspp{i + 1}.atrous_conv.": f"decoder.aspp.convs.{i}.0." for i in range(4)},
+    **{f"aspp.aspp{i + 1}.bn.": f"decoder.aspp.convs.{i}.1." for i in range(4)},
+    "aspp.global_avg_pool.": "decoder.aspp.convs.4.",
+    "aspp.conv1.": "decoder.aspp.project.0.",
+    "aspp.bn1.": "decoder.aspp.project.1.",
+    "decoder.conv1.": "decoder.low_level.0.",
+    "decoder.bn1.": "decoder.low_level.1.",
+    "decoder.last_conv.8.": "classifier.",
+    "decoder.last_conv.": "decoder.last.",
+}
 # Arguments of the library's networks that are not the user's to give, or would do nothing here.
 NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
@@ -46,6 +69,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.encoder, self.decoder = model.encoder, model.decoder
         self.classifier = model.segmentation_head[0]
+        self.input_multiple = getattr(model, "input_multiple", INPUT_MULTIPLE)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -63,14 +87,16 @@ class SegmentationNetwork(nn.Module):
         """Features and logits of images.
 
         Args:
-            images: [B, 3, H, W] float in [0, 1]; any size, padded inside to a multiple of 32.
+            images: [B, 3, H, W] float in [0, 1]; any size, padded inside to a multiple of 32 (the
+                paper's network takes it as it is).
 
         Returns:
             Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
         """
         height, width = images.shape[-2:]
         images = (images - self.mean) / self.std
-        images = F.pad(images, (0, -width % INPUT_MULTIPLE, 0, -height % INPUT_MULTIPLE))
+        multiple = self.input_multiple
+        images = F.pad(images, (0, -width % multiple, 0, -height % multiple))
         features = self.decoder(self.encoder(images))  # (B, D, h', w')
         stride = images.shape[-1] // features.shape[-1]
         features = features[..., : -(-height // stride), : -(-width // stride)]  # (B, D, h, w)
@@ -91,11 +117,12 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     Raises:
         UserError: The architecture, encoder, an option or the encoder's weights are not to be had.
     """
-    architecture = getattr(smp, config.architecture, None)
+    ours = {"DeepLabV3PlusPaper": DeepLabV3PlusPaper}
+    architecture = ours.get(config.architecture) or getattr(smp, config.architecture, None)
     if not (isinstance(architecture, type) and issubclass(architecture, nn.Module)):
         raise UserError(
-            f"network.architecture is '{config.architecture}'; expected a network of "
-            "segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
+            f"network.architecture is '{config.architecture}'; expected DeepLabV3PlusPaper or a "
+            "network of segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
         )
     _check_options(architecture, config)
     try:
@@ -161,6 +188,47 @@ def _hub_state(name: str, weights: str, path: Path) -> dict[str, Tensor]:
             f"nor to be had from the hub ({type(error).__name__}); put the file there, set "
             "CAG_WEIGHTS to its folder, go online, or set network.encoder_weights to null"
         ) from None
+
+
+def convert_released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of one of the authors' checkpoints for the network of `RELEASED_NETWORK`.
+
+    Args:
+        state: A checkpoint's `DeepLab.model_state`: 680 tensors.
+
+    Returns:
+        The same tensors under the keys of `build(RELEASED_NETWORK, 19)`, in its order.
+
+    Raises:
+        UserError: A key is missing or too many, or a tensor has another shape; the first is named.
+    """
+    with torch.device("meta"):
+        expected = build(RELEASED_NETWORK, RELEASED_CLASSES).state_dict()
+    released = {_released_key(key): key for key in expected}
+    missing = [key for key in released if key not in state]
+    unknown = [key for key in state if key not in released]
+    if missing or unknown:
+        first = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is not one of them"
+        raise UserError(
+            f"released weights: {len(state)} keys, expected the {len(released)} of the authors' "
+            f"DeepLab v3+ on ResNet-101; {first}"
+        )
+    for key, ours in released.items():
+        found, shape = state[key], list(expected[ours].shape)
+        if not isinstance(found, Tensor) or list(found.shape) != shape:
+            what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"released weights: '{key}' is {what}, expected {shape}: the authors' "
+                f"DeepLab v3+ on ResNet-101 with {RELEASED_CLASSES} classes"
+            )
+    return {ours: state[key] for key, ours in released.items()}
+
+
+def _released_key(key: str) -> str:
+    for theirs, ours in RELEASED_KEYS.items():
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours)
+    return key
 
 
 def save_model(

@@ -1,12 +1,19 @@
-"""List the raw files and the encoder's weights: what follows reruns only when they change."""
+"""List the raw files and the weights given: what follows reruns only when they change."""
 
 from pathlib import Path
 
 import click
 import pandas as pd
 
-from cag.config import Network, Source, Target, load_all
-from cag.files import data_root, encoder_weights_file, inside, sha256, write_csv
+from cag.config import Network, Source, Target, Warmup, load_all
+from cag.files import (
+    data_root,
+    encoder_weights_file,
+    inside,
+    model_weights_file,
+    sha256,
+    write_csv,
+)
 from cag.layouts import index_folder, splits
 from cag.stage import run
 
@@ -31,9 +38,16 @@ def weights_index(network: Network) -> pd.DataFrame:
     return pd.DataFrame({"path": [path.name], "sha256": [digest]})
 
 
+def warmup_index(warmup: Warmup) -> pd.DataFrame:
+    """The model that stands in for the warm-up, and its digest; nothing without one."""
+    paths = [] if warmup.weights is None else [model_weights_file(warmup.weights)]
+    digests = [sha256(path) for path in paths]
+    return pd.DataFrame({"path": [path.name for path in paths], "sha256": digests})
+
+
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/index/{source,target,weights}.csv`."""
+    """Write `data/index/{source,target,weights,warmup}.csv`."""
     params = load_all()
     # `report` depends on this folder, which no stage makes when no model is evaluated.
     EVALUATION.mkdir(parents=True, exist_ok=True)
@@ -41,6 +55,7 @@ def main() -> None:
         "source": domain_index("source", params.source),
         "target": domain_index("target", params.target),
         "weights": weights_index(params.network),
+        "warmup": warmup_index(params.warmup),
     }
     for name, table in tables.items():
         write_csv(INDEX.format(name), table)

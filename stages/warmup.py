@@ -1,6 +1,6 @@
 """Align the pretrained model's output on the target with its output on the source.
 
-0 iterations pass it on as it is.
+0 iterations pass it on as it is; a model that is given takes its place.
 """
 
 import shutil
@@ -12,13 +12,26 @@ import pandas as pd
 
 from cag.config import load_params
 from cag.errors import UserError
-from cag.files import atomic_file, sha256, write_csv
+from cag.files import atomic_file, model_weights_file, sha256, write_csv
 from cag.stage import is_main_process, progress, run
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 PRETRAINED = Path("data/models/pretrain.safetensors")
+GIVEN = Path("data/index/warmup.csv")
 MODEL, CURVE = Path("data/models/warmup.safetensors"), Path("data/curves/warmup.csv")
 CHECKPOINT = Path(".scratch/warmup/checkpoint.pt")
+
+
+def given_model(weights: str) -> Path:
+    """The file of `warmup.weights`, whose classes are those of the data."""
+    from cag.datasets import read_label_space
+    from cag.networks import load_model
+
+    if not GIVEN.is_file():
+        raise UserError(f"{GIVEN}: no such file; `dvc repro` makes it")
+    path = model_weights_file(weights)
+    load_model(path, read_label_space(SOURCE))
+    return path
 
 
 @click.command(help=__doc__)
@@ -27,17 +40,18 @@ def main() -> None:
     params = load_params("seed", "precision", "warmup")
     if not PRETRAINED.is_file():
         raise UserError(f"{PRETRAINED}: no such model; `dvc repro` makes it")
-    if params.warmup.iterations:
+    config = params.warmup
+    if config.iterations and config.weights is None:
         align(params)
     elif is_main_process():
-        pass_on()
+        pass_on(PRETRAINED if config.weights is None else given_model(config.weights))
 
 
-def pass_on() -> None:
-    """Copy the pretrained model; the curve has no rows."""
+def pass_on(model: Path) -> None:
+    """Copy a model; the curve has no rows."""
     write_csv(CURVE, pd.DataFrame(columns=["iteration", "loss"]))
     with atomic_file(MODEL) as partial:
-        shutil.copyfile(PRETRAINED, partial)
+        shutil.copyfile(model, partial)
 
 
 def align(params: SimpleNamespace) -> None:

@@ -9,12 +9,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from cag.config import load_params
-from cag.files import write_json
+from cag.files import sha256, write_json
 from cag.images import read_image, write_image, write_label
 from cag.labels import LabelSpace
 from cag.networks import build, save_model
@@ -322,6 +323,30 @@ def test_a_damaged_or_missing_model(project, fails, command):
 
 def test_no_pretrained_model(project, fails):
     fails("warmup", "data/models/pretrain.safetensors: no such model")
+
+
+def test_a_given_warmup(project, fails):
+    change("warmup.weights", "given.safetensors")
+    given = Path("data/weights/given.safetensors")
+    for command in ("index", "warmup"):
+        fails(command, f"{given.absolute()}: no such model (warmup.weights)", "CAG_WEIGHTS")
+    given.parent.mkdir(parents=True)
+    shutil.copyfile("data/models/warmup.safetensors", given)
+    Path("data/models/warmup.safetensors").unlink()
+    stage("index")
+    assert pd.read_csv("data/index/warmup.csv").values.tolist() == [[given.name, sha256(given)]]
+    stage("warmup")
+    assert sha256(Path("data/models/warmup.safetensors")) == sha256(given)
+
+    other = LabelSpace(("road", "sky"), SPACE.palette[:2])
+    write_json(Path("data/prepared/source/classes.json"), other.to_dict())
+    fails("warmup", f"{given.absolute()}: a model of 3 classes", "2 (road, sky)")
+    cut(given)
+    fails("warmup", f"{given.absolute()}: damaged model file")
+    change("warmup.weights", "../../secret.safetensors")
+    fails("index", "data/weights: the path", "leaves this folder")
+    Path("data/index/warmup.csv").unlink()
+    fails("warmup", "data/index/warmup.csv: no such file; `dvc repro` makes it")
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ def test_an_unknown_section_is_named_beside_the_known_ones(tmp_path):
         ("target.size", None, "scenes"),
         ("network.options", None, "folder"),
         ("network.encoder_weights", 3, "folder"),
+        ("warmup.weights", True, "folder"),
     ],
 )
 def test_a_value_of_another_type_is_named(tmp_path, key, value, layout):

@@ -14,8 +14,10 @@ from cag.files import (
     atomic_file,
     atomic_folder,
     data_root,
+    encoder_weights_file,
     inside,
     is_local,
+    model_weights_file,
     project_root,
     require_space,
     sha256,
@@ -51,6 +53,23 @@ def test_roots_follow_their_variable(tmp_path, monkeypatch, function, variable, 
         else:
             monkeypatch.setenv(variable, value)
         assert function() == expected
+
+
+def test_weights_lie_below_their_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    assert (
+        encoder_weights_file("resnet18", "imagenet") == tmp_path / "resnet18_imagenet.safetensors"
+    )
+    assert encoder_weights_file("resnet18", "a/b.safetensors") == tmp_path / "a/b.safetensors"
+    (tmp_path / "model.safetensors").touch()
+    assert model_weights_file("model.safetensors") == tmp_path / "model.safetensors"
+    for function, given in (
+        (encoder_weights_file, ("resnet18", "../b.safetensors")),
+        (model_weights_file, ("../model.safetensors",)),
+        (model_weights_file, (str(tmp_path.parent / "model.safetensors"),)),
+    ):
+        with pytest.raises(UserError, match="leaves this folder"):
+            function(*given)
 
 
 @pytest.mark.parametrize("relative", ["../a", "a/../../b", "a/../b", "/etc/passwd", "a\0b"])

@@ -199,6 +199,17 @@ def test_local_encoder_weights_are_loaded(tmp_path, monkeypatch, offline):
     assert any(not torch.equal(random[key], value) for key, value in state.items())
 
 
+def test_encoder_weights_may_be_a_path(tmp_path, monkeypatch, offline):
+    given = config("DeepLabV3PlusPaper", encoder="resnet18", encoder_weights="mine/r18.safetensors")
+    state = build(given, 3).encoder.state_dict()
+    fully_connected = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    (tmp_path / "mine").mkdir()
+    save_file(state | fully_connected, tmp_path / "mine/r18.safetensors")
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
 def test_weights_of_another_encoder_are_refused(tmp_path, monkeypatch, offline):
     save_file({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "mobilenet_v2_mine.safetensors")
     monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
@@ -215,14 +226,24 @@ def test_a_damaged_weights_file_is_named(tmp_path, monkeypatch, offline):
         build(config(encoder_weights="mine"), 3, pretrained=True)
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "no_such_weights"])
-def test_without_file_and_hub_every_way_out_is_named(tmp_path, monkeypatch, offline, weights):
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "weights", "file"),
+    [
+        ("DeepLabV3Plus", "mobilenet_v2", "imagenet", "mobilenet_v2_imagenet.safetensors"),
+        ("DeepLabV3Plus", "mobilenet_v2", "no_such", "mobilenet_v2_no_such.safetensors"),
+        ("DeepLabV3PlusPaper", "resnet18", "imagenet", "resnet18_imagenet.safetensors"),
+        ("DeepLabV3PlusPaper", "resnet18", "mine/r18.safetensors", "mine/r18.safetensors"),
+    ],
+)
+def test_without_file_and_hub_every_way_out_is_named(
+    tmp_path, monkeypatch, offline, architecture, encoder, weights, file
+):
     monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        build(config(encoder_weights=weights), 3, pretrained=True)
+        build(config(architecture, encoder=encoder, encoder_weights=weights), 3, pretrained=True)
     message = str(caught.value)
     assert message.startswith(f"network.encoder_weights: '{weights}'") and "\n" not in message
-    assert str(tmp_path / f"mobilenet_v2_{weights}.safetensors") in message
+    assert f"neither a file at {tmp_path / file} nor to be had from the hub" in message
     assert all(way in message for way in ("CAG_WEIGHTS", "hub", "online", "null"))
 
 
@@ -372,14 +393,14 @@ def calls(path, name):
     ]
 
 
-def test_pickles_are_read_as_weights_only_and_for_resuming_only():
+def test_pickles_are_read_as_weights_only_to_resume_and_to_import():
     found = {}
     for path in sorted(
         path for folder in ("cag", "stages") for path in ROOT.glob(f"{folder}/**/*.py")
     ):
         for call in calls(path, "load"):
             found.setdefault(path.name, []).append(call)
-    assert list(found) == ["training.py"]
-    for call in found["training.py"]:
+    assert sorted(found) == ["released.py", "training.py"]
+    for call in [*found["released.py"], *found["training.py"]]:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         assert options["weights_only"] is True

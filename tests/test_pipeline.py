@@ -70,7 +70,8 @@ def test_index_lists_nothing_of_scenes(finished):
         table = pd.read_csv(finished / f"data/index/{domain}.csv")
         assert list(table.columns) == ["path", "bytes"]
         assert table.empty
-    assert pd.read_csv(finished / "data/index/weights.csv").empty
+    for given in ("weights", "warmup"):
+        assert pd.read_csv(finished / f"data/index/{given}.csv").empty
 
 
 @pytest.mark.parametrize(
