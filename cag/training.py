@@ -134,9 +134,10 @@ class AdaptationObjective(TwoDomainObjective):
                 source_labels[:, 0], self.network.num_classes, self.config.class_mix
             )
             target_images = paste(pasted, source_images, target_images)
+            target_images = target_images.contiguous(memory_format=torch.channels_last)
             target_labels = paste(pasted, source_labels, target_labels)
         source = self.source_output(source_images)
-        target = self.network(target_images.contiguous(memory_format=torch.channels_last))
+        target = self.network(target_images)
         size = target.logits.shape[2:]
         anchor_labels, probability_labels = (
             resize_labels(labels, size, align_corners=True) for labels in target_labels.unbind(1)

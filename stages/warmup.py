@@ -38,13 +38,14 @@ def given_model(weights: str) -> Path:
 def main() -> None:
     """Write `data/models/warmup.safetensors` and its learning curve."""
     params = load_params("seed", "precision", "warmup")
-    if not PRETRAINED.is_file():
-        raise UserError(f"{PRETRAINED}: no such model; `dvc repro` makes it")
     config = params.warmup
+    model = PRETRAINED if config.weights is None else given_model(config.weights)
+    if not model.is_file():
+        raise UserError(f"{model}: no such model; `dvc repro` makes it")
     if config.iterations and config.weights is None:
         align(params)
     elif is_main_process():
-        pass_on(PRETRAINED if config.weights is None else given_model(config.weights))
+        pass_on(model)
 
 
 def pass_on(model: Path) -> None:

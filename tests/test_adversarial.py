@@ -35,6 +35,7 @@ def configuration(**changes):
         "weight_decay": 5e-4,
         "class_balance": 0.0,
         "augmentation": plain,
+        "weights": None,
         "objective": "vanilla",
         "adversarial_weight": WEIGHT,
         "discriminator_learning_rate": 1e-4,

@@ -46,6 +46,7 @@ ADAPT = {
     "batch_norm": "mixed",
 }
 WARMUP = {
+    "weights": None,
     "objective": "vanilla",
     "adversarial_weight": 1.0,  # so that the discriminator's state shows in the network
     "discriminator_learning_rate": 1e-3,

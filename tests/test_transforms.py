@@ -37,9 +37,12 @@ def nearest_class(image):
 
 
 def inner(labels, radius=3):
-    """Where a label map [h, w] is constant within `radius`, and the picture no blend of colours."""
+    """Where a label map [h, w] is constant within `radius`, and the picture no blend of colours.
+
+    Nowhere near its border, beyond which another class may begin.
+    """
     size = 2 * radius + 1
-    padded = F.pad(labels[None, None].float(), (radius,) * 4, mode="replicate")
+    padded = F.pad(labels[None, None].float(), (radius,) * 4, value=-1)
     largest = F.max_pool2d(padded, size, stride=1)
     return (largest == -F.max_pool2d(-padded, size, stride=1))[0, 0]
 
