@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from rich.table import Table
 
 from cag.errors import UserError
@@ -23,14 +25,16 @@ EVALUATION = Path("data/evaluation")
 SCRATCH = Path(".scratch/oracle")
 METRICS = "data/evaluation/{}/metrics.json"
 ORACLE_METRICS = "data/oracle/metrics.json"
+PARAMS = "params.yaml"
 ORACLE_NEEDS = (
-    "params.yaml",
+    PARAMS,
     "classes",
     "data/prepared/source",
     "data/prepared/target",
     "data/models/pretrain.safetensors",
 )
 BASELINE, ORACLE = "pretrain", "oracle"
+TITLE = "mIoU on the labelled target validation images, %"
 FINISHED = {"Success", "Failed"}
 POLL_SECONDS = 10
 
@@ -45,7 +49,7 @@ def workspace_table() -> Table:
     if not paths:
         raise UserError(f"{EVALUATION}: no scores; `dvc repro` makes them")
     scores = {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
-    table = Table("model", title="mIoU on the labelled target validation images, %")
+    table = Table("model", title=TITLE)
     table.add_column("mIoU", justify="right")
     table.add_column("against source only", justify="right")
     for model, score in scores.items():
@@ -56,37 +60,63 @@ def workspace_table() -> Table:
     return table
 
 
-def run_seeds(
-    seeds: list[int], overrides: list[str], jobs: int, models: list[str], oracle: bool
+def read_grid(path: Path) -> dict[str, list[str]]:
+    """Read variants of the parameters: a YAML mapping of each one's name to its "key=value"s.
+
+    Raises:
+        UserError: The file cannot be read or holds something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: expected names of variants, each with a list of key=value")
+    for name, entries in content.items():
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, str) and "=" in entry for entry in entries
+        ):
+            raise UserError(f"{path}: {name}: found {entries!r}; expected a list of key=value")
+    return {str(name): entries for name, entries in content.items()}
+
+
+def run_experiments(
+    variants: Mapping[str, Sequence[str]], seeds: Sequence[int], jobs: int, oracle: bool = False
 ) -> pd.DataFrame:
-    """Run the pipeline once per seed, each in a temporary copy, and read the scores.
+    """Run the pipeline once per variant and seed, each in a temporary copy, and read the scores.
 
     Args:
+        variants: Name -> parameters that differ from params.yaml, "key=value".
         seeds: Values of `seed`.
-        overrides: Further parameters, "key=value".
         jobs: Experiments at a time.
-        models: The evaluated models.
         oracle: Also run the oracle.
 
     Returns:
-        Columns seed, then the mIoU in [0, 1] of each model and of the oracle.
+        Columns variant and seed, then the mIoU in [0, 1] of each evaluated model and of the oracle.
 
     Raises:
         UserError: An experiment fails; its log is named.
     """
-    names = {seed: _experiment(seed, overrides) for seed in seeds}
-    for seed, name in names.items():
+    # The first variant comes first, so that the others find its stages in DVC's run cache.
+    runs = {
+        _experiment(seed, overrides): (variant, seed, overrides)
+        for variant, overrides in variants.items()
+        for seed in seeds
+    }
+    for name, (_, seed, overrides) in runs.items():
         settings = [f"-Sseed={seed}", *(f"-S{entry}" for entry in overrides)]
         _dvc("exp", "run", "--queue", "--name", name, *settings)
-    _work(list(names.values()), jobs)
+    _work(list(runs), jobs)
     rows = [
-        {"seed": seed, **{model: _score(name, METRICS.format(model)) for model in models}}
-        for seed, name in names.items()
+        {"variant": variant, "seed": seed, **_scores(name)}
+        for name, (variant, seed, _) in runs.items()
     ]
     if oracle:
-        for row, score in zip(rows, _oracles(list(names.values()), jobs), strict=True):
+        for row, score in zip(rows, _oracles(list(runs), jobs), strict=True):
             row[ORACLE] = score
-    return pd.DataFrame(rows)
+    columns = dict.fromkeys([*max(rows, key=len), *(model for row in rows for model in row)])
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def _oracles(revisions: list[str], jobs: int) -> list[float]:
@@ -154,19 +184,24 @@ def _environment(jobs: int) -> dict[str, str]:
 
 
 def results_table(scores: pd.DataFrame) -> Table:
-    """Mean, standard deviation and each seed's mIoU in %, and the share of the gap closed.
+    """Mean, standard deviation and each seed's mIoU in %, and what that is beside the oracle's.
+
+    "gap closed" is the mean gain over source only as a share of the oracle's, "of the oracle" the
+    mean mIoU as a share of the oracle's.
 
     Args:
-        scores: From `run_seeds`.
+        scores: From `run_experiments`, of one variant.
     """
-    table = Table("model", title="mIoU on the labelled target validation images, %")
-    columns = ["mean", "sd", *(f"seed {seed}" for seed in scores["seed"]), "gained", "gap closed"]
-    for column in columns:
+    table = Table("model", title=TITLE)
+    seeds = [f"seed {seed}" for seed in scores["seed"]]
+    for column in ["mean", "sd", *seeds, "gained", "gap closed", "of the oracle"]:
         table.add_column(column, justify="right")
-    for model in scores.columns[1:]:
+    for model in scores.columns[2:]:
         values = 100 * scores[model]
         gained = values - 100 * scores[BASELINE] if BASELINE in scores else values * float("nan")
-        closed = ""
+        closed = share = ""
+        if ORACLE in scores and model != ORACLE:
+            share = f"{100 * scores[model].mean() / scores[ORACLE].mean():.0f} %"
         if ORACLE in scores and BASELINE in scores and model not in (BASELINE, ORACLE):
             gap = 100 * (scores[ORACLE] - scores[BASELINE]).mean()
             closed = f"{100 * gained.mean() / gap:.0f} %" if gap > 0 else "no gap"
@@ -177,11 +212,35 @@ def results_table(scores: pd.DataFrame) -> Table:
             *(f"{value:.1f}" for value in values),
             "" if model == BASELINE else f"{gained.mean():+.1f}",
             closed,
+            share,
         )
     return table
 
 
-def _experiment(seed: int, overrides: list[str]) -> str:
+def grid_table(scores: pd.DataFrame) -> Table:
+    """Mean ± standard deviation over the seeds of each variant's models, mIoU in %.
+
+    "gained" is the mean gain of the last model over source only.
+
+    Args:
+        scores: From `run_experiments`; NaN where a variant did not evaluate a model.
+    """
+    table = Table("variant", title=TITLE)
+    models = list(scores.columns[2:])
+    for column in [*models, "gained"]:
+        table.add_column(column, justify="right")
+    for variant, rows in scores.groupby("variant", sort=False):
+        values = 100 * rows[models]
+        cells = [
+            "" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
+            for mean, sd in zip(values.mean(), values.std(), strict=True)
+        ]
+        gained = (values[models[-1]] - values[BASELINE]).mean() if BASELINE in models else None
+        table.add_row(str(variant), *cells, "" if gained is None else f"{gained:+.1f}")
+    return table
+
+
+def _experiment(seed: int, overrides: Sequence[str]) -> str:
     text = json.dumps([sorted(overrides), time.time()])
     return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
@@ -213,10 +272,13 @@ def _states() -> dict[str, str]:
     return {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] != "Task"}
 
 
-def _score(revision: str, path: str) -> float:
+def _scores(revision: str) -> dict[str, float]:
+    """The mIoU of each model that an experiment evaluated."""
     import dvc.api  # takes a second, which the other commands need not spend
 
-    return json.loads(dvc.api.read(path, repo=".", rev=revision))["miou"]
+    models = yaml.safe_load(dvc.api.read(PARAMS, repo=".", rev=revision))["evaluated"]
+    metrics = {m: dvc.api.read(METRICS.format(m), repo=".", rev=revision) for m in models}
+    return {model: json.loads(text)["miou"] for model, text in metrics.items()}
 
 
 def _dvc(*arguments: str) -> str:

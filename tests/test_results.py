@@ -5,9 +5,12 @@ import json
 
 import pandas as pd
 import pytest
+import yaml
+from project import ROOT
 from rich.console import Console
 
 from cag import results
+from cag.config import load_all
 
 
 def text(table):
@@ -17,13 +20,15 @@ def text(table):
 
 
 def row(table, model):
-    (line,) = [line for line in text(table).splitlines() if model in line]
-    return [cell.strip() for cell in line.split("│")[1:-1]]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(table).splitlines()]
+    (found,) = [cells for cells in rows if cells and model in cells[0]]
+    return found
 
 
 def test_spread_gain_and_share_of_the_gap_by_hand():
     scores = pd.DataFrame(
         {
+            "variant": "",
             "seed": [0, 1, 2],
             "pretrain": [0.20, 0.30, 0.40],
             "round1": [0.26, 0.35, 0.44],
@@ -31,14 +36,73 @@ def test_spread_gain_and_share_of_the_gap_by_hand():
         }
     )
     table = results.results_table(scores)
-    assert row(table, "pretrain")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", ""]
-    assert row(table, "round1")[1:] == ["35.0", "9.0", "26.0", "35.0", "44.0", "+5.0", "25 %"]
-    assert row(table, "oracle")[1:] == ["50.0", "10.0", "40.0", "50.0", "60.0", "+20.0", ""]
+    assert row(table, "pretrain")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", "", "60 %"]
+    assert row(table, "round1")[1:] == [
+        *("35.0", "9.0", "26.0", "35.0", "44.0", "+5.0", "25 %", "70 %")
+    ]
+    assert row(table, "oracle")[1:] == ["50.0", "10.0", "40.0", "50.0", "60.0", "+20.0", "", ""]
 
 
 def test_one_seed_has_no_spread_and_no_oracle_no_gap():
-    table = results.results_table(pd.DataFrame({"seed": [3], "pretrain": [0.5], "round1": [0.4]}))
-    assert row(table, "round1")[1:] == ["40.0", "", "40.0", "-10.0", ""]
+    table = results.results_table(
+        pd.DataFrame([{"variant": "", "seed": 3, "pretrain": 0.5, "round1": 0.4}])
+    )
+    assert row(table, "round1")[1:] == ["40.0", "", "40.0", "-10.0", "", ""]
+
+
+def test_grid_has_a_row_for_each_variant_by_hand():
+    scores = pd.DataFrame(
+        {
+            "variant": ["plain", "plain", "aligned", "aligned"],
+            "seed": [0, 1, 0, 1],
+            "pretrain": [0.20, 0.30, 0.20, 0.30],
+            "warmup": [None, None, 0.24, 0.36],
+            "round1": [0.26, 0.35, 0.30, 0.50],
+        }
+    )
+    table = results.grid_table(scores)
+    assert row(table, "plain")[1:] == ["25.0 ± 7.1", "", "30.5 ± 6.4", "+5.5"]
+    assert row(table, "aligned")[1:] == ["25.0 ± 7.1", "30.0 ± 8.5", "40.0 ± 14.1", "+15.0"]
+    assert row(results.grid_table(scores.query("seed == 1")), "plain")[1:] == [
+        *("30.0", "", "35.0", "+5.0")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "cannot be read as YAML"),
+        ("- a=1", "expected names of variants"),
+        ("", "expected names of variants"),
+        ("a: b=1", "a: found 'b=1'; expected a list"),
+        ("a: [b]", "expected a list of key=value"),
+    ],
+)
+def test_bad_grid_is_one_line(text, complaint, tmp_path):
+    path = tmp_path / "grid.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(results.UserError, match=complaint) as raised:
+        results.read_grid(path)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_ablations_change_parameters_that_exist(tmp_path):
+    grid = results.read_grid(ROOT / "benchmarks/ablations.yaml")
+    for name, entries in grid.items():
+        params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
+        for entry in entries:
+            key, _, value = entry.partition("=")
+            *sections, last = key.split(".")
+            section = params
+            for part in sections:
+                section = section[part]
+            assert last in section, (name, key)
+            section[last] = yaml.safe_load(value)
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(params))
+        load_all(path)
 
 
 def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypatch):
