@@ -10,12 +10,24 @@ from pathlib import Path
 
 import yaml
 
+from cag.config import Augmentation
 from cag.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 FOLDERS = ("stages", "cag", "classes", "presets")
 SIZE = [48, 96]  # height, width
+TRAINING = {  # a section's values, of a training that is over at once
+    "iterations": 5,
+    "batch_size": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.02,
+    "power": 0.9,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "class_balance": 0.0,
+    "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
+}
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from project import TRAINING
 from torch import nn
 
 from cag.adversarial import (
@@ -15,7 +16,7 @@ from cag.adversarial import (
     discriminator_loss,
     domain_loss,
 )
-from cag.config import Augmentation, Warmup
+from cag.config import Warmup
 from cag.networks import NetworkOutput
 
 CLASSES, WEIGHT = 3, 0.5
@@ -24,17 +25,7 @@ HEIGHT, WIDTH = 32, 64
 
 def configuration(**changes):
     """The parameters of a warm-up with a weight at which the adversarial gradient shows."""
-    plain = Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None)
-    values = {
-        "iterations": 5,
-        "batch_size": 2,
-        "optimizer": "sgd",
-        "learning_rate": 0.02,
-        "power": 0.9,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "class_balance": 0.0,
-        "augmentation": plain,
+    values = TRAINING | {
         "weights": None,
         "objective": "vanilla",
         "adversarial_weight": WEIGHT,

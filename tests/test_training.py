@@ -6,10 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from project import TRAINING
 
 import cag.training
 from cag.adversarial import AdversarialObjective
-from cag.config import Adapt, Augmentation, Network, Normalization, Pretrain, Warmup
+from cag.config import Adapt, Network, Normalization, Pretrain, Warmup
 from cag.devices import make_fabric
 from cag.errors import UserError
 from cag.labels import IGNORE
@@ -27,17 +28,6 @@ from cag.training import (
 )
 
 CLASSES, WIDTH, HEIGHT, BREADTH = 3, 16, 32, 64
-TRAINING = {
-    "iterations": 5,
-    "batch_size": 2,
-    "optimizer": "sgd",
-    "learning_rate": 0.02,
-    "power": 0.9,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "class_balance": 0.0,
-    "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
-}
 ADAPT = {
     "class_mix": 0.0,
     "target_labels": "both",
