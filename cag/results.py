@@ -61,7 +61,9 @@ def workspace_table() -> Table:
 
 
 def read_grid(path: Path) -> dict[str, list[str]]:
-    """Read variants of the parameters: a YAML mapping of each one's name to its "key=value"s.
+    """Read variants of the parameters: a YAML mapping of each one's name to a list of changes.
+
+    A change is "key=value", or "~key" to leave a key out, as after `dvc exp run -S`.
 
     Raises:
         UserError: The file cannot be read or holds something else.
@@ -75,7 +77,7 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path}: expected names of variants, each with a list of key=value")
     for name, entries in content.items():
         if not isinstance(entries, list) or not all(
-            isinstance(entry, str) and "=" in entry for entry in entries
+            isinstance(entry, str) and ("=" in entry or entry.startswith("~")) for entry in entries
         ):
             raise UserError(f"{path}: {name}: found {entries!r}; expected a list of key=value")
     return {str(name): entries for name, entries in content.items()}
@@ -87,7 +89,7 @@ def run_experiments(
     """Run the pipeline once per variant and seed, each in a temporary copy, and read the scores.
 
     Args:
-        variants: Name -> parameters that differ from params.yaml, "key=value".
+        variants: Name -> what differs from params.yaml: "key=value" or "~key".
         seeds: Values of `seed`.
         jobs: Experiments at a time.
         oracle: Also run the oracle.

@@ -93,13 +93,16 @@ def test_ablations_change_parameters_that_exist(tmp_path):
     for name, entries in grid.items():
         params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
         for entry in entries:
-            key, _, value = entry.partition("=")
+            key, _, value = entry.removeprefix("~").partition("=")
             *sections, last = key.split(".")
             section = params
             for part in sections:
                 section = section[part]
             assert last in section, (name, key)
-            section[last] = yaml.safe_load(value)
+            if entry.startswith("~"):
+                del section[last]
+            else:
+                section[last] = yaml.safe_load(value)
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(params))
         load_all(path)
