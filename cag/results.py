@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -248,16 +249,13 @@ def _experiment(seed: int, overrides: Sequence[str]) -> str:
 
 
 def _work(names: list[str], jobs: int) -> None:
-    # The workers keep their parent's streams open: to capture them would wait for the last one.
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
-    if subprocess.run(command, env=_environment(jobs), **silent, check=False).returncode:
-        raise UserError("`dvc queue start` failed; run it to see why")
     finished: set[str] = set()
     with progress("experiments", len(names), "experiments") as advance:
         while len(finished) < len(names):
+            states, workers = _queue()
+            if workers < min(jobs, sum(state not in FINISHED for state in states.values())):
+                _start_workers(jobs)
             time.sleep(POLL_SECONDS)
-            states = _states()
             for name in names:
                 if name not in finished and states.get(name) in FINISHED:
                     finished.add(name)
@@ -268,10 +266,22 @@ def _work(names: list[str], jobs: int) -> None:
                         )
 
 
-def _states() -> dict[str, str]:
-    lines = _dvc("queue", "status").splitlines()
-    rows = [line.split() for line in lines]
-    return {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] != "Task"}
+def _start_workers(jobs: int) -> None:
+    """Start as many workers as are missing; one of several may end before the queue is empty."""
+    # The workers keep their parent's streams open: to capture them would wait for the last one.
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+    if subprocess.run(command, env=_environment(jobs), **silent, check=False).returncode:
+        raise UserError("`dvc queue start` failed; run it to see why")
+
+
+def _queue() -> tuple[dict[str, str], int]:
+    """The state of each experiment in DVC's queue by name, and the number of workers."""
+    said = _dvc("queue", "status")
+    rows = [line.split() for line in said.splitlines()]
+    states = {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] not in ("Task", "Worker")}
+    found = re.search(r"(\d+) active, (\d+) idle", said)
+    return states, sum(map(int, found.groups())) if found else 0
 
 
 def _scores(revision: str) -> dict[str, float]:

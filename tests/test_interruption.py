@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from project import (
     digests,
     dvc,
@@ -24,6 +26,7 @@ from project import (
     read_params,
     write_params,
 )
+from voluptuous import Invalid
 
 KILLS = 6
 UNFINISHED = (".partial", ".previous")
@@ -100,6 +103,15 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]
 
 
+def mend_lock(project: Path) -> None:
+    """What the README says of a dvc.lock that a kill left half written: DVC writes it in place."""
+    lock = project / "dvc.lock"
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, Invalid):
+        lock.unlink()
+
+
 def test_killed_pipeline_ends_the_same(uninterrupted):
     expected = digests(uninterrupted.project / "data")
     stages = uninterrupted.stages
@@ -109,6 +121,7 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
     for first in sorted(moments.sample(range(len(stages) - 2), KILLS)):
         process = start(project, "-m", "dvc", "repro")
         interrupted += kill_at(process, stages[first:], moments.uniform(0, 4))[-1:]
+        mend_lock(project)
         found = finished_files(project / "data")
         # Whatever has its final name is complete: exactly the uninterrupted run's file.
         assert {path: expected.get(path) for path in found} == found
@@ -121,6 +134,20 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
     assert not unfinished(project)
     assert not [path for path in (project / ".scratch").rglob("*") if path.is_file()]
     assert ran(dvc(project, "repro")) == ["index"]
+
+
+def test_half_a_lock_file_costs_no_computation(uninterrupted, tmp_path):
+    project = shutil.copytree(uninterrupted.project, tmp_path / "project", symlinks=True)
+    lock = project / "dvc.lock"
+    whole = lock.read_bytes()
+    lock.write_bytes(whole[: whole.index(b"cmd: ${LAUNCH:-python} -m stages.extract")])
+    said = dvc(project, "repro", status=None)
+    assert "'./dvc.lock' validation failed" in said and not ran(said)
+
+    mend_lock(project)
+    assert ran(dvc(project, "repro")) == ["index"]
+    assert lock.read_bytes() == whole
+    assert digests(project / "data") == digests(uninterrupted.project / "data")
 
 
 @pytest.fixture
