@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -299,7 +300,9 @@ def results(
         from cag.files import write_csv
 
         write_csv(out, scores)
-    Console().print(results_table(scores) if grid is None else grid_table(scores))
+    # A file is wide enough for every column.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(results_table(scores) if grid is None else grid_table(scores))
 
 
 @cli.group()

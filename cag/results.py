@@ -223,7 +223,7 @@ def results_table(scores: pd.DataFrame) -> Table:
 def grid_table(scores: pd.DataFrame) -> Table:
     """Mean ± standard deviation over the seeds of each variant's models, mIoU in %.
 
-    "gained" is the mean gain of the last model over source only.
+    "gained" is the mean gain of a variant's last model over source only.
 
     Args:
         scores: From `run_experiments`; NaN where a variant did not evaluate a model.
@@ -231,15 +231,16 @@ def grid_table(scores: pd.DataFrame) -> Table:
     table = Table("variant", title=TITLE)
     models = list(scores.columns[2:])
     for column in [*models, "gained"]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for variant, rows in scores.groupby("variant", sort=False):
         values = 100 * rows[models]
         cells = [
             "" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
             for mean, sd in zip(values.mean(), values.std(), strict=True)
         ]
-        gained = (values[models[-1]] - values[BASELINE]).mean() if BASELINE in models else None
-        table.add_row(str(variant), *cells, "" if gained is None else f"{gained:+.1f}")
+        last = values.columns[values.notna().all()][-1]
+        gained = f"{(values[last] - values[BASELINE]).mean():+.1f}" if BASELINE in models else ""
+        table.add_row(str(variant), *cells, gained)
     return table
 
 

@@ -58,13 +58,16 @@ def test_grid_has_a_row_for_each_variant_by_hand():
             "pretrain": [0.20, 0.30, 0.20, 0.30],
             "warmup": [None, None, 0.24, 0.36],
             "round1": [0.26, 0.35, 0.30, 0.50],
+            "round2": [None, None, 0.40, 0.60],
         }
     )
     table = results.grid_table(scores)
-    assert row(table, "plain")[1:] == ["25.0 ± 7.1", "", "30.5 ± 6.4", "+5.5"]
-    assert row(table, "aligned")[1:] == ["25.0 ± 7.1", "30.0 ± 8.5", "40.0 ± 14.1", "+15.0"]
+    assert row(table, "plain")[1:] == ["25.0 ± 7.1", "", "30.5 ± 6.4", "", "+5.5"]
+    assert row(table, "aligned")[1:] == [
+        *("25.0 ± 7.1", "30.0 ± 8.5", "40.0 ± 14.1", "50.0 ± 14.1", "+25.0")
+    ]
     assert row(results.grid_table(scores.query("seed == 1")), "plain")[1:] == [
-        *("30.0", "", "35.0", "+5.0")
+        *("30.0", "", "35.0", "", "+5.0")
     ]
 
 
