@@ -209,7 +209,7 @@ def results_table(scores: pd.DataFrame) -> Table:
             gap = 100 * (scores[ORACLE] - scores[BASELINE]).mean()
             closed = f"{100 * gained.mean() / gap:.0f} %" if gap > 0 else "no gap"
         table.add_row(
-            "source only (pretrain)" if model == BASELINE else model,
+            "source only" if model == BASELINE else model,
             f"{values.mean():.1f}",
             f"{values.std():.1f}" if len(values) > 1 else "",
             *(f"{value:.1f}" for value in values),

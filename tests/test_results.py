@@ -36,7 +36,7 @@ def test_spread_gain_and_share_of_the_gap_by_hand():
         }
     )
     table = results.results_table(scores)
-    assert row(table, "pretrain")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", "", "60 %"]
+    assert row(table, "source only")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", "", "60 %"]
     assert row(table, "round1")[1:] == [
         *("35.0", "9.0", "26.0", "35.0", "44.0", "+5.0", "25 %", "70 %")
     ]
