@@ -250,7 +250,8 @@ def _experiment(seed: int, overrides: Sequence[str]) -> str:
 
 
 def _work(names: list[str], jobs: int) -> None:
-    finished: set[str] = set()
+    """Have DVC's workers run the queued experiments, until none is left."""
+    finished: dict[str, str] = {}
     with progress("experiments", len(names), "experiments") as advance:
         while len(finished) < len(names):
             states, workers = _queue()
@@ -259,12 +260,14 @@ def _work(names: list[str], jobs: int) -> None:
             time.sleep(POLL_SECONDS)
             for name in names:
                 if name not in finished and states.get(name) in FINISHED:
-                    finished.add(name)
+                    finished[name] = states[name]
                     advance()
-                    if states[name] == "Failed":
-                        raise UserError(
-                            f"experiment {name} failed; `dvc queue logs {name}` shows why"
-                        )
+    failed = [name for name, state in finished.items() if state == "Failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(names)} experiments failed; `dvc queue logs {failed[0]}` shows "
+            "why; what the others did comes from DVC's cache when this is run again"
+        )
 
 
 def _start_workers(jobs: int) -> None:

@@ -120,6 +120,36 @@ def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypa
     assert row(results.workspace_table(), "round1")[1:] == ["30.1", "+5.1"]
 
 
+def test_missing_workers_are_started_and_all_failures_awaited(monkeypatch):
+    seen = iter(
+        [
+            ({"a": "Queued", "b": "Queued", "c": "Queued"}, 0),
+            ({"a": "Failed", "b": "Running", "c": "Queued"}, 1),
+            ({"a": "Failed", "b": "Success", "c": "Running"}, 1),
+            ({"a": "Failed", "b": "Success", "c": "Success"}, 0),
+        ]
+    )
+    started = []
+    monkeypatch.setattr(results, "_queue", lambda: next(seen))
+    monkeypatch.setattr(results, "_start_workers", started.append)
+    monkeypatch.setattr(results, "POLL_SECONDS", 0)
+    with pytest.raises(results.UserError, match="1 of 3 experiments failed; `dvc queue logs a`"):
+        results._work(["a", "b", "c"], jobs=2)
+    assert started == [2, 2]  # none there; one of two gone; one is enough for the last
+    assert next(seen, None) is None
+
+
+def test_queue_is_read_from_dvc(monkeypatch):
+    said = (
+        "Task     Name      Created    Status\n"
+        "ecc5fa8  seed0-a1  10:53 PM   Running\n"
+        "dad2588  seed1-b2  10:53 PM   Queued\n\n"
+        "Worker status: 1 active, 1 idle\n"
+    )
+    monkeypatch.setattr(results, "_dvc", lambda *_: said)
+    assert results._queue() == ({"seed0-a1": "Running", "seed1-b2": "Queued"}, 2)
+
+
 def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(results.UserError, match="`dvc exp show` failed: .*"):
