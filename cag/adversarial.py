@@ -124,7 +124,7 @@ class AdversarialObjective(TwoDomainObjective):
         (source_images, source_labels), (target_images, _) = batch
         source = upsampled(self.source_output(source_images).logits, source_images.shape[2:])
         target = upsampled(self.network(target_images).logits, target_images.shape[2:])
-        source_ce = cross_entropy(source, source_labels[:, 0], self.class_weights)
+        source_ce = cross_entropy(source, source_labels[:, 0], self.class_weights, self.divisor)
         source, target = source.softmax(dim=1), target.softmax(dim=1)  # (B, K, H, W)
         kind = self.config.objective
         adversarial = adversarial_loss(self.discriminator, target, kind)

@@ -304,7 +304,9 @@ class Parameters(Section):
     """The whole of `params.yaml`."""
 
     seed: Count
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    max_batch_per_device: Positive | None  # images of a domain at a time; more accumulate gradients
+    compile: bool  # the networks that are trained, by torch.compile
     rounds: dict[Name, Round]
     evaluated: list[Name]
     source: Annotated[Source, Field(discriminator="layout")]

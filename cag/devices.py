@@ -12,12 +12,17 @@ from lightning_fabric import Fabric
 def make_fabric(precision: str) -> Fabric:
     """A Fabric on the best device there is; under torchrun, one of its processes.
 
+    On a GPU, float32 products are made in TF32 where the code does not ask for full precision, and
+    the fastest convolutions are searched for.
+
     Args:
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`.
 
     Returns:
         A launched Fabric.
     """
+    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
+    torch.backends.cudnn.benchmark = True
     warnings.filterwarnings("ignore", module="lightning_fabric")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -26,12 +31,26 @@ def make_fabric(precision: str) -> Fabric:
         devices=local,
         num_nodes=max(1, world // local),
         strategy="ddp" if world > 1 else "auto",
-        precision=precision,
+        precision=best_precision(precision),
     )
     fabric.launch()
     return fabric
 
 
+def best_precision(precision: str) -> str:
+    """The precision that "auto" stands for: bf16-mixed on a GPU that has it, else 32-true."""
+    if precision != "auto":
+        return precision
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
 def loader_workers(device: torch.device) -> int:
-    """Loader processes: none on a CPU, whose cores the training needs; beside a GPU up to 8."""
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    """Loader processes: none on a CPU, whose cores the training needs; beside a GPU up to 8.
+
+    The processes of a machine share its cores.
+    """
+    if device.type == "cpu":
+        return 0
+    cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, cores // processes))

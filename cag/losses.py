@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cag.anchors import IGNORE, agreeing_labels, class_sums, resize_labels
+
+Divisor = Callable[[Tensor], Tensor]
+
+
+def own_count(count: Tensor) -> Tensor:
+    """What a mean over a whole batch divides by: the count itself, a scalar of at least 0."""
+    return count
 
 
 class AdaptationLosses(NamedTuple):
@@ -38,6 +46,7 @@ def adaptation_loss(
     valid_classes: Tensor | None = None,
     source_class_weights: Tensor | None = None,
     pasted: Tensor | None = None,
+    divisor: Divisor = own_count,
 ) -> AdaptationLosses:
     """Compute the loss of one adaptation step on a source and a target batch.
 
@@ -63,6 +72,8 @@ def adaptation_loss(
         source_class_weights: float [K], `class_weights` of the source's cross-entropy.
         pasted: bool [B', h', w'], target pixels that show a piece of the source and bear its labels
             (`cag.mixing`): they weigh as on the source, pseudo-labels 1. None: none.
+        divisor: Gives what each mean divides by, from the count (or weight) that it is over: in one
+            of several processes the mean of theirs (`cag.processes.mean_over_processes`).
 
     Returns:
         `AdaptationLosses`, float32 scalars.
@@ -72,15 +83,20 @@ def adaptation_loss(
     """
     kinds = _kinds_of_labels(anchor_labels, probability_labels, target_labels)
     target_ce = sum(
-        _target_cross_entropy(target_logits, labels, source_class_weights, pasted)
+        _target_cross_entropy(target_logits, labels, source_class_weights, pasted, divisor)
         for labels in kinds
     ) / len(kinds)
     upsampled = F.interpolate(
         source_logits.float(), source_labels.shape[1:], mode="bilinear", align_corners=True
     )
-    source_ce = cross_entropy(upsampled, source_labels, source_class_weights)
+    source_ce = cross_entropy(upsampled, source_labels, source_class_weights, divisor)
     small_labels = resize_labels(source_labels, source_logits.shape[2:])
-    options = {"kind": distance_kind, "min_pixels": min_pixels, "valid_classes": valid_classes}
+    options = {
+        "kind": distance_kind,
+        "min_pixels": min_pixels,
+        "valid_classes": valid_classes,
+        "divisor": divisor,
+    }
     source_distance = distance_loss(
         source_features, source_logits, small_labels, anchors, **options
     )
@@ -100,6 +116,7 @@ def distance_loss(
     *,
     min_pixels: int = 10,
     valid_classes: Tensor | None = None,
+    divisor: Divisor = own_count,
 ) -> Tensor:
     """Draw features towards the anchors of their classes.
 
@@ -117,6 +134,7 @@ def distance_loss(
         min_pixels: with fewer pixels a class mean is left out; "class_mean" only.
         valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
             as in the released code. None: all.
+        divisor: as for `adaptation_loss`.
 
     Returns:
         float32 scalar; 0 with a zero gradient where no pixel takes part.
@@ -132,9 +150,10 @@ def distance_loss(
     valid = seen if valid_classes is None else seen & valid_classes
     with torch.autocast(features.device.type, enabled=False):
         if kind == "pixel":
-            return _pixel_distance(features.float(), labels, anchors, seen, valid)
+            return _pixel_distance(features.float(), labels, anchors, seen, valid, divisor)
         labels = agreeing_labels(labels, logits.detach())
-        return _class_mean_distance(features, labels, anchors, seen, valid, min_pixels)
+        terms, pairs = _class_mean_terms(features, labels, anchors, seen, valid, min_pixels)
+        return _quotient(10 * terms.sum(), pairs.sum(), divisor)
 
 
 def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
@@ -156,13 +175,19 @@ def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
     return weights.masked_fill(~seen, 0).float()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    divisor: Divisor = own_count,
+) -> Tensor:
     """Mean cross-entropy over the labelled pixels; 0 with a zero gradient where there is none.
 
     Args:
         logits: float [B, K, h, w].
         labels: integer [B, h, w]; others than 0..K-1 ignored.
         class_weights: float [K]; the mean is then weighted by the pixels' classes. None: all 1.
+        divisor: as for `adaptation_loss`.
 
     Returns:
         float32 scalar.
@@ -173,23 +198,32 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
         logits.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum"
     )
     if class_weights is None:
-        return total / labelled.sum().clamp(min=1)
+        return _quotient(total, labelled.sum(), divisor)
     weight = (class_weights[labels.masked_fill(~labelled, 0)] * labelled).sum()
-    return total / weight.masked_fill(weight == 0, 1)
+    return _quotient(total, weight, divisor)
+
+
+def _quotient(total: Tensor, count: Tensor, divisor: Divisor) -> Tensor:
+    """A sum over what its mean is over; 0 where that is nothing."""
+    count = divisor(count)
+    return total / count.masked_fill(count == 0, 1)
 
 
 def _target_cross_entropy(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None, pasted: Tensor | None
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    pasted: Tensor | None,
+    divisor: Divisor,
 ) -> Tensor:
     """Mean over the labelled pixels, those pasted from the source weighted by their classes."""
     if class_weights is None or pasted is None:
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, None, divisor)
     labelled = _labelled(labels, logits.shape[1])
     labels = labels.long().masked_fill(~labelled, IGNORE)
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     weights = class_weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
-    total = weights.sum()
-    return (losses * weights).sum() / total.masked_fill(total == 0, 1)
+    return _quotient((losses * weights).sum(), weights.sum(), divisor)
 
 
 def _kinds_of_labels(
@@ -208,10 +242,10 @@ def _kinds_of_labels(
     return choices[target_labels]
 
 
-def _class_mean_distance(
+def _class_mean_terms(
     features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor, min_pixels: int
-) -> Tensor:
-    """The released code's loss; labels [B, h, w] are those the prediction agrees with."""
+) -> tuple[Tensor, Tensor]:
+    """The released code's terms [B, K], and which count, of labels [B, h, w] that are agreed on."""
     sums, counts = class_sums(features, labels, len(anchors))  # [B, K, D], [B, K]
     means = sums / counts.clamp(min=1)[..., None]
     # A mean hands 1 / count of its gradient to each pixel; the released code scales that by
@@ -220,8 +254,7 @@ def _class_mean_distance(
     means = means.detach() + (means - means.detach()) * scale[..., None]
     pairs = (counts >= max(min_pixels, 1)) & seen  # [B, K]
     terms = F.smooth_l1_loss(means, anchors.expand_as(means), reduction="none").mean(dim=-1)
-    terms = _divided_while_above_five(terms).masked_fill(~(pairs & valid), 0)
-    return 10 * terms.sum() / pairs.sum().clamp(min=1)
+    return _divided_while_above_five(terms).masked_fill(~(pairs & valid), 0), pairs
 
 
 def _divided_while_above_five(terms: Tensor) -> Tensor:
@@ -232,7 +265,12 @@ def _divided_while_above_five(terms: Tensor) -> Tensor:
 
 
 def _pixel_distance(
-    features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor
+    features: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    seen: Tensor,
+    valid: Tensor,
+    divisor: Divisor,
 ) -> Tensor:
     """The paper's loss: mean L2 distance of labelled pixels to their anchors."""
     labelled = _labelled(labels, len(anchors)).flatten()
@@ -244,7 +282,7 @@ def _pixel_distance(
     # the root has no gradient at 0: a pixel on its anchor has nowhere to go
     pulled = counted & valid[classes] & (squares > 0)
     distances = squares.masked_fill(~pulled, 1).sqrt().masked_fill(~pulled, 0)
-    return distances.sum() / counted.sum().clamp(min=1)
+    return _quotient(distances.sum(), counted.sum(), divisor)
 
 
 def _labelled(labels: Tensor, num_classes: int) -> Tensor:

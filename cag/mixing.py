@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Uniform = Callable[[int, int, torch.device], Tensor]
 
-def chosen_classes(labels: Tensor, num_classes: int) -> Tensor:
+
+def uniform(images: int, numbers: int, device: torch.device) -> Tensor:
+    """Numbers [images, numbers] in [0, 1) from torch's global random state of the device."""
+    return torch.rand(images, numbers, device=device)
+
+
+def chosen_classes(labels: Tensor, num_classes: int, draw: Uniform = uniform) -> Tensor:
     """Choose half of the classes (rounded up) of each label map at random, bool [B, K].
 
     Args:
         labels: integer [B, H, W]; others than 0..K-1 are no class.
         num_classes: K.
+        draw: Where its random numbers come from.
     """
     counted = labels.flatten(1).long().clamp(max=num_classes)  # [B, H W]
     seen = torch.zeros(len(labels), num_classes + 1, device=labels.device)
     seen = seen.scatter_(1, counted, 1.0)[:, :num_classes].bool()  # [B, K]
-    order = torch.rand(seen.shape, device=labels.device).masked_fill(~seen, 2).argsort(1)
+    order = draw(len(labels), num_classes, labels.device).masked_fill(~seen, 2).argsort(1)
     rank = order.argsort(1)  # [B, K], classes that do not occur last
     return rank < (seen.sum(1, keepdim=True) + 1) // 2
 
 
-def class_regions(labels: Tensor, num_classes: int, probability: float) -> Tensor:
+def class_regions(
+    labels: Tensor, num_classes: int, probability: float, draw: Uniform = uniform
+) -> Tensor:
     """The regions to paste of each image, bool [B, H, W]: half of its classes, or nothing.
 
     As in ClassMix (Olsson et al., WACV 2021), here from the source to the target as in DACS
-    (Tranheden et al., WACV 2021). Draws from torch's global random state of the labels' device.
+    (Tranheden et al., WACV 2021).
 
     Args:
         labels: integer [B, H, W], the source's; others than 0..K-1 are never pasted.
         num_classes: K.
         probability: that an image's regions are pasted at all, in [0, 1].
+        draw: Where its random numbers come from.
     """
-    chosen = chosen_classes(labels, num_classes)
-    chosen &= torch.rand(len(labels), 1, device=labels.device) < probability
+    chosen = chosen_classes(labels, num_classes, draw)
+    chosen &= draw(len(labels), 1, labels.device) < probability
     chosen = torch.cat([chosen, torch.zeros_like(chosen[:, :1])], dim=1)  # ignored: never
     counted = labels.flatten(1).long().clamp(max=num_classes)
     return chosen.gather(1, counted).view(labels.shape)

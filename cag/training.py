@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from cag.anchors import resize_labels
 from cag.config import Adapt, Training
+from cag.devices import loader_workers
 from cag.errors import UserError
 from cag.files import atomic_file
-from cag.losses import adaptation_loss, class_balance_weights, cross_entropy
-from cag.mixing import class_regions, paste
+from cag.losses import Divisor, adaptation_loss, class_balance_weights, cross_entropy, own_count
+from cag.mixing import Uniform, class_regions, paste, uniform
 from cag.networks import NetworkOutput, SegmentationNetwork
-from cag.samples import Sample, class_pixels
+from cag.processes import Share, mean_over_processes, pieces, share_batch_norm, share_draws
+from cag.samples import Sample, TrainingSamples, batches, class_pixels
 from cag.seeds import mix
 
 Batch = tuple[tuple[Tensor, Tensor], ...]
 READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
 CURVE_POINTS = 100
+SAVE_EVERY = 30  # seconds between two checkpoints
+SAVE_SHARE = 0.02  # of the time that checkpoints may take: a slow disk makes them rarer
 CHECKPOINT_FORMAT = 2
 
 
@@ -37,9 +41,16 @@ class Objective(nn.Module):
     """A network with the losses of a batch that train it.
 
     Calling it gives the losses float32 [n] in the order of `names`; the first is to be minimised.
+
+    Attributes:
+        divisor: What means over labelled pixels divide by; in one of several processes not the own
+            count.
+        draw: Where random numbers for each image come from.
     """
 
     names: tuple[str, ...]
+    divisor: Divisor = staticmethod(own_count)
+    draw: Uniform = staticmethod(uniform)
 
     def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None):
         super().__init__()
@@ -71,7 +82,7 @@ class SupervisedObjective(Objective):
     def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
         labels = labels[:, 0]  # (B, H, W)
         logits = upsampled(self.network(images).logits, labels.shape[1:])
-        return cross_entropy(logits, labels, self.class_weights)
+        return cross_entropy(logits, labels, self.class_weights, self.divisor)
 
 
 class TwoDomainObjective(Objective):
@@ -131,7 +142,7 @@ class AdaptationObjective(TwoDomainObjective):
         pasted = None
         if self.config.class_mix > 0:
             pasted = class_regions(
-                source_labels[:, 0], self.network.num_classes, self.config.class_mix
+                source_labels[:, 0], self.network.num_classes, self.config.class_mix, self.draw
             )
             target_images = paste(pasted, source_images, target_images)
             target_images = target_images.contiguous(memory_format=torch.channels_last)
@@ -159,6 +170,7 @@ class AdaptationObjective(TwoDomainObjective):
             min_pixels=self.min_pixels,
             source_class_weights=self.class_weights,
             pasted=pasted,
+            divisor=self.divisor,
         )
         return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
 
@@ -182,21 +194,48 @@ def source_class_weights(
     return class_balance_weights(class_pixels(samples, num_classes), config.class_balance)
 
 
+def shared_batches(
+    domains: Sequence[TrainingSamples], batch_size: int, fabric: Fabric
+) -> Callable[[range], Iterator[Batch]]:
+    """What gives this process's share of the batches of a range of steps.
+
+    Args:
+        domains: The samples of each.
+        batch_size: Images of each domain in a step, over all processes.
+        fabric: Device and processes.
+    """
+    workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
+
+    def make_batches(steps: range) -> Iterator[Batch]:
+        loaders = [batches(domain, batch_size, steps, workers, *ranks) for domain in domains]
+        return zip(*loaders, strict=True)
+
+    return make_batches
+
+
 def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters, as the `training` parameters say."""
+    """SGD or AdamW over all parameters, as the `training` parameters say; fused on a GPU."""
+    fused = on_gpu(network) or None
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             network.parameters(),
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=fused,
         )
     return torch.optim.AdamW(
         network.parameters(),
         lr=config.learning_rate,
         betas=(config.momentum, 0.999),
         weight_decay=config.weight_decay,
+        fused=fused,
     )
+
+
+def on_gpu(network: nn.Module) -> bool:
+    """Whether its parameters lie on a GPU."""
+    return next(network.parameters()).is_cuda
 
 
 def polynomial_decay(step: int, iterations: int, power: float) -> float:
@@ -243,11 +282,14 @@ def train(
     fabric: Fabric,
     checkpoint: Checkpoint,
     advance: Callable[..., None],
+    max_batch_per_device: int | None = None,
+    compiled: bool = False,
 ) -> pd.DataFrame:
     """Train an objective's network in place.
 
     The step's randomness is a function of the seed and the step, so that a training resumed from
-    the checkpoint ends with the weights of an uninterrupted one.
+    the checkpoint ends with the weights of an uninterrupted one. Processes share each batch, and
+    make the step that one process would make, up to the order of floating-point sums.
 
     Args:
         objective: Gives a batch's losses, the first to be minimised.
@@ -257,6 +299,10 @@ def train(
         fabric: Device, precision, processes.
         checkpoint: Where to resume from, and to save to now and then.
         advance: Progress, called as advance(steps, note), first as advance(steps, resumed=True).
+        max_batch_per_device: The most images of a domain in a forward pass; a process takes more
+            one piece after the other and steps by the mean of their gradients, with means over
+            pixels and batch-norm statistics that are each piece's. None: any number.
+        compiled: Whether to compile the network.
 
     Returns:
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
@@ -264,44 +310,92 @@ def train(
     Raises:
         UserError: The loss is not finite, or batch norm has a single value to normalise.
     """
-    objective.to(memory_format=torch.channels_last)
+    objective.to(fabric.device, memory_format=torch.channels_last)
+    images = config.batch_size // fabric.world_size
+    share = Share(fabric.global_rank * images, config.batch_size)
+    parts = pieces(images, max_batch_per_device)
+    _take_share(objective, share, fabric, parts)
+    if compiled:
+        objective.network.compile()
     wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
     wrapped.train()
     history = torch.zeros(config.iterations, len(objective.names))
     start = _resume(checkpoint, objective, optimizers, history)
+    _check_start(start, checkpoint, fabric)
     advance(start, resumed=True)
-    saved, pending = time.monotonic(), []
+    saved, interval, pending = time.monotonic(), _save_interval(), []
     for step, batch in enumerate(make_batches(range(start, config.iterations)), start):
-        torch.manual_seed(mix(seed, step, fabric.global_rank))
         decay = polynomial_decay(step, config.iterations, config.power)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * decay
-        losses = _losses(wrapped, _to_device(batch, fabric.device))
-        fabric.backward(losses[0])
+        pending.append(_gradients(wrapped, batch, parts, share, mix(seed, step, 0), fabric))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        pending.append(losses.detach())
         if len(pending) == READ_EVERY or step + 1 == config.iterations:
-            history[step + 1 - len(pending) : step + 1] = _read(pending, step)
+            history[step + 1 - len(pending) : step + 1] = _read(pending, step, fabric)
             advance(len(pending), f"loss {history[step, 0]:.3f}")
             pending = []
-            if fabric.is_global_zero and time.monotonic() - saved > _save_interval():
+            began = time.monotonic()
+            if fabric.is_global_zero and began - saved > interval:
                 checkpoint.save(_state(objective, optimizers, history, step + 1))
                 saved = time.monotonic()
+                interval = _save_interval(saved - began)
     return _curve(history, objective.names, config)
 
 
-def _save_interval() -> float:
-    return float(os.environ.get("CAG_CHECKPOINT_SECONDS", "30"))
+def _take_share(objective: Objective, share: Share, fabric: Fabric, parts: int) -> None:
+    """Make an objective that sees a part of each batch act as it would on all of it."""
+    if fabric.world_size > 1:
+        objective.divisor = mean_over_processes
+        share_batch_norm(objective, fabric.device)
+    if fabric.world_size * parts > 1:
+        objective.draw = share.uniform
+        share_draws(objective, share)
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
+def _check_start(start: int, checkpoint: Checkpoint, fabric: Fabric) -> None:
+    if fabric.world_size == 1:
+        return
+    starts = fabric.all_gather(torch.tensor(start, device=fabric.device))
+    if (starts != start).any():
+        raise UserError(
+            f"{checkpoint.path}: not the same for all processes, which would resume from the "
+            f"iterations {sorted(set(starts.tolist()))}; run them in one shared folder"
+        )
+
+
+def _save_interval(duration: float = 0.0) -> float:
+    """Seconds to the next checkpoint, after one that took `duration` seconds."""
+    chosen = os.environ.get("CAG_CHECKPOINT_SECONDS")
+    return float(chosen) if chosen else max(SAVE_EVERY, duration / SAVE_SHARE)
+
+
+def _gradients(
+    wrapped: nn.Module, batch: Batch, parts: int, share: Share, seed: int, fabric: Fabric
+) -> Tensor:
+    """Add a step's gradients, of equal parts of the batch one after the other; its losses [n]."""
+    images = len(batch[0][0])
+    first, size = fabric.global_rank * images, images // parts
+    total = 0.0
+    for start in range(0, images, size):
+        share.start = first + start
+        torch.manual_seed(seed)  # draws are the whole batch's, of which each part takes its own
+        part = _to_device(batch, slice(start, start + size), fabric.device)
+        last = start + size == images
+        with fabric.no_backward_sync(wrapped, enabled=fabric.world_size > 1 and not last):
+            losses = _losses(wrapped, part) / parts
+            fabric.backward(losses[0])
+        total = total + losses.detach()
+    return total
+
+
+def _to_device(batch: Batch, rows: slice, device: torch.device) -> Batch:
     return tuple(
         (
-            images.to(device, memory_format=torch.channels_last, non_blocking=True),
-            labels.to(device, non_blocking=True),
+            images[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
+            labels[rows].to(device, non_blocking=True),
         )
         for images, labels in batch
     )
@@ -314,13 +408,13 @@ def _losses(objective: nn.Module, batch: Batch) -> Tensor:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            "batch_size gives each process a single image, whose pooled features batch norm cannot "
-            "normalise: give each process at least 2 images of each domain"
+            "batch_size or max_batch_per_device leaves a single image, whose pooled features batch "
+            "norm cannot normalise: at least 2 images of each domain must be there at a time"
         ) from None
 
 
-def _read(pending: list[Tensor], step: int) -> Tensor:
-    losses = torch.stack(pending).cpu()
+def _read(pending: list[Tensor], step: int, fabric: Fabric) -> Tensor:
+    losses = fabric.all_reduce(torch.stack(pending), reduce_op="mean").cpu()
     if not torch.isfinite(losses[:, 0]).all():
         raise UserError(
             f"the loss is not finite around iteration {step + 1}: lower the learning_rate "

@@ -1,6 +1,5 @@
 """Train a round's student on source labels, target pseudo-labels and the anchors."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -8,22 +7,23 @@ import click
 from cag.config import load_params
 from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import read_label_space
-from cag.devices import loader_workers, make_fabric
+from cag.devices import best_precision, make_fabric
 from cag.features import read_anchors
 from cag.files import sha256, write_csv
 from cag.networks import load_model, save_model
-from cag.samples import TrainingSamples, batches, labelled_samples, pseudo_labelled_samples
+from cag.samples import TrainingSamples, labelled_samples, pseudo_labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run
 from cag.training import (
     AdaptationObjective,
-    Batch,
     Checkpoint,
     fingerprint,
+    shared_batches,
     source_class_weights,
     train,
 )
 
+SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "anchors", "adapt")
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, CURVE = "data/models/{}.safetensors", "data/curves/{}.csv"
 ROUND = "data/rounds/{}"
@@ -35,7 +35,7 @@ CHECKPOINT = ".scratch/adapt-{}/checkpoint.pt"
 @click.argument("teacher")
 def main(round_name: str, teacher: str) -> None:
     """Write the student `data/models/<round>.safetensors` of TEACHER, and its learning curve."""
-    params = load_params("seed", "precision", "anchors", "adapt")
+    params = load_params(*SECTIONS)
     config, folder = params.adapt, Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
     teacher_path = Path(MODEL.format(teacher))
@@ -53,7 +53,8 @@ def main(round_name: str, teacher: str) -> None:
         Path(CHECKPOINT.format(round_name)),
         fingerprint(
             seed=params.seed,
-            precision=params.precision,
+            precision=best_precision(params.precision),
+            max_batch_per_device=params.max_batch_per_device,
             min_pixels=params.anchors.min_pixels,
             adapt=config.model_dump(),
             inputs=[data_fingerprint(SOURCE), data_fingerprint(TARGET)],
@@ -63,15 +64,20 @@ def main(round_name: str, teacher: str) -> None:
         ),
     )
 
-    def make_batches(steps: range) -> Iterator[Batch]:
-        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
-        loaders = (batches(d, config.batch_size, steps, workers, *ranks) for d in domains)
-        return zip(*loaders, strict=True)
-
     weights = source_class_weights(domains[0].samples, classes.num_classes, config)
     objective = AdaptationObjective(network, anchors, config, params.anchors.min_pixels, weights)
     with progress(f"adapt {round_name}", config.iterations, "iterations") as advance:
-        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+        curve = train(
+            objective,
+            shared_batches(domains, config.batch_size, fabric),
+            config,
+            seed,
+            fabric,
+            checkpoint,
+            advance,
+            params.max_batch_per_device,
+            params.compile,
+        )
     if fabric.is_global_zero:
         write_csv(Path(CURVE.format(round_name)), curve)
         save_model(Path(MODEL.format(round_name)), network, network_config, classes)

@@ -5,7 +5,6 @@ and takes as many steps as the rounds together, with the pretraining's optimizer
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from cag import metrics
 from cag.config import load_params
 from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import prepare_split, read_label_space, read_shared_label_space, write_manifest
-from cag.devices import loader_workers, make_fabric
+from cag.devices import best_precision, make_fabric
 from cag.errors import UserError
 from cag.evaluation import labelled_predictions, write_scores
 from cag.files import atomic_folder, sha256
@@ -29,19 +28,23 @@ from cag.labels import read_class_map
 from cag.layouts import list_split, splits
 from cag.networks import SegmentationNetwork, load_model
 from cag.prepared import PreparedImages
-from cag.samples import Sample, TrainingSamples, batches, labelled_samples
+from cag.samples import Sample, TrainingSamples, labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run, tracked
 from cag.training import (
-    Batch,
     Checkpoint,
     SupervisedObjective,
     fingerprint,
+    shared_batches,
     source_class_weights,
     train,
 )
 from stages.prepare import raw_folder
 
+SECTIONS = (
+    *("seed", "precision", "max_batch_per_device", "compile"),
+    *("rounds", "target", "pretrain", "adapt", "oracle"),
+)
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = Path("data/models/pretrain.safetensors")
 LABELLED = Path(".scratch/oracle/labelled")
@@ -109,21 +112,28 @@ def train_fold(
         Path(CHECKPOINT.format(fold)),
         fingerprint(
             seed=params.seed,
-            precision=params.precision,
+            precision=best_precision(params.precision),
+            max_batch_per_device=params.max_batch_per_device,
             config=config.model_dump(),
             inputs=[data_fingerprint(SOURCE), data_fingerprint(LABELLED), sha256(MODEL)],
             members=[sample.image.name for sample in members],
         ),
     )
 
-    def make_batches(steps: range) -> Iterator[Batch]:
-        workers = loader_workers(fabric.device)
-        return zip(*(batches(d, config.batch_size, steps, workers) for d in domains), strict=True)
-
     weights = source_class_weights(domains[0].samples, network.num_classes, config)
     objective = SupervisedObjective(network, weights, ("source", "target"))
     with progress(f"oracle, fold {fold + 1}", config.iterations, "iterations") as advance:
-        train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+        train(
+            objective,
+            shared_batches(domains, config.batch_size, fabric),
+            config,
+            seed,
+            fabric,
+            checkpoint,
+            advance,
+            params.max_batch_per_device,
+            params.compile,
+        )
     return network.eval(), checkpoint
 
 
@@ -142,8 +152,7 @@ def score_fold(network: SegmentationNetwork, validation: np.ndarray, fabric: Fab
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/oracle/`: metrics and tables."""
-    sections = ("seed", "precision", "rounds", "target", "pretrain", "adapt", "oracle")
-    params = load_params(*sections)
+    params = load_params(*SECTIONS)
     classes = read_shared_label_space(SOURCE, TARGET)
     prepare_labelled(params)
     samples = labelled_samples(LABELLED)

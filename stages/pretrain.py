@@ -1,6 +1,5 @@
 """Train the network on the labelled source alone: the baseline and the first teacher."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -8,22 +7,23 @@ import click
 from cag.config import load_params
 from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import read_label_space
-from cag.devices import loader_workers, make_fabric
+from cag.devices import best_precision, make_fabric
 from cag.errors import UserError
 from cag.files import sha256, write_csv
 from cag.networks import build, save_model
-from cag.samples import TrainingSamples, batches, labelled_samples
+from cag.samples import TrainingSamples, labelled_samples
 from cag.seeds import mix
 from cag.stage import progress, run
 from cag.training import (
-    Batch,
     Checkpoint,
     SupervisedObjective,
     fingerprint,
+    shared_batches,
     source_class_weights,
     train,
 )
 
+SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "network", "pretrain")
 SOURCE = Path("data/prepared/source")
 WEIGHTS = Path("data/index/weights.csv")
 MODEL, CURVE = Path("data/models/pretrain.safetensors"), Path("data/curves/pretrain.csv")
@@ -33,7 +33,7 @@ CHECKPOINT = Path(".scratch/pretrain/checkpoint.pt")
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/models/pretrain.safetensors` and its learning curve."""
-    params = load_params("seed", "precision", "network", "pretrain")
+    params = load_params(*SECTIONS)
     config, seed = params.pretrain, mix(params.seed, 0)
     classes = read_label_space(SOURCE)
     if not WEIGHTS.is_file():
@@ -47,7 +47,8 @@ def main() -> None:
         CHECKPOINT,
         fingerprint(
             seed=params.seed,
-            precision=params.precision,
+            precision=best_precision(params.precision),
+            max_batch_per_device=params.max_batch_per_device,
             network=params.network.model_dump(),
             pretrain=config.model_dump(),
             inputs=[data_fingerprint(SOURCE), sha256(WEIGHTS)],
@@ -55,14 +56,20 @@ def main() -> None:
         ),
     )
 
-    def make_batches(steps: range) -> Iterator[Batch]:
-        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
-        return zip(batches(source, config.batch_size, steps, workers, *ranks), strict=True)
-
     with progress("pretrain", config.iterations, "iterations") as advance:
         weights = source_class_weights(samples, classes.num_classes, config)
         objective = SupervisedObjective(network, weights)
-        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+        curve = train(
+            objective,
+            shared_batches([source], config.batch_size, fabric),
+            config,
+            seed,
+            fabric,
+            checkpoint,
+            advance,
+            params.max_batch_per_device,
+            params.compile,
+        )
     if fabric.is_global_zero:
         write_csv(CURVE, curve)
         save_model(MODEL, network, params.network, classes)

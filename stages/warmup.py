@@ -15,6 +15,7 @@ from cag.errors import UserError
 from cag.files import atomic_file, model_weights_file, sha256, write_csv
 from cag.stage import is_main_process, progress, run
 
+SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "warmup")
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 PRETRAINED = Path("data/models/pretrain.safetensors")
 GIVEN = Path("data/index/warmup.csv")
@@ -37,7 +38,7 @@ def given_model(weights: str) -> Path:
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/models/warmup.safetensors` and its learning curve."""
-    params = load_params("seed", "precision", "warmup")
+    params = load_params(*SECTIONS)
     config = params.warmup
     model = PRETRAINED if config.weights is None else given_model(config.weights)
     if not model.is_file():
@@ -61,11 +62,17 @@ def align(params: SimpleNamespace) -> None:
     from cag.adversarial import AdversarialObjective
     from cag.datasets import fingerprint as data_fingerprint
     from cag.datasets import read_label_space
-    from cag.devices import loader_workers, make_fabric
+    from cag.devices import best_precision, make_fabric
     from cag.networks import load_model, save_model
-    from cag.samples import TrainingSamples, batches, labelled_samples, unlabelled_samples
+    from cag.samples import TrainingSamples, labelled_samples, unlabelled_samples
     from cag.seeds import mix
-    from cag.training import Checkpoint, fingerprint, source_class_weights, train
+    from cag.training import (
+        Checkpoint,
+        fingerprint,
+        shared_batches,
+        source_class_weights,
+        train,
+    )
 
     config, seed = params.warmup, mix(params.seed, *b"warmup")
     classes = read_label_space(SOURCE)
@@ -80,22 +87,28 @@ def align(params: SimpleNamespace) -> None:
         CHECKPOINT,
         fingerprint(
             seed=params.seed,
-            precision=params.precision,
+            precision=best_precision(params.precision),
+            max_batch_per_device=params.max_batch_per_device,
             warmup=config.model_dump(),
             inputs=[data_fingerprint(SOURCE), data_fingerprint(TARGET), sha256(PRETRAINED)],
             processes=fabric.world_size,
         ),
     )
 
-    def make_batches(steps: range):
-        workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
-        loaders = (batches(d, config.batch_size, steps, workers, *ranks) for d in domains)
-        return zip(*loaders, strict=True)
-
     weights = source_class_weights(domains[0].samples, classes.num_classes, config)
     objective = AdversarialObjective(network, config, weights)
     with progress("warmup", config.iterations, "iterations") as advance:
-        curve = train(objective, make_batches, config, seed, fabric, checkpoint, advance)
+        curve = train(
+            objective,
+            shared_batches(domains, config.batch_size, fabric),
+            config,
+            seed,
+            fabric,
+            checkpoint,
+            advance,
+            params.max_batch_per_device,
+            params.compile,
+        )
     if fabric.is_global_zero:
         write_csv(CURVE, curve)
         save_model(MODEL, network, network_config, classes)
