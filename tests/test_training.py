@@ -1,6 +1,7 @@
 """Training: it learns, resumes bit for bit, keeps the statistics it should, reports what it did."""
 
 import copy
+import functools
 import warnings
 
 import numpy as np
@@ -101,14 +102,15 @@ def problem(kind, network, **changes):
     return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
 
 
-def run(kind, network, fabric, path, identity="a", batches=None, advance=None, **changes):
+def run(
+    kind, network, fabric, path, identity="a", batches=None, advance=None, compiled=False, **changes
+):
     """Train a network on a problem; return its curve."""
     objective, make_batches, config = problem(kind, network, **changes)
     make_batches = (batches or (lambda original: original))(make_batches)
     checkpoint = Checkpoint(path, identity)
-    return train(
-        objective, make_batches, config, 7, fabric, checkpoint, advance or (lambda *a, **k: None)
-    )
+    advance = advance or (lambda *a, **k: None)
+    return train(objective, make_batches, config, 7, fabric, checkpoint, advance, compiled=compiled)
 
 
 def interrupted(at):
@@ -362,6 +364,27 @@ def test_a_supervised_training_keeps_its_images_statistics(tmp_path, fabric):
     before = statistics(network)
     run("supervised", network, fabric, tmp_path / "c.pt", iterations=1)
     assert not any(torch.equal(a, b) for a, b in zip(before, statistics(network), strict=True))
+
+
+# Compiled
+
+
+@pytest.mark.parametrize("kind", ["supervised", "adversarial"])
+def test_a_compiled_network_trains_as_it_does_uncompiled(tmp_path, fabric, monkeypatch, kind):
+    changes = {"iterations": 2} | ({"batch_norm": "target"} if kind == "adversarial" else {})
+    plain, graphs = small_network(), []
+    run(kind, plain, fabric, tmp_path / "c.pt", **changes)
+    compiled = small_network()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with_backend = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", with_backend)
+    run(kind, compiled, fabric, tmp_path / "c.pt", compiled=True, **changes)
+    assert graphs
+    assert same(plain, compiled)
 
 
 # Schedule and curve
