@@ -73,7 +73,7 @@ def adaptation_loss(
         pasted: bool [B', h', w'], target pixels that show a piece of the source and bear its labels
             (`cag.mixing`): they weigh as on the source, pseudo-labels 1. None: none.
         divisor: Gives what each mean divides by, from the count (or weight) that it is over: in one
-            of several processes the mean of theirs (`cag.processes.mean_over_processes`).
+            of several processes the mean of theirs (`cag.sharing.mean_over_processes`).
 
     Returns:
         `AdaptationLosses`, float32 scalars.

@@ -25,9 +25,9 @@ from cag.files import atomic_file
 from cag.losses import Divisor, adaptation_loss, class_balance_weights, cross_entropy, own_count
 from cag.mixing import Uniform, class_regions, paste, uniform
 from cag.networks import NetworkOutput, SegmentationNetwork
-from cag.processes import Share, mean_over_processes, pieces, share_batch_norm, share_draws
 from cag.samples import Sample, TrainingSamples, batches, class_pixels
 from cag.seeds import mix
+from cag.sharing import Share, mean_over_processes, pieces, share_batch_norm, share_draws
 
 Batch = tuple[tuple[Tensor, Tensor], ...]
 READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device

@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from cag.devices import make_fabric
-from cag.processes import Share, pieces, share_draws
+from cag.sharing import Share, pieces, share_draws
 from cag.training import Checkpoint, batch_norms, train
 
 BATCH = 4  # images of each domain in a step, over all processes
