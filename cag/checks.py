@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from cag.config import Network, ScenesSource, ScenesTarget, Source, Target
-from cag.datasets import Item, in_order, prepared_bytes, read_raw_label
+from cag.datasets import Item, prepared_bytes, read_raw_label
 from cag.errors import UserError
 from cag.features import source_bytes, target_bytes
 from cag.files import inside
@@ -23,6 +23,7 @@ from cag.labels import IGNORE, ClassMap
 from cag.layouts import Split, list_split, splits
 from cag.networks import build
 from cag.stage import progress
+from cag.streams import in_order
 
 COMPLETE = {  # images of the data sets as they are distributed
     ("gta5", "train"): 24966,

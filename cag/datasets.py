@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,8 +19,8 @@ from cag.errors import UserError
 from cag.files import inside, is_local, require_space, sha256, write_csv, write_json
 from cag.images import image_size, read_image, read_label, write_image, write_label
 from cag.labels import ClassMap, LabelSpace
+from cag.streams import in_order
 
-T = TypeVar("T")
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
 COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
@@ -168,6 +166,26 @@ def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np
     return raw
 
 
+def require_one_size(rows: pd.DataFrame) -> None:
+    """Check that prepared images share one size, which a feature store needs.
+
+    Args:
+        rows: Of a split of the manifest.
+
+    Raises:
+        UserError: Two of them differ.
+    """
+    sizes = rows[["height", "width"]]
+    other = (sizes != sizes.iloc[0]).any(axis=1)
+    if other.any():
+        first, second = rows.iloc[0], rows[other].iloc[0]
+        raise UserError(
+            f"target images of several sizes: {first['name']} is {first['width']} x "
+            f"{first['height']} pixels, {second['name']} is {second['width']} x "
+            f"{second['height']}; the rounds need one size: set target.size to [height, width]"
+        )
+
+
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
     """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
 
@@ -273,24 +291,6 @@ def _check_names(items: Sequence[Item], split: str) -> None:
 def _estimated_bytes(items: Sequence[Item], folder: Path, size: tuple[int, int] | None) -> int:
     height, width = size or image_size(inside(folder, items[0].image))
     return prepared_bytes(len(items) * height * width)
-
-
-def in_order(function: Callable[[Item], T], items: Sequence[Item], workers: int) -> Iterator[T]:
-    """Map over threads; results, and so the first error, come in the order of the items.
-
-    Pillow and numpy release the interpreter lock. Only a few items are under way at a time.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _prepare_item(

@@ -12,8 +12,7 @@ from lightning_fabric import Fabric
 def make_fabric(precision: str) -> Fabric:
     """A Fabric on the best device there is; under torchrun, one of its processes.
 
-    On a GPU, float32 products are made in TF32 where the code does not ask for full precision, and
-    the fastest convolutions are searched for.
+    On a GPU, float32 products are made in TF32 where the code does not ask for full precision.
 
     Args:
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`.
@@ -22,7 +21,6 @@ def make_fabric(precision: str) -> Fabric:
         A launched Fabric.
     """
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
-    torch.backends.cudnn.benchmark = True
     warnings.filterwarnings("ignore", module="lightning_fabric")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from cag import metrics
 from cag.files import write_csv, write_json
 from cag.labels import LabelSpace
+from cag.networks import SegmentationNetwork
 from cag.prediction import image_batches, predict
 from cag.prepared import PreparedImages
+from cag.stage import Advance
+from cag.streams import ahead, in_order, threads, to_cpu
 
 BATCH_SIZE = 4
 
@@ -26,23 +31,51 @@ def full_resolution_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return upsampled[0].argmax(0).byte()
 
 
-def labelled_predictions(
-    network: nn.Module, images: PreparedImages, fabric: Fabric
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Predict labelled images one after the other.
+def predict_labelled(
+    network: SegmentationNetwork,
+    images: PreparedImages,
+    batches: Sequence[Sequence[int]],
+    fabric: Fabric,
+    advance: Advance,
+    on_prediction: Callable[[int, Tensor], None] = lambda index, prediction: None,
+) -> Tensor:
+    """Predict labelled images, and count their pixels by true and by predicted class.
 
     Args:
         network: In eval mode, on the fabric's device.
         images: With labels.
+        batches: Indices of the images to predict, together where they have one size.
         fabric: Device and precision.
+        advance: Counts the images.
+        on_prediction: Called with an image's index and its prediction, uint8 [H, W] on the CPU at
+            the size of the label map, in any order and in several threads at a time.
 
-    Yields:
-        Name, image uint8 [3, h, w], label map and prediction, both uint8 [H, W] on the CPU.
+    Returns:
+        Confusion matrix int64 [K, K], rows = truth.
     """
-    for names, batch, labels in image_batches(images, BATCH_SIZE):
-        logits = predict(network, batch, fabric).logits
-        for name, image, label, scores in zip(names, batch, labels, logits, strict=True):
-            yield name, image, label, full_resolution_prediction(scores, label.shape).cpu()
+
+    def predictions() -> Iterator[tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]]:
+        with closing(ahead(image_batches(images, batches, fabric.device))) as read:
+            for batch in advance.waiting(read):
+                logits = predict(network, batch.images, fabric).logits
+                for index, label, scores in zip(batch.indices, batch.labels, logits, strict=True):
+                    yield index, label, to_cpu(full_resolution_prediction(scores, label.shape))
+
+    def finish(predicted: tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]) -> Tensor:
+        index, label, arrived = predicted
+        (prediction,) = arrived()
+        on_prediction(index, prediction)
+        return metrics.confusion_matrix(prediction, label, network.num_classes)
+
+    confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64)
+    with (
+        closing(predictions()) as predicted,
+        closing(in_order(finish, predicted, threads())) as counted,
+    ):
+        for counts in counted:
+            confusion += counts
+            advance()
+    return confusion
 
 
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums
 from cag.errors import UserError
-from cag.files import atomic_file, require_space
+from cag.files import atomic_file
 from cag.labels import IGNORE
+from cag.seeds import mix
 
 SOURCE_KEYS = (
     "names",
@@ -26,7 +28,10 @@ SOURCE_KEYS = (
     "sample_features",
     "sample_labels",
 )
-TARGET_KEYS = ("names", "features", "prediction", "probability")
+TARGET_ROWS = ("features", "prediction", "probability")
+TARGET_KEYS = ("names", *TARGET_ROWS)
+SHARD_BATCHES = 4
+SHARD_FORMAT = 1
 
 
 class SourceStatistics(NamedTuple):
@@ -36,6 +41,14 @@ class SourceStatistics(NamedTuple):
     class_counts: Tensor  # [B, K] int64
     correct_class_sums: Tensor  # [B, K, D] float32, over pixels whose prediction is their label
     correct_class_counts: Tensor  # [B, K] int64
+
+
+class TargetStore(NamedTuple):
+    """What `target.h5` says of itself."""
+
+    names: list[str]
+    width: int  # of the features
+    shards: list[tuple[Path, range]]  # files, and which rows each has
 
 
 def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> SourceStatistics:
@@ -53,106 +66,180 @@ def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> Sourc
     )
 
 
-class BalancedSample:
-    """A class-balanced random sample of single-pixel features, in memory that does not grow.
+class Sample(NamedTuple):
+    """A class-balanced random sample of single-pixel features, by class and then by draw."""
 
-    Each labelled pixel draws a number; per class the pixels with the lowest numbers stay.
+    features: Tensor  # [M, D] float16
+    labels: Tensor  # [M] uint8
+    draws: Tensor  # [M] float32, the numbers in [0, 1) that the pixels have drawn
+
+
+def pixel_draws(seed: int, images: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """A random number for each pixel of some images, float32 [B, h, w] in [0, 1).
+
+    An image's draws depend on its index alone, not on the images beside it.
     """
-
-    def __init__(self, per_class: int, width: int, seed: int):
-        self.per_class = per_class
-        self.generator = torch.Generator().manual_seed(seed)
-        self.features = torch.zeros(0, width, dtype=torch.float16)  # (M, D)
-        self.labels = torch.zeros(0, dtype=torch.uint8)  # (M,)
-        self.draws = torch.zeros(0)  # (M,)
-
-    def update(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features [B, D, h, w] with their label maps uint8 [B, h, w], 255 = ignore."""
-        flat = labels.flatten().cpu()  # (B h w,)
-        draws = torch.rand(flat.shape, generator=self.generator)
-        keep = self._lowest(flat, draws)
-        columns = features.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, D)
-        chosen = columns[keep.to(columns.device)].to("cpu", torch.float16)
-        self.features = torch.cat([self.features, chosen])
-        self.labels = torch.cat([self.labels, flat[keep]])
-        self.draws = torch.cat([self.draws, draws[keep]])
-        keep = self._lowest(self.labels, self.draws)
-        self.features, self.labels = self.features[keep], self.labels[keep]
-        self.draws = self.draws[keep]
-
-    def _lowest(self, labels: Tensor, draws: Tensor) -> Tensor:
-        order = draws.argsort(stable=True)
-        order = order[labels[order].argsort(stable=True)]  # by class, then by draw
-        ordered = labels[order]
-        starts = torch.searchsorted(ordered, ordered)
-        rank = torch.arange(len(order)) - starts
-        return order[(rank < self.per_class) & (ordered != IGNORE)]
+    generators = (torch.Generator().manual_seed(mix(seed, image)) for image in images)
+    return torch.stack([torch.rand(*size, generator=generator) for generator in generators])
 
 
-class SourceWriter:
-    """Writes `source.h5` batch by batch."""
+def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: int) -> Sample:
+    """The pixels of each class with the lowest draws.
 
-    def __init__(self, file: h5py.File, names: Sequence[str], num_classes: int, width: int):
-        self.file, self.done = file, 0
-        count = len(names)
-        _write_names(file, names)
-        for prefix in ("", "correct_"):
-            file.create_dataset(
-                f"{prefix}class_sums",
-                (count, num_classes, width),
-                "f4",
-                chunks=(1, num_classes, width),
-            )
-            file.create_dataset(f"{prefix}class_counts", (count, num_classes), "i8")
+    Samples of parts of a data set are merged to that of the whole by `merge_samples`.
 
-    def write(self, statistics: SourceStatistics) -> None:
-        """Append a batch."""
-        end = self.done + len(statistics.class_counts)
-        for key, value in statistics._asdict().items():
-            self.file[key][self.done : end] = value.cpu().numpy()
-        self.done = end
-
-    def write_sample(self, sample: BalancedSample) -> None:
-        """Write the sample of single-pixel features."""
-        self.file["sample_features"] = sample.features.numpy()
-        self.file["sample_labels"] = sample.labels.numpy()
+    Args:
+        features: float [B, D, h, w], on any device, where the sample's stay.
+        labels: uint8 [B, h, w], 255 = ignore, on the CPU.
+        draws: float32 [B, h, w], on the CPU.
+        per_class: At most as many pixels of a class are kept.
+    """
+    labels, draws = labels.flatten(), draws.flatten()  # [B h w]
+    keep = _lowest(labels, draws, per_class)
+    columns = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
+    chosen = columns[keep.to(columns.device, non_blocking=True)].half()
+    return Sample(chosen, labels[keep], draws[keep])
 
 
-class TargetWriter:
-    """Writes `target.h5` batch by batch."""
+def merge_samples(samples: Sequence[Sample], per_class: int) -> Sample:
+    """One sample of what several samples are of, which come in the images' order."""
+    joined = Sample(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
+    keep = _lowest(joined.labels, joined.draws, per_class)
+    return Sample(*(part[keep] for part in joined))
 
-    def __init__(self, file: h5py.File, names: Sequence[str], features: tuple[int, int, int]):
-        self.file, self.done = file, 0
-        count, (width, height, breadth) = len(names), features
-        _write_names(file, names)
-        file.create_dataset(
-            "features",
-            (count, width, height, breadth),
-            "f2",
-            chunks=(1, width, height, breadth),
+
+def _lowest(labels: Tensor, draws: Tensor, per_class: int) -> Tensor:
+    """Indices of each class's lowest draws, by class, then by draw; the first of equal ones."""
+    order = (labels.double() + draws).argsort(stable=True)  # exact: 8 + 24 bits
+    ordered = labels[order]
+    rank = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return order[(rank < per_class) & (ordered != IGNORE)]
+
+
+SAMPLE_ROWS = tuple(f"sample_{field}" for field in Sample._fields)
+SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
+
+
+# Shards: files of a few batches' rows, the same whichever process writes which
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive batches of a data set whose rows one file holds."""
+
+    name: str
+    batches: tuple[tuple[int, ...], ...]  # indices of images
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return sum(len(batch) for batch in self.batches)
+
+
+def cut_shards(batches: Sequence[Sequence[int]]) -> list[Shard]:
+    """Shards of `SHARD_BATCHES` batches, the last of what is left."""
+    starts = range(0, len(batches), SHARD_BATCHES)
+    return [
+        Shard(
+            f"{number:05d}.h5",
+            tuple(tuple(batch) for batch in batches[start : start + SHARD_BATCHES]),
         )
-        shape, chunk = (count, height, breadth), (1, height, breadth)
-        file.create_dataset("prediction", shape, "u1", chunks=chunk)
-        file.create_dataset("probability", shape, "f4", chunks=chunk)
+        for number, start in enumerate(starts)
+    ]
 
-    def write(self, features: Tensor, logits: Tensor) -> None:
-        """Append a batch of features [B, D, h, w] and logits [B, K, h, w]."""
-        end = self.done + len(features)
-        probability, prediction = logits.float().softmax(1).max(1)  # (B, h, w)
-        self.file["features"][self.done : end] = features.half().cpu().numpy()
-        self.file["prediction"][self.done : end] = prediction.byte().cpu().numpy()
-        self.file["probability"][self.done : end] = probability.cpu().numpy()
-        self.done = end
+
+def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
+    """Whether a shard's file of `count` images is there and can be read."""
+    try:
+        with open_store(path, keys) as file:
+            return len(file[keys[0]]) == count
+    except UserError:
+        return False
+
+
+def write_target_shard(path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]]) -> None:
+    """Write the features, prediction and probability of `count` target images, batch by batch."""
+    with create_store(path) as file:
+        first = 0
+        for rows in outputs:
+            first = _write_rows(file, first, count, dict(zip(TARGET_ROWS, rows, strict=True)))
+
+
+def write_source_shard(
+    path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]], per_class: int
+) -> None:
+    """Write what there is of `count` source images, and merge their samples.
+
+    Args:
+        path: The shard's file.
+        count: Number of images.
+        outputs: Of each batch, the fields of its `SourceStatistics` and those of its `Sample`.
+        per_class: As for `sample_pixels`.
+    """
+    with create_store(path) as file:
+        first, samples, fields = 0, [], SourceStatistics._fields
+        for rows in outputs:
+            statistics = dict(zip(fields, rows[: len(fields)], strict=True))
+            first = _write_rows(file, first, count, statistics)
+            samples.append(Sample(*rows[len(fields) :]))
+        for key, value in zip(SAMPLE_ROWS, merge_samples(samples, per_class), strict=True):
+            file[key] = value.numpy()
+
+
+def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_class: int) -> None:
+    """Write `source.h5` from its shards, whose samples become one."""
+    with create_store(path) as file:
+        _write_names(file, names)
+        first, samples = 0, []
+        for shard in shards:
+            with open_store(shard, SOURCE_SHARD_KEYS) as part:
+                rows = {key: read_array(part, key) for key in SourceStatistics._fields}
+                samples.append(Sample(*(read_array(part, key) for key in SAMPLE_ROWS)))
+            first = _write_rows(file, first, len(names), rows)
+            samples = [merge_samples(samples, per_class)]
+        file["sample_features"] = samples[0].features.numpy()
+        file["sample_labels"] = samples[0].labels.numpy()
+
+
+def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> None:
+    """Write `target.h5`: the rows of its shards, one after the other, as virtual data sets.
+
+    The shards lie below the folder of `path` and can be moved with it.
+    """
+    sources = {key: [] for key in TARGET_ROWS}
+    for shard in shards:
+        name = shard.relative_to(path.parent).as_posix()
+        with open_store(shard, TARGET_ROWS) as part:
+            for key, parts in sources.items():
+                parts.append(h5py.VirtualSource(name, key, part[key].shape, part[key].dtype))
+    with create_store(path) as file:
+        _write_names(file, names)
+        for key, parts in sources.items():
+            layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
+            layout.dcpl.set_obj_track_times(False)  # for the same bytes each time
+            first = 0
+            for part in parts:
+                layout[first : first + part.shape[0]] = part
+                first += part.shape[0]
+            file.create_virtual_dataset(key, layout)
+
+
+def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tensor]) -> int:
+    """Write rows from `first` on of data sets of `count` rows; return the number after them."""
+    end = first
+    for key, value in rows.items():
+        array, end = value.numpy(), first + len(value)
+        if key not in file:
+            shape = array.shape[1:]
+            chunks = (1, *shape) if len(shape) > 1 else None
+            file.create_dataset(key, (count, *shape), array.dtype, chunks=chunks)
+        file[key][first:end] = array
+    return end
 
 
 @contextmanager
-def create_store(path: Path, bytes_needed: int) -> Iterator[h5py.File]:
-    """An HDF5 file that appears at `path` only when it is complete.
-
-    Raises:
-        UserError: The disk cannot hold `bytes_needed`.
-    """
-    require_space(path.parent, bytes_needed, f"the features of {path.name}")
+def create_store(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file that appears at `path` only when it is complete."""
     with atomic_file(path) as partial, h5py.File(partial, "w") as file:
         yield file
 
@@ -187,6 +274,42 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
         yield file
 
 
+def read_target_store(path: Path) -> TargetStore:
+    """The names and shards of `target.h5`; the shards themselves are not opened.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    with open_store(path, TARGET_KEYS) as file:
+        names = read_names(file)
+        with _readable(file):
+            width = file["features"].shape[1]
+            sources = file["features"].virtual_sources()
+        shards = []
+        for source in sources:
+            (first, *_), (last, *_) = source.vspace.get_select_bounds()
+            shards.append((path.parent / source.file_name, range(first, last + 1)))
+    return TargetStore(names, width, shards)
+
+
+def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Read the `count` rows of a shard one after the other.
+
+    Yields:
+        Features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w].
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    # HDF5 would give zeros for a shard that lacks, if it were read as a part of `target.h5`.
+    with open_store(shard, TARGET_ROWS) as file:
+        for i in range(count):
+            rows = tuple(read_array(file, key, slice(i, i + 1)) for key in TARGET_ROWS)
+            if any(len(row) != 1 for row in rows):
+                raise UserError(f"{shard}: fewer than {count} rows; delete it and rerun")
+            yield rows
+
+
 def read_names(file: h5py.File) -> list[str]:
     """The images' names, in the order of the other data sets.
 
@@ -211,7 +334,7 @@ def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
 def _readable(file: h5py.File) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{file.filename}: damaged HDF5 file ({error}); delete it and rerun"
         ) from None

@@ -162,6 +162,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(**identity: Any) -> str:
+    """Return a SHA-256 (hex) over JSON of what a result depends on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk which holds `folder`; it need not exist yet."""
     existing = Path(folder).absolute()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import chain, islice, product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +15,35 @@ from torch import Tensor, nn
 from cag.config import Views
 from cag.networks import NetworkOutput
 from cag.prepared import PreparedImages
+from cag.streams import in_order, threads
+
+
+class ImageBatch(NamedTuple):
+    """Images of one size."""
+
+    indices: list[int]  # of the data set
+    images: Tensor  # uint8 [b, 3, H, W]
+    labels: tuple[Tensor | None, ...]  # each image's label map uint8, or None
 
 
 def image_batches(
-    images: PreparedImages, batch_size: int
-) -> Iterator[tuple[list[str], Tensor, list[Tensor | None]]]:
-    """Batches of consecutive images of one size, in order.
+    images: PreparedImages, batches: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[ImageBatch]:
+    """Read batches of images by threads, in order.
 
-    Yields:
-        Names, images uint8 [b, 3, H, W], and each image's label map uint8 or None; b <= batch_size.
+    Args:
+        images: Where to read.
+        batches: Indices of the images of each batch, which have one size.
+        device: Where they will be predicted; on the way to a GPU they lie in pinned memory.
     """
-    names: list[str] = []
-    pending: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    for index in range(len(images)):
-        image, label, name = images[index]
-        if pending and (len(pending) == batch_size or image.shape != pending[0].shape):
-            yield names, torch.stack(pending), labels
-            names, pending, labels = [], [], []
-        names.append(name)
-        pending.append(image)
-        labels.append(label)
-    if pending:
-        yield names, torch.stack(pending), labels
+    indices = chain.from_iterable(batches)
+    with closing(in_order(images.__getitem__, indices, threads())) as items:
+        for batch in batches:
+            pixels, labels, _ = zip(*islice(items, len(batch)), strict=True)
+            stacked = torch.stack(pixels)
+            yield ImageBatch(
+                list(batch), stacked.pin_memory() if device.type == "cuda" else stacked, labels
+            )
 
 
 @torch.inference_mode()
@@ -47,7 +55,7 @@ def predict(network: nn.Module, images: Tensor, fabric: Fabric) -> NetworkOutput
         images: uint8 [B, 3, H, W].
         fabric: Device and precision.
     """
-    return _forward(network, images.to(fabric.device).float() / 255, fabric)
+    return _forward(network, images.to(fabric.device, non_blocking=True).float() / 255, fabric)
 
 
 @torch.inference_mode()
@@ -69,7 +77,7 @@ def predict_views(
         Features [B, D, h, w], the views' mean at the size that unscaled images give; and as logits
         [B, K, h, w] the logarithm of the mean of their probabilities.
     """
-    images = images.to(fabric.device).float() / 255
+    images = images.to(fabric.device, non_blocking=True).float() / 255
     if views.scales == views.gammas == (1.0,) and not views.flip:
         return _forward(network, images, fabric)
     size = None if 1.0 in views.scales else _forward(network, images, fabric).features.shape[2:]

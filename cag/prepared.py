@@ -1,5 +1,7 @@
 """Prepared images and their label maps as tensors."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ class PreparedImages(Dataset):
 
     Attributes:
         names: The images' names.
+        sizes: Their heights and widths in pixels.
 
     Raises:
         UserError: The manifest is missing or broken, has no such split, or an image of the split
@@ -34,6 +37,7 @@ class PreparedImages(Dataset):
         rows = manifest[manifest["split"] == split]
         _check_rows(self.folder / MANIFEST, split, rows, manifest, with_labels)
         self.names: list[str] = rows["name"].tolist()
+        self.sizes: list[tuple[int, int]] = list(zip(rows["height"], rows["width"], strict=True))
         self._images: list[str] = rows["image"].tolist()
         self._labels: list[str] = rows["label"].tolist()
 
@@ -46,12 +50,30 @@ class PreparedImages(Dataset):
         Returns:
             The image uint8 [3, H, W]; its train ids uint8 [h, w] (255 = ignored; of the image's
             size or the label's own, as prepared) or None without labels; its name.
+
+        Raises:
+            UserError: A file is missing or damaged, or the image is not of the manifest's size.
         """
-        image = torch.from_numpy(read_image(self.folder / self._images[index]))  # (H, W, 3)
+        path = self.folder / self._images[index]
+        image = torch.from_numpy(read_image(path))  # (H, W, 3)
+        if image.shape[:2] != self.sizes[index]:
+            raise UserError(
+                f"{path}: height and width are {tuple(image.shape[:2])}, {MANIFEST} has "
+                f"{self.sizes[index]}; prepare the data set again"
+            )
         labels = None
         if self.with_labels:
             labels = torch.from_numpy(read_label(self.folder / self._labels[index]))  # (h, w)
         return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
+
+    def batches(self, size: int, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """Cut indices, all or the given ones, into batches of one image size, in their order.
+
+        Which images go together depends on nothing else: not on who predicts which batch.
+        """
+        runs = groupby(range(len(self)) if indices is None else indices, self.sizes.__getitem__)
+        groups = (list(run) for _, run in runs)
+        return [run[i : i + size] for run in groups for i in range(0, len(run), size)]
 
 
 def _check_rows(path: Path, split: str, rows, manifest, with_labels: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cag.errors import UserError
 
 T = TypeVar("T")
+_END = object()
 
 
 def is_main_process() -> bool:
@@ -24,22 +26,75 @@ def is_main_process() -> bool:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a click command; a UserError becomes one line on stderr and exit status 1."""
+    """Run a click command; a UserError becomes one line on stderr and exit status 1.
+
+    A termination is an exception too, so that what is half written is removed.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main.main(standalone_mode=False)
     except UserError as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)
+        _print_error(error)
         sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted; the next run goes on where it can", file=sys.stderr)
+        if is_main_process():
+            print("interrupted; the next run goes on where it can", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _print_error(error: UserError) -> None:
+    process = ""
+    if not is_main_process():
+        # Rank 0 mostly meets the same error, says so, and the launcher ends this process.
+        time.sleep(3)
+        process = f" (process {os.environ['RANK']})"
+    print(f"error{process}:", *str(error).splitlines(), file=sys.stderr)
+
+
+class Advance:
+    """Counts what is done and how long it was waited for; called as advance(count, note).
+
+    Attributes:
+        done: Units done in this run.
+        waited: Seconds in which `waiting` waited; None where nothing was waited for.
+    """
+
+    def __init__(self, update: Callable[[int, str], None]):
+        self.done, self.waited, self.began = 0, None, time.monotonic()
+        self._update = update
+
+    def __call__(self, count: int = 1, note: str = "", resumed: bool = False) -> None:
+        """Count units; resumed ones, which an earlier run has done, do not count for the rate."""
+        self.done += 0 if resumed else count
+        self._update(count, note)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items on, and count the time that each is waited for."""
+        iterator = iter(items)
+        while True:
+            began = time.monotonic()
+            item = next(iterator, _END)
+            self.waited = (self.waited or 0.0) + time.monotonic() - began
+            if item is _END:
+                return
+            yield item
+
+    def rate(self, unit: str) -> str:
+        """The rate until now, and the share of the time that was spent in waiting."""
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        share = (
+            "" if self.waited is None else f", {100 * self.waited / seconds:.0f} % waiting for data"
+        )
+        return f"{self.done / seconds:.1f} {unit}/s{share}"
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
     """A progress bar with a rate, then one line that stays.
 
     Args:
@@ -48,8 +103,8 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         unit: Name of a unit, e.g. "images".
 
     Yields:
-        A function `advance(count=1, note="", resumed=False)`; resumed units are those that an
-        earlier run has done, which count for the bar and not for the rate.
+        A function `advance(count=1, note="", resumed=False)`, whose method `waiting(iterable)`
+        passes items on and counts the time that is spent in waiting for them.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -61,20 +116,17 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     console = Console(stderr=True)
     # Where it cannot draw a bar, rich would still print an empty line.
     console.quiet = not (console.is_interactive and is_main_process())
-    began, done = time.monotonic(), 0
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="", note="")
 
-        def advance(count: int = 1, note: str = "", resumed: bool = False) -> None:
-            nonlocal done
-            done += 0 if resumed else count
-            rate = done / max(time.monotonic() - began, 1e-9)
-            bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s", note=note)
+        def update(count: int, note: str) -> None:
+            bar.update(task, advance=count, rate=advance.rate(unit), note=note)
 
+        advance = Advance(update)
         yield advance
-    seconds = time.monotonic() - began
     if is_main_process():
-        print(f"{what}: {done} {unit} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} {unit}/s")
+        seconds = time.monotonic() - advance.began
+        print(f"{what}: {advance.done} {unit} in {seconds:.1f} s, {advance.rate(unit)}")
 
 
 def tracked(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

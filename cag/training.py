@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from cag.networks import NetworkOutput, SegmentationNetwork
 from cag.samples import Sample, TrainingSamples, batches, class_pixels
 from cag.seeds import mix
 from cag.sharing import Share, mean_over_processes, pieces, share_batch_norm, share_draws
+from cag.stage import Advance
 
 Batch = tuple[tuple[Tensor, Tensor], ...]
 READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
@@ -243,12 +242,6 @@ def polynomial_decay(step: int, iterations: int, power: float) -> float:
     return (1 - step / iterations) ** power
 
 
-def fingerprint(**identity: Any) -> str:
-    """A sha256 over JSON of whatever a training's outcome depends on."""
-    identity = {"checkpoint_format": CHECKPOINT_FORMAT, **identity}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """Resume state in one file, valid for one fingerprint of parameters and inputs."""
@@ -262,16 +255,20 @@ class Checkpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:  # whatever is wrong with it, the training can start afresh
             return None
-        return state if state.get("fingerprint") == self.fingerprint else None
+        known = isinstance(state, dict) and self._identity().items() <= state.items()
+        return state if known else None
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file by this state."""
         with atomic_file(self.path) as partial:
-            torch.save({**state, "fingerprint": self.fingerprint}, partial)
+            torch.save({**state, **self._identity()}, partial)
 
     def delete(self) -> None:
         """Remove the file: its training is complete."""
         self.path.unlink(missing_ok=True)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"format": CHECKPOINT_FORMAT, "fingerprint": self.fingerprint}
 
 
 def train(
@@ -281,7 +278,7 @@ def train(
     seed: int,
     fabric: Fabric,
     checkpoint: Checkpoint,
-    advance: Callable[..., None],
+    advance: Advance,
     max_batch_per_device: int | None = None,
     compiled: bool = False,
 ) -> pd.DataFrame:
@@ -298,7 +295,7 @@ def train(
         seed: Of dropout.
         fabric: Device, precision, processes.
         checkpoint: Where to resume from, and to save to now and then.
-        advance: Progress, called as advance(steps, note), first as advance(steps, resumed=True).
+        advance: Counts the steps, and how long they wait for their batches.
         max_batch_per_device: The most images of a domain in a forward pass; a process takes more
             one piece after the other and steps by the mean of their gradients, with means over
             pixels and batch-norm statistics that are each piece's. None: any number.
@@ -311,6 +308,7 @@ def train(
         UserError: The loss is not finite, or batch norm has a single value to normalise.
     """
     objective.to(fabric.device, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
     images = config.batch_size // fabric.world_size
     share = Share(fabric.global_rank * images, config.batch_size)
     parts = pieces(images, max_batch_per_device)
@@ -324,7 +322,8 @@ def train(
     _check_start(start, checkpoint, fabric)
     advance(start, resumed=True)
     saved, interval, pending = time.monotonic(), _save_interval(), []
-    for step, batch in enumerate(make_batches(range(start, config.iterations)), start):
+    batches = advance.waiting(make_batches(range(start, config.iterations)))
+    for step, batch in enumerate(batches, start):
         decay = polynomial_decay(step, config.iterations, config.power)
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from cag.anchors import AnchorMean, class_recall, nearest_other_anchor, reliable
@@ -24,18 +25,18 @@ IMAGES_AT_ONCE = 256
 def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean, Tensor]:
     """The mean of a store's sums over correctly predicted pixels, and the recall of each class."""
     mean = AnchorMean(config.average, config.min_pixels)
+    correct, labelled = torch.zeros(2, 1, num_classes, dtype=torch.int64)
     with open_store(store, SOURCE_KEYS) as file:
         count, found = file["correct_class_counts"].shape
         if found != num_classes:
             raise UserError(f"{store}: {found} classes, the data have {num_classes}; delete it")
         for start in range(0, count, IMAGES_AT_ONCE):
             rows = slice(start, start + IMAGES_AT_ONCE)
-            mean.update(
-                read_array(file, "correct_class_sums", rows),
-                read_array(file, "correct_class_counts", rows),
-            )
-        counts = (read_array(file, key) for key in ("correct_class_counts", "class_counts"))
-        return mean, class_recall(*counts)
+            counts = read_array(file, "correct_class_counts", rows)
+            mean.update(read_array(file, "correct_class_sums", rows), counts)
+            correct += counts.sum(dim=0)
+            labelled += read_array(file, "class_counts", rows).sum(dim=0)
+    return mean, class_recall(correct, labelled)
 
 
 def anchor_table(

@@ -5,20 +5,35 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from cag import metrics, plots
 from cag.config import load_params
 from cag.datasets import read_shared_label_space
 from cag.devices import make_fabric
-from cag.evaluation import labelled_predictions, write_scores
-from cag.files import atomic_folder, inside
-from cag.images import colorize, write_image, write_label
+from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
+from cag.files import inside
+from cag.images import colorize, read_label, write_image, write_label
 from cag.networks import load_model
 from cag.prepared import PreparedImages
-from cag.stage import run, tracked
+from cag.processes import Processes
+from cag.stage import progress, run
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, EVALUATION = "data/models/{}.safetensors", "data/evaluation/{}"
+
+
+def draw_panels(
+    images: PreparedImages, count: int, predictions: Path, palette: np.ndarray, path: Path
+) -> None:
+    """Show `count` of the images beside their prediction and truth."""
+    rows = []
+    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int):
+        image, label, name = images[index]
+        maps = (read_label(predictions / f"{name}.png"), label.numpy())
+        rows.append([image.permute(1, 2, 0).numpy(), *(colorize(m, palette) for m in maps)])
+    if rows:
+        write_image(path, plots.panel(rows, ["image", "prediction", "truth"]))
 
 
 @click.command(help=__doc__)
@@ -28,32 +43,34 @@ def main(model: str) -> None:
     params = load_params("precision", "evaluate")
     classes = read_shared_label_space(SOURCE, TARGET)
     network, _, _ = load_model(Path(MODEL.format(model)), classes)
-    fabric = make_fabric(params.precision)
-    if not fabric.is_global_zero:
-        return
-    network = fabric.to_device(network.to(memory_format=torch.channels_last))
     images = PreparedImages(TARGET, "val", with_labels=True)
-    count, palette = len(images), classes.palette_array
-    shown = set(np.linspace(0, count - 1, min(params.evaluate.panels, count)).round().astype(int))
-    confusion = torch.zeros(classes.num_classes, classes.num_classes, dtype=torch.int64)
-    rows = []
-    predictions = labelled_predictions(network, images, fabric)
-    with atomic_folder(Path(EVALUATION.format(model))) as folder:
-        for i, item in enumerate(tracked(predictions, f"evaluate {model}", count, "images")):
-            name, image, label, prediction = item
-            confusion += metrics.confusion_matrix(prediction, label, classes.num_classes)
-            path = inside(folder / "predictions", f"{name}.png")
+    fabric = make_fabric(params.precision)
+    torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms
+    processes = Processes(fabric)
+    network = fabric.to_device(network.to(memory_format=torch.channels_last))
+    palette = classes.palette_array
+    batches = images.batches(BATCH_SIZE)[processes.rank :: processes.count]
+    own = sum(len(batch) for batch in batches)
+    with processes.folder(Path(EVALUATION.format(model))) as folder:
+
+        def write(index: int, prediction: Tensor) -> None:
+            path = inside(folder / "predictions", f"{images.names[index]}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_label(path, prediction.numpy(), palette)
-            if i in shown:
-                maps = [colorize(m.numpy(), palette) for m in (prediction, label)]
-                rows.append([image.permute(1, 2, 0).numpy(), *maps])
-        write_scores(folder, confusion, classes, count)
-        figure = plots.confusion_figure(confusion.numpy(), classes.names)
-        plots.save_png(figure, folder / "confusion.png")
-        if rows:
-            write_image(folder / "panels.png", plots.panel(rows, ["image", "prediction", "truth"]))
-    print(f"evaluate@{model}: mIoU {100 * metrics.mean_iou(confusion):.1f} over {count} images")
+
+        with progress(f"evaluate {model}", own, "images") as advance:
+            confusion = predict_labelled(network, images, batches, fabric, advance, write)
+            confusion = processes.total(confusion)
+            advance(len(images) - own)
+        if processes.main:
+            write_scores(folder, confusion, classes, len(images))
+            figure = plots.confusion_figure(confusion.numpy(), classes.names)
+            plots.save_png(figure, folder / "confusion.png")
+            shown = params.evaluate.panels
+            draw_panels(images, shown, folder / "predictions", palette, folder / "panels.png")
+    if processes.main:
+        score = 100 * metrics.mean_iou(confusion)
+        print(f"evaluate@{model}: mIoU {score:.1f} over {len(images)} images")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import Subset
 
 from cag import metrics
 from cag.config import load_params
@@ -22,19 +21,18 @@ from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import prepare_split, read_label_space, read_shared_label_space, write_manifest
 from cag.devices import best_precision, make_fabric
 from cag.errors import UserError
-from cag.evaluation import labelled_predictions, write_scores
-from cag.files import atomic_folder, sha256
+from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
+from cag.files import atomic_folder, fingerprint, sha256
 from cag.labels import read_class_map
 from cag.layouts import list_split, splits
 from cag.networks import SegmentationNetwork, load_model
 from cag.prepared import PreparedImages
 from cag.samples import Sample, TrainingSamples, labelled_samples
 from cag.seeds import mix
-from cag.stage import progress, run, tracked
+from cag.stage import progress, run
 from cag.training import (
     Checkpoint,
     SupervisedObjective,
-    fingerprint,
     shared_batches,
     source_class_weights,
     train,
@@ -139,14 +137,10 @@ def train_fold(
 
 def score_fold(network: SegmentationNetwork, validation: np.ndarray, fabric: Fabric) -> Tensor:
     """Confusion matrix [K, K] on the given validation images."""
-    images = Subset(PreparedImages(TARGET, "val", with_labels=True), validation.tolist())
-    shape = (network.num_classes, network.num_classes)
-    confusion = torch.zeros(shape, dtype=torch.int64)
-    predictions = labelled_predictions(network, images, fabric)
-    for item in tracked(predictions, "evaluate", len(images), "images"):
-        _, _, label, prediction = item
-        confusion += metrics.confusion_matrix(prediction, label, network.num_classes)
-    return confusion
+    images = PreparedImages(TARGET, "val", with_labels=True)
+    batches = images.batches(BATCH_SIZE, validation.tolist())
+    with progress("evaluate", len(validation), "images") as advance:
+        return predict_labelled(network, images, batches, fabric, advance)
 
 
 @click.command(help=__doc__)

@@ -11,7 +11,13 @@ import click
 import pandas as pd
 
 from cag.config import ScenesSource, ScenesTarget, Source, Target, load_params
-from cag.datasets import EXCLUDED, prepare_split, without_mismatched, write_manifest
+from cag.datasets import (
+    EXCLUDED,
+    prepare_split,
+    require_one_size,
+    without_mismatched,
+    write_manifest,
+)
 from cag.files import atomic_folder, data_root, inside, write_csv
 from cag.labels import read_class_map
 from cag.layouts import list_split, splits
@@ -97,6 +103,8 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
             )
             for part, items in parts
         ]
+    if domain == "target":
+        require_one_size(tables[0])
     write_manifest(out, pd.concat(tables, ignore_index=True), class_map.label_space)
     return total
 

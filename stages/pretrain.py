@@ -9,7 +9,7 @@ from cag.datasets import fingerprint as data_fingerprint
 from cag.datasets import read_label_space
 from cag.devices import best_precision, make_fabric
 from cag.errors import UserError
-from cag.files import sha256, write_csv
+from cag.files import fingerprint, sha256, write_csv
 from cag.networks import build, save_model
 from cag.samples import TrainingSamples, labelled_samples
 from cag.seeds import mix
@@ -17,7 +17,6 @@ from cag.stage import progress, run
 from cag.training import (
     Checkpoint,
     SupervisedObjective,
-    fingerprint,
     shared_batches,
     source_class_weights,
     train,

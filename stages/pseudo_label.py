@@ -1,10 +1,10 @@
 """Label a round's target pixels by their nearest anchor and by the predicted probability."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 from cag.anchors import resize_labels
 from cag.config import PseudoLabel, load_params
 from cag.datasets import read_label_space, read_manifest
+from cag.devices import make_fabric
 from cag.errors import UserError
-from cag.features import TARGET_KEYS, open_store, read_anchors, read_array, read_names
-from cag.files import atomic_folder, inside, write_csv
+from cag.features import TargetStore, read_anchors, read_target_rows, read_target_store
+from cag.files import inside, write_csv
 from cag.images import write_label
 from cag.labels import IGNORE, LabelSpace
+from cag.processes import Processes
 from cag.pseudo_labels import (
     MarginHistogram,
     active,
@@ -26,40 +28,68 @@ from cag.pseudo_labels import (
     confident,
     relative_margins,
 )
-from cag.stage import run, tracked
+from cag.stage import Advance, progress, run
+from cag.streams import ahead, in_order, threads, to_cpu
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
 RULES = ("anchor", "probability")
+Row = tuple[Tensor, Tensor, Tensor]  # of an image: features, prediction, probability
+Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]
 
 
-def class_thresholds(file: h5py.File, anchors: Tensor, keep: float | None) -> Tensor | None:
+@contextmanager
+def shared_progress(
+    store: TargetStore, what: str, processes: Processes
+) -> Iterator[tuple[Advance, Iterator[tuple[str, Row]]]]:
+    """A progress bar, and this process's part of the store's images, which are read ahead."""
+    parts = store.shards[processes.rank :: processes.count]
+    own = sum(len(rows) for _, rows in parts)
+
+    def images() -> Iterator[tuple[str, Row]]:
+        for path, rows in parts:
+            yield from zip(
+                (store.names[i] for i in rows), read_target_rows(path, len(rows)), strict=True
+            )
+
+    with progress(what, own, "images") as advance:
+        with closing(ahead(images(), depth=4)) as read:
+            yield advance, advance.waiting(read)
+        processes.wait()
+        advance(len(store.names) - own)
+
+
+def class_thresholds(
+    store: TargetStore, anchors: Tensor, keep: float | None, processes: Processes
+) -> Tensor | None:
     """The relative margin that the share `keep` of each class reaches, [K]; a first pass."""
     if keep is None:
         return None
-    histogram = MarginHistogram(len(anchors))
-    count = len(file["names"])
-    for i in tracked(range(count), "quantiles", count, "images"):
-        features = read_array(file, "features", slice(i, i + 1))
-        nearest, first, second = anchor_distances(features, anchors)
-        histogram.update(nearest, relative_margins(first, second))
+    histogram = MarginHistogram(len(anchors), device=anchors.device)
+    with shared_progress(store, "quantiles", processes) as (advance, images):
+        for _, (features, _, _) in images:
+            nearest, first, second = anchor_distances(features.to(anchors.device), anchors)
+            histogram.update(nearest, relative_margins(first, second))
+            advance()
+    histogram.counts = processes.total(histogram.counts).to(anchors.device)
     return histogram.thresholds(keep)
 
 
 def label_images(
-    file: h5py.File, anchors: Tensor, config: PseudoLabel
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each image in turn: nearest anchor, anchor label, probability label, uint8 [1, h, w]."""
-    thresholds = class_thresholds(file, anchors, config.quantile)
-    for i in range(len(file["names"])):
-        rows = slice(i, i + 1)
-        distances = anchor_distances(read_array(file, "features", rows), anchors)
+    images: Iterator[tuple[str, Row]],
+    anchors: Tensor,
+    thresholds: Tensor | None,
+    config: PseudoLabel,
+) -> Iterator[Labelled]:
+    """Of each image its name, nearest anchor, anchor label, probability label, uint8 [1, h, w]."""
+    for name, row in images:
+        features, prediction, probability = (part.to(anchors.device) for part in row)
+        distances = anchor_distances(features, anchors)
         labels = active(*distances, config.margin, config.relative_margin, thresholds)
-        prediction = read_array(file, "prediction", rows)
         if config.agreement:
             labels = agreeing(labels, prediction)
-        probability = read_array(file, "probability", rows)
-        yield distances[0], labels, confident(prediction, probability, config.probability)
+        by_probability = confident(prediction, probability, config.probability)
+        yield name, to_cpu(distances[0], labels, by_probability)
 
 
 def count_classes(labels: Tensor, num_classes: int) -> np.ndarray:
@@ -68,28 +98,39 @@ def count_classes(labels: Tensor, num_classes: int) -> np.ndarray:
 
 
 def write_labels(
-    file: h5py.File, anchors: Tensor, config: PseudoLabel, classes: LabelSpace, folder: Path
+    store: TargetStore,
+    anchors: Tensor,
+    config: PseudoLabel,
+    classes: LabelSpace,
+    processes: Processes,
+    folder: Path,
 ) -> pd.DataFrame:
-    """Write the label maps of both rules; return the coverage table."""
-    names = read_names(file)
-    manifest = read_manifest(TARGET).query("split == 'train'").set_index("name")
+    """Write the label maps of both rules; return the coverage table of all processes' images."""
+    rows = read_manifest(TARGET).query("split == 'train'")
+    sizes = dict(zip(rows["name"], zip(rows["height"], rows["width"], strict=True), strict=True))
     counts = np.zeros((4, classes.num_classes), np.int64)
-    labelled = label_images(file, anchors, config)
-    for name, maps in zip(
-        names, tracked(labelled, "pseudo-labels", len(names), "images"), strict=True
-    ):
-        nearest, by_anchor, by_probability = maps
-        agree = by_anchor.where(
-            by_anchor == by_probability, torch.tensor(IGNORE, dtype=torch.uint8)
-        )
-        counts += [count_classes(m, classes.num_classes) for m in (*maps, agree)]
-        size = tuple(manifest.loc[name, ["height", "width"]].astype(int))
+
+    def write(labelled: Labelled) -> list[np.ndarray]:
+        name, arrived = labelled
+        nearest, by_anchor, by_probability = arrived()
         for rule, labels in zip(RULES, (by_anchor, by_probability), strict=True):
             path = inside(folder / rule, f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
-            full = resize_labels(labels, size, align_corners=True)[0].numpy()
+            full = resize_labels(labels, sizes[name], align_corners=True)[0].numpy()
             write_label(path, full, classes.palette_array)
-    columns = dict(zip(("nearest", "anchor", "probability", "agree"), counts, strict=True))
+        agree = by_anchor.masked_fill(by_anchor != by_probability, IGNORE)
+        maps = (nearest, by_anchor, by_probability, agree)
+        return [count_classes(labels, classes.num_classes) for labels in maps]
+
+    thresholds = class_thresholds(store, anchors, config.quantile, processes)
+    with shared_progress(store, "pseudo-labels", processes) as (advance, images):
+        labelled = label_images(images, anchors, thresholds, config)
+        with closing(in_order(write, labelled, threads())) as written:
+            for image_counts in written:
+                counts += image_counts
+                advance()
+    total = processes.total(torch.from_numpy(counts)).numpy()
+    columns = dict(zip(("nearest", *RULES, "agree"), total, strict=True))
     return pd.DataFrame({"class": classes.names, **columns})
 
 
@@ -100,17 +141,19 @@ def main(round_name: str) -> None:
     config = load_params("pseudo_label").pseudo_label
     folder = Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
-    with open_store(Path(STORE.format(round_name)), TARGET_KEYS) as file:
-        width = file["features"].shape[1]
-        anchors = read_anchors(folder / "anchors.npy", classes.num_classes, width)
-        with atomic_folder(folder / "pseudo_labels") as partial:
-            coverage = write_labels(file, anchors, config, classes, partial)
-            if coverage["anchor"].sum() == 0:
-                raise UserError("pseudo_label: no pixel is active; lower its thresholds")
-    write_csv(folder / "coverage.csv", coverage)
-    total = coverage["nearest"].sum()
-    shares = ", ".join(f"{rule} {coverage[rule].sum() / total:.1%}" for rule in RULES)
-    print(f"pseudo_label@{round_name}: labelled by {shares} of the pixels")
+    store = read_target_store(Path(STORE.format(round_name)))
+    anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
+    fabric = make_fabric("32-true")
+    processes, anchors = Processes(fabric), anchors.to(fabric.device)
+    with processes.folder(folder / "pseudo_labels") as partial:
+        coverage = write_labels(store, anchors, config, classes, processes, partial)
+        if coverage["anchor"].sum() == 0:
+            raise UserError("pseudo_label: no pixel is active; lower its thresholds")
+    if processes.main:
+        write_csv(folder / "coverage.csv", coverage)
+        total = coverage["nearest"].sum()
+        shares = ", ".join(f"{rule} {coverage[rule].sum() / total:.1%}" for rule in RULES)
+        print(f"pseudo_label@{round_name}: labelled by {shares} of the pixels")
 
 
 if __name__ == "__main__":

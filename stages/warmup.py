@@ -12,7 +12,7 @@ import pandas as pd
 
 from cag.config import load_params
 from cag.errors import UserError
-from cag.files import atomic_file, model_weights_file, sha256, write_csv
+from cag.files import atomic_file, fingerprint, model_weights_file, sha256, write_csv
 from cag.stage import is_main_process, progress, run
 
 SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "warmup")
@@ -68,7 +68,6 @@ def align(params: SimpleNamespace) -> None:
     from cag.seeds import mix
     from cag.training import (
         Checkpoint,
-        fingerprint,
         shared_batches,
         source_class_weights,
         train,

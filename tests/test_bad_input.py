@@ -304,6 +304,17 @@ def test_a_damaged_feature_store(project, fails, command, domain, kept):
     fails(command, path, "damaged HDF5 file")
 
 
+@pytest.mark.parametrize("quantile", [0.5, None])
+def test_a_damaged_or_missing_shard(project, fails, quantile):
+    change("pseudo_label.quantile", quantile)
+    change("pseudo_label.margin", 0)
+    path = Path("data/features/round1/target/00000.h5")
+    cut(path)
+    fails("pseudo_label round1", str(path), "damaged HDF5 file")
+    path.unlink()
+    fails("pseudo_label round1", f"{path}: no such feature store")
+
+
 def test_a_missing_feature_store(project, fails):
     shutil.rmtree("data/features/round1")
     fails("anchors round1 round1", "data/features/round1/source.h5: no such feature store")
@@ -397,13 +408,78 @@ def test_missing_artifacts(project, fails):
     fails("pretrain", "data/prepared/source/classes.json: no such file")
 
 
-def test_images_of_several_sizes_cannot_share_a_feature_store(project, fails):
+def test_target_images_of_several_sizes(project, fails):
+    """Said before any training, not by the feature store that cannot hold them."""
     write_image(Path(RAW, "images/3.png"), np.zeros((64, 64, 3), np.uint8))
     labels = np.ones((64, 64), np.uint8)
     write_label(Path(RAW, "labels/3.png"), labels, np.zeros((4, 3), np.uint8))
     change("target.size", None)
+    fails("prepare target", "0 is 64 x 32 pixels, 3 is 64 x 64", "target.size")
+    change("source.size", None)
+    stage("prepare", "source")
+    stage("extract", "round1", "warmup")
+
+
+def test_an_image_that_is_not_as_prepared(project, fails):
+    path = "data/prepared/target/images/train/2.png"
+    write_image(Path(path), np.zeros((64, 64, 3), np.uint8))
+    fails("extract round1 warmup", path, "(64, 64)", "(32, 64)", "prepare")
+
+
+# Resuming
+
+
+def extract(folder, monkeypatch):
+    """Run `extract` in a folder; the files below its data/."""
+    monkeypatch.chdir(folder)
+    stage("extract", "round1", "warmup")
+    return {path.relative_to(folder): content for path, content in contents(folder).items()}
+
+
+def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypatch):
+    """Shards that are whole are not made again; damaged ones and other parameters' are."""
+    for kind in ("images", "labels"):  # six images: shards of four and two
+        for i in (4, 5):
+            shutil.copyfile(f"{RAW}/{kind}/{i - 4}.png", f"{RAW}/{kind}/{i}.png")
+    stage("prepare", "source")
     stage("prepare", "target")
-    fails("extract round1 warmup", "data/prepared/target: 3 differs in size from 0", "target.size")
+    change("extract.batch_size", 1)
+    whole, other = (shutil.copytree(project, project.with_name(name)) for name in "ab")
+    bad = Path("data/prepared/target/images/train/5.png")
+    image = bad.read_bytes()
+    cut(bad)
+    fails("extract round1 warmup", str(bad), "not a readable image")
+    shards = sorted(Path(".scratch/extract-round1").rglob("*.h5"))
+    assert [f"{path.parent.name}/{path.name}" for path in shards] == [
+        *("source/00000.h5", "source/00001.h5", "target/00000.h5")
+    ]
+
+    bad.write_bytes(image)
+    cut(shards[1])
+    shutil.copytree(".scratch", other / ".scratch")
+    capsys.readouterr()
+    resumed = extract(project, monkeypatch)
+    printed = capsys.readouterr().out
+    assert "extract source: 2 images" in printed and "extract target: 2 images" in printed
+    assert resumed == extract(whole, monkeypatch)
+    assert not list((project / ".scratch").iterdir())
+
+    monkeypatch.chdir(other)
+    change("extract.samples_per_class", 3)
+    capsys.readouterr()
+    extract(other, monkeypatch)
+    printed = capsys.readouterr().out
+    assert "extract source: 6 images" in printed and "extract target: 6 images" in printed
+
+
+def test_another_runs_shards_do_not_stay(project, fails):
+    """They may be large: a run with other parameters deletes them before it begins."""
+    old = Path(".scratch/extract-round1/of other parameters/target/00000.h5")
+    old.parent.mkdir(parents=True)
+    old.touch()
+    cut("data/prepared/source/images/train/0.png")
+    fails("extract round1 warmup", "source/images/train/0.png")
+    assert not old.parent.parent.exists() and old.parent.parent.parent.exists()
 
 
 # As a user runs them

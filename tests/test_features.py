@@ -1,7 +1,7 @@
 """Feature stores: exact sums, a balanced sample in bounded memory, files whole or not there."""
 
 import shutil
-from collections import namedtuple
+import time
 
 import h5py
 import numpy as np
@@ -12,17 +12,26 @@ from cag.errors import UserError
 from cag.features import (
     SOURCE_KEYS,
     TARGET_KEYS,
-    BalancedSample,
-    SourceWriter,
-    TargetWriter,
+    TARGET_ROWS,
     create_store,
+    cut_shards,
+    is_whole,
+    join_source,
+    link_target,
+    merge_samples,
     open_store,
+    pixel_draws,
     read_anchors,
     read_array,
     read_names,
+    read_target_rows,
+    read_target_store,
+    sample_pixels,
     source_bytes,
     source_statistics,
     target_bytes,
+    write_source_shard,
+    write_target_shard,
 )
 from cag.labels import IGNORE
 
@@ -71,64 +80,78 @@ def numbered(labels, start=0):
     )
 
 
+def sampled(features, labels, per_class, seed=0, first=0):
+    """The sample of images that are the data set's from `first` on."""
+    images = range(first, first + len(labels))
+    draws = pixel_draws(seed, images, tuple(labels.shape[1:]))
+    return sample_pixels(features, labels, draws, per_class)
+
+
 def test_a_sample_has_as_many_of_each_class_where_there_are_as_many():
     labels = torch.zeros(1, 20, 20, dtype=torch.uint8)
     labels[0, 0, :3] = 1
     labels[0, 1] = 2
     labels[0, 2] = IGNORE
-    sample = BalancedSample(per_class=10, width=1, seed=0)
-    for start in (0, 400):
-        sample.update(numbered(labels, start), labels)
+    parts = [sampled(numbered(labels, 400 * i), labels, 10, first=i) for i in range(2)]
+    sample = merge_samples(parts, 10)
     counts = torch.bincount(sample.labels.long(), minlength=4).tolist()
     assert counts == [10, 6, 10, 0]
-    assert len(sample.features) == len(sample.labels) == 26
+    assert len(sample.features) == len(sample.labels) == len(sample.draws) == 26
     assert sample.features.dtype == torch.float16 and sample.labels.dtype == torch.uint8
 
 
 def test_a_sampled_feature_is_one_of_its_class_and_taken_once():
     features, _, labels = batch(count=8)
-    sample = BalancedSample(per_class=12, width=D, seed=0)
-    for i in range(8):
-        sample.update(features[i : i + 1], labels[i : i + 1])
+    parts = [sampled(features[i : i + 1], labels[i : i + 1], 12, first=i) for i in range(8)]
+    sample = merge_samples(parts, 12)
     pixels = features.half().permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, D)
     same = (sample.features[:, None] == pixels[None]).all(-1)  # (M, B h w)
     assert (same.sum(1) == 1).all() and (same.sum(0) <= 1).all()
     assert torch.equal(labels.flatten()[same.int().argmax(1)], sample.labels)
 
 
-def test_memory_does_not_grow_with_the_images():
-    sample = BalancedSample(per_class=5, width=D, seed=0)
-    for seed in range(30):
-        features, _, labels = batch(seed)
-        sample.update(features, labels)
-        held = (sample.features, sample.labels, sample.draws)
-        assert {len(value) for value in held} == {5 * K}
-        assert sample.features.untyped_storage().nbytes() == 5 * K * D * 2
+def test_a_sample_has_the_lowest_draws():
+    features, _, labels = batch(count=8)
+    draws = pixel_draws(0, range(8), (H, W))
+    sample = sample_pixels(features, labels, draws, 5)
+    for label in range(K):
+        lowest = draws[labels == label].sort().values[:5]
+        assert torch.equal(sample.draws[sample.labels == label], lowest)
 
 
-def test_the_sample_is_the_seeds_alone():
-    def draw(seed):
-        sample = BalancedSample(per_class=3, width=D, seed=seed)
-        for i in range(4):
-            features, _, labels = batch(i)
-            sample.update(features, labels)
-        return sample.features, sample.labels
+@pytest.mark.parametrize("draws", ["random", "equal"])
+@pytest.mark.parametrize("cuts", [[], [1], [3, 4], [1, 2, 3, 4, 5, 6, 7]])
+def test_a_merged_sample_is_that_of_the_whole(cuts, draws):
+    """However the images are cut into parts, and with draws that are equal too."""
+    features, _, labels = batch(count=8)
+    drawn = pixel_draws(7, range(8), (H, W)) if draws == "random" else torch.zeros(8, H, W)
+    whole = sample_pixels(features, labels, drawn, 6)
+    ranges = zip([0, *cuts], [*cuts, 8], strict=True)
+    parts = [
+        sample_pixels(features[first:end], labels[first:end], drawn[first:end], 6)
+        for first, end in ranges
+    ]
+    one_by_one = parts[0]
+    for part in parts[1:]:
+        one_by_one = merge_samples((one_by_one, part), 6)
+    for merged in (merge_samples(parts, 6), one_by_one):
+        assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
+    assert len(whole.labels) == 6 * K
 
-    torch.manual_seed(1)
-    first = draw(0)
-    torch.manual_seed(2)
-    assert all(torch.equal(a, b) for a, b in zip(first, draw(0), strict=True))
-    assert not torch.equal(first[0], draw(1)[0])
+
+def test_draws_are_an_images_own():
+    together = pixel_draws(3, range(5), (H, W))
+    assert torch.equal(together[2:4], pixel_draws(3, [2, 3], (H, W)))
+    assert len(together.unique()) > 0.99 * together.numel()
+    assert not torch.equal(together, pixel_draws(4, range(5), (H, W)))
+    assert together.dtype == torch.float32 and together.min() >= 0 and together.max() < 1
 
 
 def test_early_and_late_pixels_are_sampled_alike():
-    labels = torch.zeros(1, 5, 10, dtype=torch.uint8)
+    labels = torch.zeros(4, 5, 10, dtype=torch.uint8)
     taken = torch.zeros(200)
     for seed in range(150):
-        sample = BalancedSample(per_class=20, width=1, seed=seed)
-        for image in range(4):
-            sample.update(numbered(labels, 50 * image), labels)
-        taken[sample.features[:, 0].long()] += 1
+        taken[sampled(numbered(labels), labels, 20, seed).features[:, 0].long()] += 1
     quarters = taken.view(4, 50).sum(1) / taken.sum()
     assert torch.allclose(quarters, torch.tensor(0.25), atol=0.03)  # 3.8 standard deviations
     assert taken.max() < 40  # 15 expected
@@ -136,48 +159,71 @@ def test_early_and_late_pixels_are_sampled_alike():
 
 def test_a_sample_of_nothing_is_empty():
     features, _, labels = batch()
-    sample = BalancedSample(per_class=0, width=D, seed=0)
-    sample.update(features, labels)
-    assert sample.features.shape == (0, D)
-    sample = BalancedSample(per_class=5, width=D, seed=0)
-    sample.update(features, torch.full_like(labels, IGNORE))
+    assert sampled(features, labels, 0).features.shape == (0, D)
+    sample = sampled(features, torch.full_like(labels, IGNORE), 5)
     assert sample.features.shape == (0, D) and sample.labels.shape == (0,)
 
 
 # Stores
 
 
-def write_source(path, names=NAMES, size=2):
-    """A source store of as many random images, in batches of `size`; its statistics and sample."""
+def write_source(folder, names=NAMES, size=1, per_class=4):
+    """A source store of as many random images, in batches of `size`; statistics and sample."""
     features, logits, labels = batch(count=len(names))
+    draws = pixel_draws(0, range(len(names)), (H, W))
+    paths = []
+    for shard in shards_of(len(names), size):
+        paths.append(folder / "parts" / shard.name)
+        outputs = (
+            (
+                *source_statistics(features[rows], logits[rows], labels[rows]),
+                *sample_pixels(features[rows], labels[rows], draws[rows], per_class),
+            )
+            for rows in map(list, shard.batches)
+        )
+        write_source_shard(paths[-1], shard.count, outputs, per_class)
+    join_source(folder / "source.h5", names, paths, per_class)
+    shutil.rmtree(folder / "parts")
     statistics = source_statistics(features, logits, labels)
-    sample = BalancedSample(4, D, seed=0)
-    with create_store(path, 0) as file:
-        writer = SourceWriter(file, names, K, D)
-        for start in range(0, len(names), size):
-            rows = slice(start, start + size)
-            writer.write(source_statistics(features[rows], logits[rows], labels[rows]))
-            sample.update(features[rows], labels[rows])
-        writer.write_sample(sample)
-    return statistics, sample
+    return statistics, sample_pixels(features, labels, draws, per_class)
 
 
-def write_target(path, names=NAMES, size=2):
+def write_target(folder, names=NAMES, size=1):
     """A target store of as many random images, in batches of `size`; its features and logits."""
     features, logits, _ = batch(count=len(names))
-    with create_store(path, 0) as file:
-        writer = TargetWriter(file, names, (D, H, W))
-        for start in range(0, len(names), size):
-            writer.write(features[start : start + size], logits[start : start + size])
+    probability, prediction = logits.softmax(1).max(1)
+    rows = (features.half(), prediction.byte(), probability)
+    paths = []
+    for shard in shards_of(len(names), size):
+        paths.append(folder / "target" / shard.name)
+        outputs = (tuple(part[list(indices)] for part in rows) for indices in shard.batches)
+        write_target_shard(paths[-1], shard.count, outputs)
+    link_target(folder / "target.h5", names, paths)
     return features, logits
 
 
-def test_a_source_store_gives_back_what_was_written(tmp_path):
-    path = tmp_path / "source.h5"
-    statistics, sample = write_source(path)
-    with open_store(path, SOURCE_KEYS) as file:
+def shards_of(count, size):
+    """The shards of `count` images in batches of `size`."""
+    return cut_shards([list(range(count))[i : i + size] for i in range(0, count, size)])
+
+
+MANY = [f"image {i}" for i in range(11)]
+
+
+def test_shards_hold_consecutive_batches():
+    shards = shards_of(11, 1)
+    assert [shard.name for shard in shards] == ["00000.h5", "00001.h5", "00002.h5"]
+    assert [shard.count for shard in shards] == [4, 4, 3]
+    assert [i for shard in shards for batch in shard.batches for i in batch] == list(range(11))
+    assert [len(batch) for batch in shards_of(11, 2)[1].batches] == [2, 1]
+
+
+@pytest.mark.parametrize(("names", "size"), [(NAMES, 2), (MANY, 1)])
+def test_a_source_store_gives_back_what_was_written(tmp_path, names, size):
+    statistics, sample = write_source(tmp_path, names, size)
+    with open_store(tmp_path / "source.h5", SOURCE_KEYS) as file:
         assert set(file) == set(SOURCE_KEYS)
-        assert read_names(file) == NAMES
+        assert read_names(file) == names
         for key, value in statistics._asdict().items():
             assert torch.equal(read_array(file, key), value)
             assert torch.equal(read_array(file, key, slice(1, 3)), value[1:3])
@@ -187,12 +233,12 @@ def test_a_source_store_gives_back_what_was_written(tmp_path):
         assert file["sample_features"].dtype == np.float16
 
 
-def test_a_target_store_gives_back_what_was_written(tmp_path):
-    path = tmp_path / "target.h5"
-    features, logits = write_target(path)
-    with open_store(path, TARGET_KEYS) as file:
+@pytest.mark.parametrize(("names", "size"), [(NAMES, 2), (MANY, 1)])
+def test_a_target_store_gives_back_what_was_written(tmp_path, names, size):
+    features, logits = write_target(tmp_path, names, size)
+    with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
         assert set(file) == set(TARGET_KEYS)
-        assert read_names(file) == NAMES
+        assert read_names(file) == names
         assert torch.equal(read_array(file, "features"), features.half())
         assert torch.equal(read_array(file, "prediction"), logits.argmax(1).byte())
         exponentials = np.exp(logits.double().numpy())
@@ -200,70 +246,119 @@ def test_a_target_store_gives_back_what_was_written(tmp_path):
         np.testing.assert_allclose(read_array(file, "probability"), expected, rtol=1e-5)
         kinds = {key: file[key].dtype.str[1:] for key in TARGET_KEYS[1:]}
         assert kinds == {"features": "f2", "prediction": "u1", "probability": "f4"}
+    with open_store(tmp_path / "target/00000.h5", TARGET_ROWS) as file:
         assert file["features"].chunks == (1, D, H, W)
         assert file["prediction"].chunks == file["probability"].chunks == (1, H, W)
 
 
+def test_a_target_store_is_read_shard_by_shard(tmp_path):
+    features, _ = write_target(tmp_path, MANY)
+    store = read_target_store(tmp_path / "target.h5")
+    assert (store.names, store.width) == (MANY, D)
+    assert [(path.name, rows) for path, rows in store.shards] == [
+        ("00000.h5", range(4)),
+        ("00001.h5", range(4, 8)),
+        ("00002.h5", range(8, 11)),
+    ]
+    read = [row for path, rows in store.shards for row in read_target_rows(path, len(rows))]
+    assert torch.equal(torch.cat([row[0] for row in read]), features.half())
+    with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
+        for i, key in enumerate(TARGET_ROWS):
+            assert torch.equal(torch.cat([row[i] for row in read]), read_array(file, key))
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree, "link"])
+def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatch, move):
+    """The shards are those beside the store, wherever the reader and other stores are."""
+    features, _ = write_target(tmp_path / "old", MANY)
+    elsewhere = tmp_path / "elsewhere"
+    write_target(elsewhere, [*MANY, "more"])
+    monkeypatch.chdir(elsewhere)  # its shards have the same relative names
+    new = tmp_path / "a folder" / "new"
+    if move == "link":  # as DVC links its outputs to its cache
+        for path in (tmp_path / "old").rglob("*.h5"):
+            linked = new / path.relative_to(tmp_path / "old")
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            linked.hardlink_to(path)
+    else:
+        new.parent.mkdir()
+        move(tmp_path / "old", new)
+    shutil.rmtree(tmp_path / "old", ignore_errors=True)
+    with open_store(new / "target.h5", TARGET_KEYS) as file:
+        assert torch.equal(read_array(file, "features"), features.half())
+    assert all(path.is_relative_to(new) for path, _ in read_target_store(new / "target.h5").shards)
+
+
 def test_stores_have_the_same_bytes_each_time(tmp_path):
     for write in (write_source, write_target):
-        write(tmp_path / "first.h5")
-        write(tmp_path / "second.h5")
-        assert (tmp_path / "first.h5").read_bytes() == (tmp_path / "second.h5").read_bytes()
+        write(tmp_path / "first", MANY)
+    time.sleep(1.1)  # HDF5 can date its objects, in seconds
+    for write in (write_source, write_target):
+        write(tmp_path / "second", MANY)
+    for name in ("source.h5", "target.h5", *(f"target/0000{i}.h5" for i in range(3))):
+        first, second = (tmp_path / folder / name for folder in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_store_takes_about_as_much_as_estimated(tmp_path):
-    names = [str(i) for i in range(40)]
     count, width, height, breadth, per_class = 40, 16, 32, 64, 300
-    with create_store(tmp_path / "target.h5", 0) as file:
-        writer = TargetWriter(file, names, (width, height, breadth))
-        writer.write(torch.zeros(count, width, height, breadth), torch.zeros(count, 2, 32, 64))
+    maps = torch.zeros(count, height, breadth)
+    features = torch.zeros(count, width, height, breadth).half()
+    write_target_shard(tmp_path / "target.h5", count, [(features, maps.byte(), maps)])
     estimate = target_bytes(count, width, height, breadth)
     assert 0.9 < (tmp_path / "target.h5").stat().st_size / estimate < 1.1
     classes, width = 20, 64
-    sample = BalancedSample(per_class, width, seed=0)
     labels = torch.arange(classes, dtype=torch.uint8).repeat(per_class, 1)[None]
-    sample.update(torch.zeros(1, width, per_class, classes), labels)
-    with create_store(tmp_path / "source.h5", 0) as file:
-        writer = SourceWriter(file, names, classes, width)
-        one_hot = torch.zeros(count, classes, 1, 1)
-        writer.write(
-            source_statistics(torch.ones(count, width, 1, 1), one_hot, labels[0, :40, :1, None])
-        )
-        writer.write_sample(sample)
+    sample = sampled(torch.zeros(1, width, per_class, classes), labels, per_class)
+    one_hot = torch.zeros(count, classes, 1, 1)
+    statistics = source_statistics(
+        torch.ones(count, width, 1, 1), one_hot, labels[0, :40, :1, None]
+    )
+    write_source_shard(tmp_path / "part.h5", count, [(*statistics, *sample)], per_class)
+    names = [str(i) for i in range(count)]
+    join_source(tmp_path / "source.h5", names, [tmp_path / "part.h5"], per_class)
     estimate = source_bytes(count, classes, width, per_class)
-    assert 0.9 < (tmp_path / "source.h5").stat().st_size / estimate < 1.1
+    for path in ("part.h5", "source.h5"):
+        assert 0.9 < (tmp_path / path).stat().st_size / estimate < 1.15
 
 
-def test_a_store_is_not_there_before_it_is_complete(tmp_path):
-    path = tmp_path / "features" / "target.h5"
-    with pytest.raises(KeyboardInterrupt), create_store(path, 0) as file:
-        TargetWriter(file, NAMES, (D, H, W)).write(*batch()[:2])
+def test_a_shard_is_not_there_before_it_is_complete(tmp_path):
+    path = tmp_path / "target" / "00000.h5"
+    rows = (torch.zeros(1, D, H, W).half(), torch.zeros(1, H, W).byte(), torch.zeros(1, H, W))
+
+    def outputs():
+        yield rows
         assert not path.exists()
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_target_shard(path, 2, outputs())
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_failed_store_leaves_the_old_one(tmp_path):
     path = tmp_path / "target.h5"
-    write_target(path)
+    with create_store(path) as file:
+        file["names"] = [1]
     before = path.read_bytes()
-    with pytest.raises(ValueError), create_store(path, 0):
+    with pytest.raises(ValueError), create_store(path):
         raise ValueError
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_too_little_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2000, 1001, 999))
-    path = tmp_path / "features" / "source.h5"
-    with pytest.raises(UserError, match="the features of source.h5 needs about") as caught:
-        create_store(path, 1000).__enter__()
-    assert str(path.parent) in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-    with create_store(path, 999):
-        pass
-    assert path.is_file()
+@pytest.mark.parametrize("kept", [None, 0, 100, 3000, -1])
+def test_a_shard_is_whole_or_made_again(tmp_path, kept):
+    write_target(tmp_path)
+    path = tmp_path / "target" / "00000.h5"
+    assert is_whole(path, len(NAMES), TARGET_ROWS)
+    assert not is_whole(path, len(NAMES) + 1, TARGET_ROWS)
+    assert not is_whole(path, len(NAMES), SOURCE_KEYS)
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:kept])
+    assert not is_whole(path, len(NAMES), TARGET_ROWS)
 
 
 def error(path, keys=TARGET_KEYS, read=()):
@@ -282,11 +377,39 @@ def test_a_missing_store_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 100, 3000, -1])
-def test_a_truncated_store_is_named(tmp_path, kept):
-    path = tmp_path / "target.h5"
-    write_target(path)
+@pytest.mark.parametrize("name", ["target.h5", "target/00000.h5"])
+def test_a_truncated_store_is_named(tmp_path, kept, name):
+    write_target(tmp_path, [f"{i:0500d}" for i in range(9)])
+    path = tmp_path / name
     path.write_bytes(path.read_bytes()[:kept])
-    assert "damaged HDF5 file" in error(path, read=TARGET_KEYS[1:])
+    with pytest.raises(UserError, match="damaged HDF5 file") as caught:
+        for shard, rows in read_target_store(tmp_path / "target.h5").shards:
+            list(read_target_rows(shard, len(rows)))
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_is_named_and_not_read_as_zeros(tmp_path):
+    write_target(tmp_path, MANY)
+    (path, rows), *_ = read_target_store(tmp_path / "target.h5").shards
+    path.unlink()
+    with pytest.raises(UserError, match=r"target/00000\.h5: no such feature store"):
+        list(read_target_rows(path, len(rows)))
+
+
+def test_a_shard_with_too_few_rows_is_named(tmp_path):
+    write_target(tmp_path, MANY)
+    with pytest.raises(UserError, match=r"00002\.h5: fewer than 4 rows"):
+        list(read_target_rows(tmp_path / "target/00002.h5", 4))
+
+
+def test_a_target_store_without_shards_is_damage(tmp_path):
+    path = tmp_path / "target.h5"
+    with create_store(path) as file:
+        file["names"] = ["a"]
+        for key in TARGET_ROWS:
+            file[key] = np.zeros((1, 2, 3, 4))
+    with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
+        read_target_store(path)
 
 
 def test_another_kind_of_file_is_named(tmp_path):
@@ -296,7 +419,7 @@ def test_another_kind_of_file_is_named(tmp_path):
 
 def test_a_store_without_a_data_set_is_named(tmp_path):
     path = tmp_path / "target.h5"
-    write_target(path)
+    write_target(tmp_path)
     with h5py.File(path, "a") as file:
         del file["prediction"], file["probability"]
     assert "lacks prediction, probability" in error(path)
@@ -305,7 +428,7 @@ def test_a_store_without_a_data_set_is_named(tmp_path):
 
 def test_a_group_in_place_of_a_data_set_is_damage(tmp_path):
     path = tmp_path / "target.h5"
-    write_target(path)
+    write_target(tmp_path)
     with h5py.File(path, "a") as file:
         del file["features"]
         file.create_group("features")
@@ -326,7 +449,7 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
 
 def test_an_error_of_the_reader_is_not_blamed_on_the_store(tmp_path):
     path = tmp_path / "target.h5"
-    write_target(path)
+    write_target(tmp_path)
     with pytest.raises(OSError, match="disk is full"), open_store(path, TARGET_KEYS):
         raise OSError("disk is full")
 

@@ -15,6 +15,7 @@ from cag.files import (
     atomic_folder,
     data_root,
     encoder_weights_file,
+    fingerprint,
     inside,
     is_local,
     model_weights_file,
@@ -162,3 +163,9 @@ def test_json_keeps_the_order_and_has_no_nan(tmp_path):
 def test_csv_has_a_header_no_index_and_plain_line_ends(tmp_path):
     write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1, 2], "y": ["a,b", ""]}))
     assert (tmp_path / "a.csv").read_bytes() == b'x,y\n1,"a,b"\n2,\n'
+
+
+def test_the_fingerprint_is_that_of_the_values():
+    assert fingerprint(a=1, b=[2, (3, 4)]) == fingerprint(b=(2, [3, 4]), a=1)
+    prints = [fingerprint(a=1), fingerprint(a=2), fingerprint(b=1), fingerprint(a="1")]
+    assert len(set(prints)) == 4

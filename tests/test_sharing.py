@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from test_training import BREADTH, CLASSES, HEIGHT, problem, small_network
+from test_training import BREADTH, CLASSES, HEIGHT, problem, silent, small_network
 from timm.layers import DropPath
 from torch import nn
 
@@ -51,8 +51,7 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
             yield tuple((images[own], labels[own]) for images, labels in domains)
 
     checkpoint = Checkpoint(folder / "none.pt", "")
-    none = lambda *args, **kwargs: None  # noqa: E731
-    curve = train(objective, batches, config, 7, fabric, checkpoint, none, max_batch_per_device)
+    curve = train(objective, batches, config, 7, fabric, checkpoint, silent(), max_batch_per_device)
     return network.state_dict(), torch.from_numpy(curve.to_numpy())
 
 

@@ -17,12 +17,12 @@ from cag.errors import UserError
 from cag.labels import IGNORE
 from cag.mixing import class_regions
 from cag.networks import build
+from cag.stage import Advance
 from cag.training import (
     AdaptationObjective,
     Checkpoint,
     SupervisedObjective,
     batch_norms,
-    fingerprint,
     make_optimizer,
     polynomial_decay,
     train,
@@ -102,6 +102,11 @@ def problem(kind, network, **changes):
     return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
 
 
+def silent():
+    """A progress that nobody sees."""
+    return Advance(lambda count, note: None)
+
+
 def run(
     kind, network, fabric, path, identity="a", batches=None, advance=None, compiled=False, **changes
 ):
@@ -109,7 +114,7 @@ def run(
     objective, make_batches, config = problem(kind, network, **changes)
     make_batches = (batches or (lambda original: original))(make_batches)
     checkpoint = Checkpoint(path, identity)
-    advance = advance or (lambda *a, **k: None)
+    advance = advance or silent()
     return train(objective, make_batches, config, 7, fabric, checkpoint, advance, compiled=compiled)
 
 
@@ -205,15 +210,16 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     with pytest.raises(KeyboardInterrupt):
         run(kind, small_network(), fabric, path, batches=interrupted(3), optimizer=optimizer)
     resumed, calls = small_network(seed=99), []  # also leaves the random numbers elsewhere
+    advance = Advance(lambda count, note: calls.append(count))
     again = run(
         kind,
         resumed,
         fabric,
         path,
         optimizer=optimizer,
-        advance=lambda count, note="", resumed=False: calls.append((count, resumed)),
+        advance=advance,
     )
-    assert calls == [(2, True), (2, False), (1, False)]
+    assert calls == [2, 2, 1] and advance.done == 3
     assert same(whole, resumed)
     assert curve.equals(again)
 
@@ -260,7 +266,7 @@ def test_a_checkpoint_appears_whole_and_can_go(tmp_path):
     checkpoint = Checkpoint(tmp_path / "new" / "c.pt", "a")
     checkpoint.delete()
     checkpoint.save({"iteration": 3})
-    assert checkpoint.load() == {"iteration": 3, "fingerprint": "a"}
+    assert checkpoint.load()["iteration"] == 3
     with pytest.raises(AttributeError):
         checkpoint.save({"iteration": lambda: None})  # cannot be written
     assert checkpoint.load()["iteration"] == 3
@@ -277,12 +283,6 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path, fabric, monkeypatch)
     monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "3600")
     run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=2)
     assert not (tmp_path / "c.pt").exists()
-
-
-def test_the_fingerprint_is_that_of_the_values():
-    assert fingerprint(a=1, b=[2, (3, 4)]) == fingerprint(b=(2, [3, 4]), a=1)
-    prints = [fingerprint(a=1), fingerprint(a=2), fingerprint(b=1), fingerprint(a="1")]
-    assert len(set(prints)) == 4
 
 
 # Batch norm
@@ -411,7 +411,7 @@ def test_every_optimizers_rate_decays(tmp_path, fabric):
     optimizers = objective.optimizers(config)
     objective.optimizers = lambda config: optimizers
     checkpoint = Checkpoint(tmp_path / "c.pt", "a")
-    train(objective, make_batches, config, 7, fabric, checkpoint, lambda *a, **k: None)
+    train(objective, make_batches, config, 7, fabric, checkpoint, silent())
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.5 * 0.02, 0.5 * 1e-3])  # those of the last step
 
