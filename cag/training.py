@@ -322,8 +322,8 @@ def train(
     _check_start(start, checkpoint, fabric)
     advance(start, resumed=True)
     saved, interval, pending = time.monotonic(), _save_interval(), []
-    batches = advance.waiting(make_batches(range(start, config.iterations)))
-    for step, batch in enumerate(batches, start):
+    steps = range(start, config.iterations)
+    for step, batch in zip(steps, advance.waiting(make_batches(steps)), strict=True):
         decay = polynomial_decay(step, config.iterations, config.power)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
