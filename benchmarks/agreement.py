@@ -65,7 +65,7 @@ def checks(device: torch.device, small: Network | None = None) -> Iterator[Check
         for name in ("golden_losses", "golden_losses_edge"):
             yield from check_losses(name, device)
         yield check_class_sums(device)
-    network, images, golden = paper_network() if small is None else random_network(small)
+    network, images, golden = paper_network() if small is None else untrained_network(small)
     yield from check_network(network, images, golden, device)
 
 
@@ -204,7 +204,7 @@ def paper_network() -> tuple[SegmentationNetwork, Tensor, dict[str, Tensor]]:
     return network.eval(), torch.from_numpy(weights.image()), golden
 
 
-def random_network(config: Network) -> tuple[SegmentationNetwork, Tensor, dict[str, Tensor]]:
+def untrained_network(config: Network) -> tuple[SegmentationNetwork, Tensor, dict[str, Tensor]]:
     """A network of random weights, of which the released code has nothing to say, and an image."""
     torch.manual_seed(0)
     return build(config, RELEASED_CLASSES).eval(), torch.rand(1, 3, 64, 96), {}

@@ -25,6 +25,7 @@ from benchmarks.measure import (
     host_tensor,
     machine,
     matrix_rate,
+    memory_rate,
     numerics,
     seconds,
     table,
@@ -38,12 +39,13 @@ from benchmarks.steps import (
     in_channels_last,
     ladder,
     network_flops,
+    random_network,
     random_problem,
 )
 from cag.config import Training, load_all
 from cag.errors import UserError
 from cag.features import target_bytes
-from cag.networks import SegmentationNetwork, build
+from cag.networks import SegmentationNetwork
 from cag.pseudo_labels import anchor_distances
 from cag.stage import run
 
@@ -68,7 +70,7 @@ def preset(small: bool) -> SimpleNamespace:
     if not small:
         return params
     network = params.network.model_copy(
-        update={"encoder": "mobilenet_v2", "options": {"decoder_channels": 16}}
+        update={"encoder": "tu-resnet10t", "options": {"decoder_channels": 16}}
     )
     return SimpleNamespace(
         **{
@@ -226,10 +228,10 @@ class Bench:
         height, width = self.params.target.size
         batch = self.params.extract.batch_size
         heading(f"Extraction: {batch} images of {width} x {height}, float16 features to the host")
-        network = build(self.params.network, CLASSES).to(self.device).eval()
-        network.to(memory_format=torch.channels_last)
         images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8)
         images = images.to(self.device)
+        network = random_network(self.params.network, images[:2] / 255)
+        network.to(memory_format=torch.channels_last)
         shape = feature_shape(self.params.network, height, width)
         host = host_tensor((batch, *shape), torch.float16, self.device)
         flops = network_flops(self.params.network, height, width, backward=False)
@@ -278,8 +280,7 @@ class Bench:
         host.copy_(torch.randn(shape).relu())
         on_device = torch.empty_like(host, device=self.device)
         from_host = copy_rate(host, on_device, self.device)
-        # a copy within the memory reads and writes
-        memory = 2 * copy_rate(on_device, torch.empty_like(on_device), self.device)
+        memory = memory_rate(self.device, 2**20 if self.small else 2**30)
         anchors = torch.randn(CLASSES, shape[1], device=self.device).relu()
 
         def from_host_memory() -> None:

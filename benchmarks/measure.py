@@ -84,6 +84,12 @@ def copy_rate(source: Tensor, target: Tensor, device: torch.device) -> float:
     return source.nbytes / duration
 
 
+def memory_rate(device: torch.device, size: int) -> float:
+    """Bytes read and written in a second by a copy of `size` bytes within the device's memory."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    return 2 * copy_rate(source, torch.empty_like(source), device)
+
+
 def disk_rate(folder: Path, size: int) -> float:
     """Bytes that reach the disk in a second, written to a temporary file in `folder`."""
     data = os.urandom(min(size, 2**24))

@@ -76,16 +76,14 @@ class Problem(NamedTuple):
 def random_problem(params: SimpleNamespace, device: torch.device) -> Problem:
     """A network of random weights whose features, predictions and labels look like a trained one's.
 
-    Batch norm has seen the images, each class is predicted somewhere, the anchors are features of
-    random pixels, and each rule's threshold is set so that it labels half of the pixels.
+    Each class is predicted somewhere, the anchors are features of random pixels, and each rule's
+    threshold is set so that it labels half of the pixels.
     """
     torch.manual_seed(0)
     config = params.adapt
-    teacher = build(params.network, CLASSES).to(device)
     size = (config.batch_size, 3, *config.augmentation.crop)
     source, target = (torch.rand(size, device=device) for _ in range(2))
-    update_bn([source, target], teacher)
-    teacher.eval()
+    teacher = random_network(params.network, source, target)
     with torch.no_grad():
         teacher.classifier.bias -= teacher(target).logits.mean(dim=(0, 2, 3))
         features, logits = teacher(target)
@@ -99,6 +97,16 @@ def random_problem(params: SimpleNamespace, device: torch.device) -> Problem:
     labels = labels.view(size[0], 2, *size[2:]).byte()  # (B, 2, H, W)
     batch = ((source, blocky_labels(size, device)), (target, labels))
     return Problem(params, teacher, anchors, margin, threshold, batch)
+
+
+def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
+    """A network of random weights in eval mode, on the device of the images [B, 3, H, W].
+
+    Its batch norm has seen them: without, the values would grow from layer to layer out of float16.
+    """
+    network = build(config, CLASSES).to(images[0].device)
+    update_bn(images, network)
+    return network.eval()
 
 
 def blocky_labels(size: tuple[int, ...], device: torch.device) -> Tensor:
@@ -128,7 +136,7 @@ class Step:
             self.batch = in_channels_last(self.batch)
         self.optimizer = make_optimizer(network, config)
         for group in self.optimizer.param_groups:
-            group["fused"] = form.fused
+            group["fused"] = form.fused or None  # None: what torch chooses, on a GPU foreach
 
     def __call__(self) -> Tensor:
         """Forward, backward, update; the loss, on the device."""
