@@ -1,0 +1,296 @@
+"""One adaptation step in several forms, from the released code's way of doing it to ours.
+
+The released form follows the method's specification (METHOD steps 3b to 3d): a distance map per
+class, a masked mean per image and class, and values read back from the device in between. Its
+monitoring, which also copies label maps to the host in each step, is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cag.anchors import resize_labels
+from cag.config import Network
+from cag.labels import IGNORE
+from cag.losses import AdaptationLosses
+from cag.networks import NetworkOutput, SegmentationNetwork, build
+from cag.training import AdaptationObjective, Batch, make_optimizer
+
+CLASSES = 19
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a step is done."""
+
+    name: str
+    cached_labels: bool = False  # or by the teacher, in each step
+    vectorised: bool = False  # losses without a loop over images and classes
+    tf32: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    fused: bool = False  # optimizer
+    cudnn_benchmark: bool = False
+    compiled: bool = False  # network
+
+    @property
+    def precision(self) -> str:
+        """Of the network's matrix products, one of `measure.PRECISIONS`."""
+        return "bf16" if self.bf16 else "TF32" if self.tf32 else "float32"
+
+
+def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
+    """The released form, then forms of which each adds a field of `Form` to the one before.
+
+    Args:
+        rungs: Name of the form and the field it adds, in order.
+    """
+    form = Form("as released")
+    yield form
+    for name, field in rungs.items():
+        form = replace(form, name=name, **{field: True})
+        yield form
+
+
+class Problem(NamedTuple):
+    """What a step works on: everything random, on the device."""
+
+    params: SimpleNamespace  # of a preset
+    teacher: SegmentationNetwork  # in eval mode
+    anchors: Tensor  # [K, D] float32
+    margin: float  # of the anchor rule: half of the target's pixels reach it
+    threshold: float  # of the probability rule, likewise
+    batch: Batch  # its target labels are the teacher's, at the images' size
+
+
+def random_problem(params: SimpleNamespace, device: torch.device) -> Problem:
+    """A network of random weights whose features, predictions and labels look like a trained one's.
+
+    Each class is predicted somewhere, the anchors are features of random pixels, and each rule's
+    threshold is set so that it labels half of the pixels.
+    """
+    torch.manual_seed(0)
+    config = params.adapt
+    size = (config.batch_size, 3, *config.augmentation.crop)
+    source, target = (torch.rand(size, device=device) for _ in range(2))
+    teacher = random_network(params.network, source, target)
+    with torch.no_grad():
+        teacher.classifier.bias -= teacher(target).logits.mean(dim=(0, 2, 3))
+        features, logits = teacher(target)
+    pixels = torch.randint(features[:, 0].numel(), (CLASSES,), device=device)
+    anchors = features.movedim(1, -1).flatten(0, 2)[pixels]  # (K, D)
+    first, second = anchor_distance_loop(features, anchors)[1:]
+    margin = (second - first).median().item()
+    threshold = logits.softmax(dim=1).amax(dim=1).median().item()
+    labels = torch.stack(released_labels(features, logits, anchors, margin, threshold), dim=1)
+    labels = resize_labels(labels.flatten(0, 1), size[2:], align_corners=True)
+    labels = labels.view(size[0], 2, *size[2:]).byte()  # (B, 2, H, W)
+    batch = ((source, blocky_labels(size, device)), (target, labels))
+    return Problem(params, teacher, anchors, margin, threshold, batch)
+
+
+def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
+    """A network of random weights in eval mode, on the device of the images [B, 3, H, W].
+
+    Its batch norm has seen them: without, the values would grow from layer to layer out of float16.
+    """
+    network = build(config, CLASSES).to(images[0].device)
+    update_bn(images, network)
+    return network.eval()
+
+
+def blocky_labels(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Random label maps uint8 [B, 1, H, W] in blocks, one in twenty of them without a label."""
+    blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
+    labels = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()
+    return resize_labels(labels, size[2:])[:, None]
+
+
+class Step:
+    """A training step of one form, to be called again and again."""
+
+    def __init__(self, problem: Problem, form: Form, backend: str = "inductor"):
+        self.problem, self.form = problem, form
+        config = problem.params.adapt
+        network = copy.deepcopy(problem.teacher)
+        if form.compiled:
+            network.compile(backend=backend)
+        weights = torch.ones(CLASSES) if config.class_balance > 0 else None
+        self.objective = AdaptationObjective(
+            network, problem.anchors, config, problem.params.anchors.min_pixels, weights
+        ).to(problem.anchors.device)
+        self.objective.train()
+        self.batch = problem.batch
+        if form.channels_last:
+            self.objective.to(memory_format=torch.channels_last)
+            self.batch = in_channels_last(self.batch)
+        self.optimizer = make_optimizer(network, config)
+        for group in self.optimizer.param_groups:
+            group["fused"] = form.fused or None  # None: what torch chooses, on a GPU foreach
+
+    def __call__(self) -> Tensor:
+        """Forward, backward, update; the loss, on the device."""
+        return self.run(self.batch)
+
+    def run(self, batch: Batch) -> Tensor:
+        """The same on another batch."""
+        with torch.autocast(self.problem.anchors.device.type, torch.bfloat16, self.form.bf16):
+            loss = self.objective(batch)[0] if self.form.vectorised else self._loop_loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not self.form.vectorised:
+            loss.item()  # the released step returns a number
+        return loss.detach()
+
+    def _loop_loss(self, batch: Batch) -> Tensor:
+        (source_images, source_labels), (target_images, target_labels) = batch
+        params, anchors, network = self.problem.params, self.problem.anchors, self.objective.network
+        source = network(source_images)
+        if self.form.cached_labels:
+            size = source.logits.shape[2:]
+            labels = [resize_labels(m, size, align_corners=True) for m in target_labels.unbind(1)]
+        else:
+            with torch.no_grad():
+                teacher = self.problem.teacher(target_images)
+            thresholds = self.problem.margin, self.problem.threshold
+            labels = released_labels(*teacher, anchors, *thresholds)
+        target = network(target_images)
+        return released_losses(
+            source,
+            source_labels[:, 0],
+            target,
+            *labels,
+            anchors,
+            params.adapt.distance_weight,
+            params.anchors.min_pixels,
+        ).total
+
+
+def in_channels_last(batch: Batch) -> Batch:
+    """A batch whose images are stored with their channels last."""
+    return tuple((x.contiguous(memory_format=torch.channels_last), maps) for x, maps in batch)
+
+
+def network_flops(config: Network, height: int, width: int, backward: bool) -> int:
+    """Floating-point operations of a network on one image: forward, and backward where asked for.
+
+    Counted in convolutions and matrix products, a multiplication and an addition as two.
+    """
+    with torch.device("meta"):
+        network = build(config, CLASSES).eval()
+        images = torch.empty(1, 3, height, width)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        output = network(images)
+        if backward:
+            (output.features.sum() + output.logits.sum()).backward()
+    return counter.get_total_flops()
+
+
+def feature_shape(config: Network, height: int, width: int) -> tuple[int, int, int]:
+    """D, h, w of a network's features of an image."""
+    with torch.device("meta"), torch.no_grad():
+        network = build(config, CLASSES).eval()
+        return tuple(network(torch.empty(1, 3, height, width)).features.shape[1:])
+
+
+def anchor_distance_loop(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest anchor int64 [B, h, w] and the distances to it and to the second: a norm per class.
+
+    Takes features float [B, D, h, w], anchors float [K, D] and distances below 100, as released.
+    """
+    maps = [torch.norm(anchor[:, None, None] - features, dim=1) for anchor in anchors]
+    distances = torch.stack(maps, dim=1)  # (B, K, h, w)
+    first, nearest = distances.min(dim=1, keepdim=True)
+    distances.scatter_(1, nearest, 100)
+    return nearest[:, 0], first[:, 0], distances.min(dim=1).values
+
+
+def released_labels(
+    features: Tensor, logits: Tensor, anchors: Tensor, margin: float, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Labels int64 [B, h, w] of the anchor rule and of the probability rule, 255 = none."""
+    nearest, first, second = anchor_distance_loop(features, anchors)
+    nearest[second - first < margin] = IGNORE
+    probabilities = F.softmax(logits, dim=1)
+    for c in range(len(anchors)):
+        probabilities[:, c] = torch.where(probabilities[:, c] > threshold, 1.0, 0.0)
+    others = torch.full_like(probabilities[:, :1], 0.2)
+    confident = torch.cat([probabilities, others], dim=1).argmax(dim=1)
+    confident[confident == len(anchors)] = IGNORE
+    return nearest, confident
+
+
+def released_losses(
+    source: NetworkOutput,
+    source_labels: Tensor,
+    target: NetworkOutput,
+    anchor_labels: Tensor,
+    probability_labels: Tensor,
+    anchors: Tensor,
+    distance_weight: float,
+    min_pixels: int,
+) -> AdaptationLosses:
+    """The losses of `cag.losses.adaptation_loss`, by loops over images and classes.
+
+    Source labels are at the images' size, the others at the features'.
+    """
+    size = source_labels.shape[1:]
+    upsampled = F.interpolate(source.logits, size, mode="bilinear", align_corners=True)
+    source_ce = _cross_entropy(upsampled, source_labels)
+    maps = (anchor_labels, probability_labels)
+    target_ce = sum(_cross_entropy(target.logits, labels) for labels in maps) / 2
+    small = F.interpolate(source_labels[:, None].float(), source.logits.shape[2:], mode="nearest")
+    distances = [
+        _distance_loop(*class_vectors(*output, labels, len(anchors), min_pixels), anchors)
+        for output, labels in ((source, small[:, 0]), (target, anchor_labels))
+    ]
+    total = source_ce + target_ce + distance_weight * sum(distances)
+    return AdaptationLosses(total, source_ce, target_ce, *distances)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    labels = labels.long()
+    labels = torch.where(labels < logits.shape[1], labels, IGNORE)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE)
+
+
+def class_vectors(
+    features: Tensor, logits: Tensor, labels: Tensor, num_classes: int, min_pixels: int
+) -> tuple[list[Tensor], list[int]]:
+    """Mean features [D] of each image and class where the prediction is the label; their classes.
+
+    Each pixel's gradient is the mean's times 2 / (h w).
+    """
+    prediction = F.softmax(logits, dim=1).argmax(dim=1)
+    vectors, classes = [], []
+    for image in range(len(features)):
+        for c in range(num_classes):
+            chosen = (prediction[image] == c) & (labels[image] == c)  # (h, w)
+            if chosen.sum() < min_pixels:  # waits for the device
+                continue
+            mean = (features[image] * chosen).mean(dim=(1, 2)) / chosen.float().mean()
+            scale = 2 * chosen.float().mean()
+            vectors.append(mean.detach() + (mean - mean.detach()) * scale)
+            classes.append(c)
+    return vectors, classes
+
+
+def _distance_loop(vectors: list[Tensor], classes: list[int], anchors: Tensor) -> Tensor:
+    total = torch.zeros((), device=anchors.device)
+    for vector, c in zip(vectors, classes, strict=True):
+        term = F.smooth_l1_loss(vector, anchors[c])
+        while term.item() > 5:
+            term = term / 10
+        total = total + term
+    return 10 * total / max(len(vectors), 1)
