@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cag.labels import IGNORE
+from cag.precision import full_precision
 
 
 def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
@@ -191,22 +193,27 @@ class _ClassSums(torch.autograd.Function):
     def forward(ctx, features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(labels)
         ctx.shape, ctx.dtype = features.shape, features.dtype
-        one_hot = _one_hot(labels, num_classes)
-        counts = one_hot.sum(dim=-1).long()  # [B, K]
+        # A CPU multiplies by four rows at a time and is slower at what is left over. (Few classes
+        # stay as they are: there it would also change the order in which two threads add.)
+        rows = num_classes if num_classes <= 16 else -(-num_classes // 4) * 4
+        one_hot = _one_hot(labels, rows)
+        counts = one_hot.sum(dim=-1)[:, :num_classes].long()  # [B, K]
         ctx.mark_non_differentiable(counts)
-        # under autocast the product would run, and round the sums, in half precision
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device.type):
             pixels = features.flatten(2).float().transpose(1, 2)  # [B, hw, D]
-            return torch.bmm(one_hot, pixels), counts  # [B, K, D]
+            return torch.bmm(one_hot, pixels)[:, :num_classes], counts  # [B, K, D]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
         (labels,) = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
-            one_hot = _one_hot(labels, gradient.shape[1])
-            pixels = torch.bmm(gradient.transpose(1, 2), one_hot)  # [B, D, hw]
-        return pixels.view(ctx.shape).to(ctx.dtype), None, None
+        num_classes = gradient.shape[1]
+        none = (labels < 0) | (labels >= num_classes)
+        classes = labels.long().masked_fill(none, num_classes).flatten(1)[:, None]  # [B, 1, hw]
+        # one column more, of zeros, for the pixels without a class
+        columns = F.pad(gradient.to(ctx.dtype).transpose(1, 2), (0, 1))  # [B, D, K + 1]
+        pixels = columns.gather(2, classes.expand(-1, columns.shape[1], -1))  # [B, D, hw]
+        return pixels.view(ctx.shape), None, None
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:

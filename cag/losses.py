@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cag.anchors import IGNORE, agreeing_labels, class_sums, resize_labels
+from cag.precision import full_precision
 
 Divisor = Callable[[Tensor], Tensor]
 
@@ -148,7 +149,7 @@ def distance_loss(
     seen = ~anchors.isnan().any(dim=1)  # [K]
     anchors = anchors.masked_fill(~seen[:, None], 0)
     valid = seen if valid_classes is None else seen & valid_classes
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device.type):
         if kind == "pixel":
             return _pixel_distance(features.float(), labels, anchors, seen, valid, divisor)
         labels = agreeing_labels(labels, logits.detach())

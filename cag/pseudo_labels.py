@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cag.labels import IGNORE
+from cag.precision import full_precision
 
-# Pixels are worked on in blocks that fit a CPU's cache: a third faster, and no temporary is larger.
-_BLOCK_PIXELS = 4096
+_BLOCK_PIXELS = 4096  # at once, in a temporary that stays in a CPU's cache
 _SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
 
 
@@ -40,12 +40,12 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
             "have been seen (the others are rows of NaN)"
         )
     anchors = anchors.detach().float().masked_fill(~seen[:, None], torch.inf)
-    blocks = features.detach().flatten(2).split(_BLOCK_PIXELS, dim=2)
-    with torch.autocast(features.device.type, enabled=False):
-        parts = [_block_distances(block, anchors, seen) for block in blocks]
-    nearest, first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    pixels = features.detach().flatten(2)  # [B, D, hw]
+    with full_precision(features.device.type):
+        scores, size = _scores(pixels, anchors, seen)
+        nearest, first, second = _nearest_two(pixels, anchors, scores, size)
     shape = features.shape[:1] + features.shape[2:]
-    return nearest.to(torch.uint8).view(shape), first.view(shape), second.view(shape)
+    return nearest.view(shape), first.view(shape), second.view(shape)
 
 
 def anchor_margins(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,36 +199,53 @@ class MarginHistogram:
         return edges.clamp(min=0).float() / self.counts.shape[1]
 
 
-def _block_distances(
-    features: Tensor, anchors: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest [B, p], d1 and d2 of features [B, D, p]; anchors [K, D] infinite where not seen."""
+def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the squared distances of pixels [B, D, p] to anchors [K, D], infinite where not seen.
+
+    Returns:
+        What differs between the anchors, [B, K, p], and what does not, [B, p]; their sum is the
+        square.
+    """
     # Distances are differences of products. Around the anchors' centre the products are no larger
     # than need be, and a centre of few digits leaves short numbers exact.
     centre = anchors[seen].mean(dim=0).bfloat16().float()  # [D]
     offsets = (anchors - centre).masked_fill(~seen[:, None], 0)  # [K, D]
-    centred = features.float() - centre[:, None]  # [B, D, p]
-    # ||f||^2 is the same for all anchors: they are ranked by ||a||^2 - 2 f.a, and it is added after
+    # ||f||^2 is the same for all anchors, which differ in ||a||^2 - 2 f.a
+    weights = (-2 * offsets).expand(len(pixels), -1, -1).split(_SUM_CHANNELS, dim=2)
     scores = offsets.square().sum(dim=1).masked_fill(~seen, torch.inf)[:, None]  # [K, 1]
-    weights = (-2 * offsets).expand(len(features), -1, -1)
-    for weight, part in zip(
-        weights.split(_SUM_CHANNELS, dim=2), centred.split(_SUM_CHANNELS, dim=1), strict=True
-    ):
-        scores = torch.baddbmm(scores, weight, part)  # [B, K, p]
-    best, second, nearest = _two_smallest(scores)  # [B, p]; scores has lost the smallest
-    size = centred.square_().sum(dim=1)  # [B, p]
-    first_distance = (best + size).clamp(min=0).sqrt()
-    second_distance = (second + size).clamp(min=0).sqrt()
+    scores = scores.repeat(len(pixels), 1, pixels.shape[2])  # [B, K, p]
+    size = scores.new_empty(len(pixels), pixels.shape[2])
+    block = scores.new_empty(*pixels.shape[:2], min(_BLOCK_PIXELS, pixels.shape[2]))
+    splits = (tensor.split(_BLOCK_PIXELS, dim=-1) for tensor in (pixels, scores, size))
+    for part, score, square in zip(*splits, strict=True):
+        centred = torch.sub(part, centre[:, None], out=block[:, :, : part.shape[2]])
+        channels = centred.split(_SUM_CHANNELS, dim=1)
+        for weight, some in zip(weights, channels, strict=True):
+            score.baddbmm_(weight, some)
+        torch.sum(centred.square_(), dim=1, out=square)
+    return scores, size
+
+
+def _nearest_two(
+    pixels: Tensor, anchors: Tensor, scores: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest uint8, d1 and d2, [B, p] each; `scores` loses the smallest."""
+    best, second, nearest = _two_smallest(scores)  # [B, p]
+    first_distance = (best + size).clamp_(min=0).sqrt_()
+    second_distance = (second + size).clamp_(min=0).sqrt_()
 
     # Cancellation leaves too few digits close to an anchor, and cannot tell a tie: these few again.
-    image, pixel = (best + size < size / 64).nonzero(as_tuple=True)
-    vectors = features[image, :, pixel].float()  # [n, D]
-    runner_up = scores[image, :, pixel].argmin(dim=1)
-    first_distance[image, pixel] = _lengths(vectors - anchors[nearest[image, pixel]])
-    second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
-    image, pixel = (second - best <= size * 2.0**-20).nonzero(as_tuple=True)
-    exact = _two_smallest(_direct_distances(features[image, :, pixel], anchors))  # [n] each
-    first_distance[image, pixel], second_distance[image, pixel], nearest[image, pixel] = exact
+    for chosen in (best + size < size / 64).nonzero().split(_BLOCK_PIXELS):
+        image, pixel = chosen.unbind(dim=1)
+        vectors = pixels[image, :, pixel].float()  # [n, D]
+        runner_up = scores[image, :, pixel].argmin(dim=1)
+        own = nearest[image, pixel].long()
+        first_distance[image, pixel] = _lengths(vectors - anchors[own])
+        second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
+    for chosen in (second - best <= size * 2.0**-20).nonzero().split(_BLOCK_PIXELS):
+        image, pixel = chosen.unbind(dim=1)
+        exact = _two_smallest(_direct_distances(pixels[image, :, pixel], anchors))  # [n] each
+        first_distance[image, pixel], second_distance[image, pixel], nearest[image, pixel] = exact
     return nearest, first_distance, second_distance
 
 
@@ -243,10 +260,15 @@ def _direct_distances(vectors: Tensor, anchors: Tensor) -> Tensor:
 
 
 def _two_smallest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Smallest, second smallest and index of the smallest (lowest on ties) along dimension 1.
+    """Smallest, second smallest and uint8 index of the smallest (lowest on ties) along dimension 1.
 
     The smallest values are overwritten with infinity.
     """
-    smallest, index = values.min(dim=1)
-    values.scatter_(1, index[:, None], math.inf)
-    return smallest, values.amin(dim=1), index
+    smallest = values.amin(dim=1, keepdim=True)
+    # min would find the index too, but takes several times as long on a CPU
+    last = values.shape[1] - 1
+    rank = torch.arange(last, -1, -1, dtype=torch.uint8, device=values.device)
+    ranks = (values == smallest) * rank.view(-1, *[1] * (values.dim() - 2))
+    index = last - ranks.amax(dim=1, keepdim=True)
+    values.scatter_(1, index.long(), math.inf)
+    return smallest.squeeze(1), values.amin(dim=1), index.squeeze(1)
