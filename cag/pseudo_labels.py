@@ -215,7 +215,9 @@ def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     scores = offsets.square().sum(dim=1).masked_fill(~seen, torch.inf)[:, None]  # [K, 1]
     scores = scores.repeat(len(pixels), 1, pixels.shape[2])  # [B, K, p]
     size = scores.new_empty(len(pixels), pixels.shape[2])
-    block = scores.new_empty(*pixels.shape[:2], min(_BLOCK_PIXELS, pixels.shape[2]))
+    # channels that lay a power of two apart would displace one another in a CPU's cache
+    stride = min(_BLOCK_PIXELS, pixels.shape[2]) + 16
+    block = scores.new_empty(*pixels.shape[:2], stride)
     splits = (tensor.split(_BLOCK_PIXELS, dim=-1) for tensor in (pixels, scores, size))
     for part, score, square in zip(*splits, strict=True):
         centred = torch.sub(part, centre[:, None], out=block[:, :, : part.shape[2]])
