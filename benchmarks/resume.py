@@ -1,0 +1,444 @@
+"""Kill trainings at random moments and compare their ends: python -m benchmarks.resume.
+
+Each training stage, of one process and of two, is killed with SIGKILL until so many kills have hit
+it; whatever it left under a final name must have the bytes of the uninterrupted stage, as a user
+starts it. Then what a checkpoint costs. Runs on the CPU, in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from math import lcm
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import click
+import torch
+import yaml
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from cag.config import load_params
+from cag.files import sha256
+from cag.networks import build
+from cag.stage import progress, run
+from cag.training import SAVE_EVERY, SAVE_SHARE, Checkpoint, Objective, _state
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
+BEFORE_ADAPTATION = (
+    *(("index",), ("prepare", "source"), ("prepare", "target"), ("pretrain",), ("warmup",)),
+    ("extract", "round1", "warmup"),
+    ("anchors", "round1", "round1"),
+    ("pseudo_label", "round1"),
+)
+ENCODER = "timm-mobilenetv3_small_minimal_100"  # has few layers, each of which processes share
+HITS = ("starting", "training", "writing a checkpoint", "ending")  # where a kill comes
+RUNS = ("runs", "that resumed", "that ended", "iterations redone")
+LONGER = 1.25  # kills come within this many times what is left, so that some runs end before theirs
+DEADLINE = 600  # seconds after which something hangs
+SAVES = 7  # of which the first warms up
+NETWORKS = ("scenes", "gta5_to_cityscapes")
+CLASSES = 19
+
+# Importing torch takes longer than the trainings here: one server imports, each run is its fork.
+FORKS = multiprocessing.get_context("forkserver")
+PROGRAMS = [f"stages.{name}" for name in ("adapt", *(program[0] for program in BEFORE_ADAPTATION))]
+FORKS.set_forkserver_preload([*PROGRAMS, "cag.adversarial"])  # imported when a warm-up trains
+
+
+class Failed(Exception):
+    """A run crashed, hung, or left other bytes than the uninterrupted one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training stage in a folder of its own, on one process or several."""
+
+    folder: Path
+    stage: str
+    processes: int
+
+    @property
+    def outputs(self) -> tuple[Path, Path]:
+        """Model and curve."""
+        name = (STAGES[self.stage] or (self.stage,))[0]
+        data = self.folder / "data"
+        return data / f"models/{name}.safetensors", data / f"curves/{name}.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its resume state."""
+        name = "-".join((self.stage, *STAGES[self.stage][:1]))
+        return self.folder / f".scratch/{name}/checkpoint.pt"
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each output that is there."""
+        return {path.name: sha256(path) for path in self.outputs if path.exists()}
+
+    def delete_outputs(self) -> None:
+        """What DVC does before it runs a stage."""
+        for path in self.outputs:
+            path.unlink(missing_ok=True)
+
+    def saved(self) -> int:
+        """Iterations in the checkpoint; 0 without one."""
+        if not self.checkpoint.exists():
+            return 0
+        return torch.load(self.checkpoint, mmap=True, weights_only=True)["iteration"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a training.
+
+    Attributes:
+        resumed: Iterations in the checkpoint that it found.
+        steps: When it had made each of its iterations, in seconds from the start.
+        seconds: How long it lived.
+        killed: Whether it lived until it was killed.
+    """
+
+    resumed: int
+    steps: list[float]
+    seconds: float
+    killed: bool
+
+    def left(self, done: int) -> float:
+        """Seconds that this run, a whole one, would have taken from a checkpoint to its end."""
+        return self.seconds - (self.steps[done - 1] - self.steps[0] if done else 0)
+
+
+@dataclass
+class Tally:
+    """What a series of kills came to."""
+
+    kills: Counter = field(default_factory=Counter)
+    runs: int = 0
+    resumed: int = 0
+    ended: int = 0
+    repeated: int = 0
+
+
+def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
+    """Make all that the training stages read: few and small scenes, a small network.
+
+    Args:
+        folder: Where to; it must not exist.
+        iterations: Of each training.
+        batch_size: Images of each domain in a step, over all processes.
+
+    Returns:
+        The folder.
+    """
+    params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
+    size = [32, 64]
+    params["source"] |= {"images": 8, "size": size}
+    params["target"] |= {"images": 8, "val_images": 1, "size": size}
+    params["network"] |= {"encoder": ENCODER, "options": {"decoder_channels": 256}}
+    for name in STAGES:
+        params[name] |= {"iterations": iterations, "batch_size": batch_size}
+        params[name]["augmentation"] |= {"crop": size}
+    params["warmup"]["adversarial_weight"] = 0.1  # lets the discriminator show in the network
+    params["anchors"] |= {"min_pixels": 1, "min_recall": 0.0}
+    params["pseudo_label"] |= {"relative_margin": 0.01, "agreement": False, "probability": 0.2}
+    (folder / "classes").mkdir(parents=True)
+    shutil.copy(ROOT / "classes/cityscapes.yaml", folder / "classes")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    for program in BEFORE_ADAPTATION:
+        if finish(start(folder, *program), DEADLINE, folder):
+            raise Failed(f"{' '.join(program)} had not ended after {DEADLINE} s")
+    return folder
+
+
+def start(folder: Path, stage: str, *arguments: str, processes: int = 1) -> list[BaseProcess]:
+    """Start a stage's processes as forks, with torchrun's variables where there are several."""
+    launch = [{}]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+        ranks = map(str, range(processes))
+        launch = [{**address, **world, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
+    forks = [
+        FORKS.Process(target=_run_stage, args=(folder, stage, arguments, variables))
+        for variables in launch
+    ]
+    for fork in forks:
+        fork.start()
+    return forks
+
+
+def _run_stage(folder: Path, stage: str, arguments: tuple[str, ...], variables: dict) -> None:
+    os.chdir(folder)
+    rank = variables.get("RANK", "0")
+    output = os.open(f"log{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    often = {"CAG_CHECKPOINT_SECONDS": "0", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ.update(variables | often)
+    torch.set_num_threads(1)
+    if rank == "0":
+        _log_steps(folder / "steps")
+    importlib.import_module(f"stages.{stage}").main.main(list(arguments), standalone_mode=False)
+
+
+def _log_steps(path: Path) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    first = []  # a warm-up has a second optimizer
+
+    def stepped(optimizer: torch.optim.Optimizer, *_) -> None:
+        first[:] = first or [optimizer]
+        if optimizer is first[0]:
+            os.write(log, array("d", [time.monotonic()]).tobytes())
+
+    register_optimizer_step_post_hook(stepped)
+
+
+def finish(forks: list[BaseProcess], seconds: float, folder: Path) -> bool:
+    """Wait for a stage's processes, and kill those that are left after some seconds.
+
+    Returns:
+        Whether they had to be killed.
+
+    Raises:
+        Failed: One ended by itself with another status than 0.
+    """
+    end = time.monotonic() + seconds
+    for fork in forks:
+        fork.join(max(0.0, end - time.monotonic()))
+    statuses = [fork.exitcode for fork in forks]
+    for fork in forks:
+        fork.kill()
+    for fork in forks:
+        fork.join()
+    if any(statuses):
+        said = "\n".join(log.read_text() for log in sorted(folder.glob("log*.txt")))
+        raise Failed(f"exit statuses {statuses}\n{said}")
+    return None in statuses
+
+
+def run_once(training: Training, seconds: float = DEADLINE) -> Run:
+    """Run a training, to its end or until it is killed after some seconds."""
+    resumed, steps = training.saved(), training.folder / "steps"
+    steps.unlink(missing_ok=True)
+    began = time.monotonic()
+    arguments = STAGES[training.stage]
+    forks = start(training.folder, training.stage, *arguments, processes=training.processes)
+    killed = finish(forks, seconds, training.folder)
+    lived = time.monotonic() - began
+    moments = array("d", steps.read_bytes() if steps.exists() else b"")
+    return Run(resumed, [moment - began for moment in moments], lived, killed)
+
+
+def started_by_hand(training: Training) -> dict[str, str]:
+    """Digests of what the stage's program makes, started as a user does, without checkpoints."""
+    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={training.processes}"]
+    program = [*launch, "-m"] if training.processes > 1 else []
+    module = [f"stages.{training.stage}", *STAGES[training.stage]]
+    done = subprocess.run(
+        [sys.executable, "-m", *program, *module],
+        cwd=training.folder,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise Failed(done.stdout)
+    digests = training.digests()
+    training.delete_outputs()
+    return digests
+
+
+def check(training: Training, made: Run, expected: dict[str, str], iterations: int) -> None:
+    """Check what a run left, and delete its outputs.
+
+    Raises:
+        Failed: An output has other bytes, or is missing after a run that ended; or such a run did
+            not go on from its checkpoint, or left it there.
+    """
+    found = training.digests()
+    differing = [name for name, digest in found.items() if digest != expected[name]]
+    if differing:
+        raise Failed(f"other bytes: {', '.join(differing)}")
+    if not made.killed:
+        if found.keys() != expected.keys():
+            raise Failed(f"ended with no more than {list(found)}")
+        if made.resumed + len(made.steps) != iterations:
+            raise Failed(f"resumed at {made.resumed}, but made {len(made.steps)} iterations")
+        if training.checkpoint.exists():
+            raise Failed("ended and left its checkpoint")
+    training.delete_outputs()
+
+
+def kill_at_random(
+    training: Training, whole: Run, expected: dict[str, str], kills: int, moments: random.Random
+) -> Tally:
+    """Kill a training at random moments, run after run, then let it end.
+
+    A kill comes within 1.25 times what is left for the run by the time of a whole one. A run that
+    ends before its kill is compared, and the next one starts anew.
+
+    Args:
+        training: No output or checkpoint of it exists.
+        whole: An uninterrupted run of it.
+        expected: Digests of that one's outputs.
+        kills: How many must have hit a live run.
+        moments: Where the moments come from.
+
+    Raises:
+        Failed: See `check` and `finish`.
+    """
+    tally, iterations = Tally(), len(whole.steps)
+    partial = training.checkpoint.with_name(f".{training.checkpoint.name}.partial")
+    with progress(f"{training.stage}, {training.processes} process(es)", kills, "kills") as advance:
+        while True:
+            last, before = tally.kills.total() == kills, _written(partial)
+            left = LONGER * whole.left(training.saved())
+            made = run_once(training, DEADLINE if last else moments.uniform(0, left))
+            if last and made.killed:
+                raise Failed(f"had not ended after {DEADLINE} s")
+            complete = len(training.digests()) == len(expected)
+            check(training, made, expected, iterations)
+            tally.runs += 1
+            tally.resumed += made.resumed > 0
+            tally.ended += not made.killed
+            if last:
+                return tally
+            if made.killed:
+                reached = made.resumed + len(made.steps)
+                writing = _written(partial) != before
+                tally.kills[_hit(made, writing, reached == iterations)] += 1
+                tally.repeated += 0 if complete else reached - training.saved()
+                advance()
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _hit(made: Run, writing: bool, trained: bool) -> str:
+    if writing:
+        return "writing a checkpoint"
+    if not made.steps:
+        return "starting"
+    return "ending" if trained else "training"
+
+
+def compare(training: Training, kills: int, moments: random.Random) -> Tally:
+    """Kill a training at random moments; all ends must be that of its program, started by hand."""
+    expected = started_by_hand(training)
+    whole = run_once(training)
+    check(training, whole, expected, len(whole.steps))
+    return kill_at_random(training, whole, expected, kills, moments)
+
+
+def checkpoint_cost(preset: str, folder: Path) -> tuple[int, int, float]:
+    """What a checkpoint of a preset's adaptation costs.
+
+    Args:
+        preset: Its name; the weights are random.
+        folder: Where to write.
+
+    Returns:
+        Parameters, bytes of the file, and median seconds of a save.
+    """
+    params = load_params("network", "adapt", path=ROOT / f"presets/{preset}.yaml")
+    objective = Objective(build(params.network, CLASSES), None)
+    parameters = list(objective.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers = objective.optimizers(params.adapt)
+    for optimizer in optimizers:
+        optimizer.step()  # makes its momenta
+    history = torch.zeros(params.adapt.iterations, 5)
+    checkpoint, seconds = Checkpoint(folder / f"{preset}.pt", "0" * 64), []
+    with progress(f"checkpoints of {preset}", SAVES, "saves") as advance:
+        for _ in range(SAVES):
+            began = time.monotonic()
+            checkpoint.save(_state(objective, optimizers, history, 1))
+            seconds.append(time.monotonic() - began)
+            advance()
+    count, size = sum(p.numel() for p in parameters), checkpoint.path.stat().st_size
+    checkpoint.delete()
+    return count, size, statistics.median(seconds[1:])
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A markdown table of rows of cells, the first its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def machine() -> str:
+    """The processor, its cores, and the libraries' versions."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((ln.split(": ")[1] for ln in lines if ln.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores; torch {torch.__version__}"
+
+
+@click.command(help=__doc__)
+@click.option("--kills", default=20, show_default=True, help="Of each stage.")
+@click.option("--iterations", default=30, show_default=True, help="Of each training.")
+@click.option("--processes", default="1,2", show_default=True, help="Numbers, with commas.")
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+def main(kills: int, iterations: int, processes: str, seed: int) -> None:
+    """Print both tables; exit status 1 if an end differs."""
+    numbers = [int(number) for number in processes.split(",")]
+    cases = [(stage, number) for number in numbers for stage in STAGES]
+    rows = [["stage", "processes", "kills", *HITS, *RUNS, "result"]]
+    costs = [["preset", "parameters", "MB", "save, s", f"share at {SAVE_EVERY} s"]]
+    costs[0] += ["interval, s", "share"]
+    failures = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        print("preparing a project", flush=True)
+        project = make_project(folder / "project", iterations, max(2, lcm(*numbers)))
+        for stage, number in cases:
+            copy = shutil.copytree(project, folder / f"{stage}-{number}")
+            training, row = Training(copy, stage, number), [stage, str(number)]
+            training.delete_outputs()
+            print(f"{stage}, {number} process(es), uninterrupted", flush=True)
+            try:
+                tally = compare(training, kills, random.Random(f"{seed} {stage} {number}"))
+            except Failed as failure:
+                failures.append(f"{stage}, {number} process(es): {failure}")
+                rows.append([*row, *["" for _ in rows[0][3:]], "FAILED"])
+                continue
+            counts = [tally.kills.total(), *(tally.kills[hit] for hit in HITS)]
+            counts += [tally.runs, tally.resumed, tally.ended, tally.repeated]
+            rows.append([*row, *map(str, counts), "same bytes"])
+        for preset in NETWORKS:
+            count, size, seconds = checkpoint_cost(preset, folder)
+            interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
+            cells = [preset, f"{count:,}", f"{size / 1e6:.0f}", f"{seconds:.2f}"]
+            cells += [f"{seconds / (SAVE_EVERY + seconds):.2%}", f"{interval:.0f}"]
+            costs.append([*cells, f"{seconds / (interval + seconds):.2%}"])
+    print(machine(), aligned(rows), aligned(costs), sep="\n\n")
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,22 @@
+"""A training of two processes, killed at random moments, ends with an uninterrupted one's bytes."""
+
+import random
+
+from benchmarks.resume import Training, kill_at_random, make_project, run_once
+
+ITERATIONS = 20  # saved after 10 and 20
+KILLS = 3
+
+
+def test_two_processes_killed_at_random_moments_end_the_same(tmp_path):
+    training = Training(make_project(tmp_path / "project", ITERATIONS), "adapt", processes=2)
+    whole = run_once(training)
+    expected = training.digests()
+    assert not whole.killed and len(whole.steps) == ITERATIONS
+    assert len(expected) == len(training.outputs) and not training.checkpoint.exists()
+    training.delete_outputs()
+
+    # Fails where anything that a run leaves under a final name has other bytes.
+    tally = kill_at_random(training, whole, expected, KILLS, random.Random(1))
+    assert tally.kills.total() == KILLS
+    assert tally.resumed > 0 and tally.ended > 0
