@@ -29,7 +29,7 @@ EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "labe
 _BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image of a raw data set.
 
@@ -91,18 +91,19 @@ def prepare_split(
     def prepare(item: Item) -> dict:
         return _prepare_item(item, Path(folder), Path(out), split, class_map, size, label_size)
 
-    rows = []
+    columns: dict[str, list] = {name: [] for name in COLUMNS}  # a third of the size of many rows
     try:
         with closing(in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
             for row in prepared:
-                rows.append(row)
+                for name, values in columns.items():
+                    values.append(row[name])
                 if on_item:
                     on_item()
     except BaseException:
         for target in targets:
             shutil.rmtree(target)
         raise
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(columns)
 
 
 def prepared_bytes(pixels: int) -> int:

@@ -95,8 +95,9 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
         UserError: The folder is missing, or a symbolic link in it leads elsewhere, in a circle or
             to nothing.
     """
-    files = {file for part in below for file in _files(Path(folder), part)}
-    return pd.DataFrame(sorted(files), columns=["path", "bytes"])
+    sizes = {path: size for part in below for path, size in _files(Path(folder), part)}
+    paths = sorted(sizes)
+    return pd.DataFrame({"path": paths, "bytes": [sizes[path] for path in paths]})
 
 
 def list_split(folder: Path, split: Split) -> list[Item]:
@@ -151,29 +152,34 @@ def list_folder(
     return [Item(name, path, label_paths[name]) for name, path in sorted(image_paths.items())]
 
 
-def _files(root: Path, below: str) -> list[tuple[str, int]]:
-    """Return (posix path below root, bytes) of the visible files below root/below, sorted."""
+def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
+    """Yield (posix path below root, bytes) of the visible files below root/below."""
     start = inside(root, below)
     if not start.is_dir():
         raise UserError(
             f"{start}: no such folder; put the data set there or point the folder elsewhere"
         )
     prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
-    return sorted(_walk(start, prefix, root.resolve(), (start.resolve(),)))
+    return _walk(start, prefix, root.resolve(), (start.resolve(),))
 
 
 def _walk(
     folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
 ) -> Iterator[tuple[str, int]]:
+    below = []  # followed last, so that one folder is open at a time, whose entries are not kept
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in visible:
-        _check_entry(entry, root, ancestors)
-        if entry.is_dir():
-            real = Path(entry.path).resolve() if entry.is_symlink() else ancestors[-1] / entry.name
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", root, (*ancestors, real))
-        elif entry.is_file():
-            yield prefix + entry.name, entry.stat().st_size
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            _check_entry(entry, root, ancestors)
+            if entry.is_dir():
+                below.append((entry.name, entry.is_symlink()))
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
+    for name, is_link in below:
+        path = folder / name
+        real = path.resolve() if is_link else ancestors[-1] / name
+        yield from _walk(path, f"{prefix}{name}/", root, (*ancestors, real))
 
 
 def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) -> None:
@@ -197,6 +203,7 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) ->
 def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
     """Return name -> posix path below root of the raster files below root/below."""
     paths: dict[str, str] = {}
+    repeated = []
     for path, _ in _files(root, below):
         relative = PurePosixPath(path)
         stem = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
@@ -204,11 +211,14 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
             continue
         name = stem.removesuffix(suffix)
         if name in paths:
-            raise UserError(
-                f"{root / path}: has the same name as {root / paths[name]} but for the extension; "
-                "keep one of them"
-            )
+            repeated.append(sorted([paths[name], path]))
         paths[name] = path
+    if repeated:
+        one, other = min(repeated)
+        raise UserError(
+            f"{root / other}: has the same name as {root / one} but for the extension; "
+            "keep one of them"
+        )
     return paths
 
 

@@ -105,12 +105,15 @@ class TrainingSamples(Dataset):
         self.samples = samples
         self.transform = training_transform(augmentation)
         self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """The image, float [3, h, w] in [0, 1], and its label maps, uint8 [n, h, w]."""
         epoch, offset = divmod(position, len(self.samples))
-        order = np.random.default_rng(mix(self.seed, epoch)).permutation(len(self.samples))
-        sample = self.samples[order[offset]]
+        if epoch != self._epoch:  # drawn once: it takes as long as the data set is large
+            generator = np.random.default_rng(mix(self.seed, epoch))
+            self._epoch, self._order = epoch, generator.permutation(len(self.samples))
+        sample = self.samples[self._order[offset]]
         image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
         maps = [torch.from_numpy(read_label(path)) for path in sample.labels]  # (H, W) each
         labels = torch.stack(maps) if maps else image.new_empty(0, *image.shape[1:])
@@ -148,9 +151,8 @@ def batches(
             "processes"
         )
     share = batch_size // world_size
-    positions = [
-        [step * batch_size + rank * share + i for i in range(share)] for step in iterations
-    ]
+    starts = (step * batch_size + rank * share for step in iterations)
+    positions = (range(start, start + share) for start in starts)
     loader = DataLoader(
         dataset,
         batch_sampler=positions,
