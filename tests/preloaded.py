@@ -61,7 +61,12 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @functools.cache
 def python() -> Path:
-    """A program named python that runs `python -m MODULE ...` and `python -c CODE ...`."""
+    """A program named python that runs `python -m MODULE ...` and `python -c CODE ...`.
+
+    Where such a process cannot safely be forked, this is Python itself.
+    """
+    if sys.platform != "linux":
+        return Path(sys.executable)
     folder = Path(tempfile.mkdtemp())
     client, command = folder / "client.py", folder / "python"
     client.write_text(CLIENT)

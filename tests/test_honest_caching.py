@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
-from project import digests, execute, finished_project
+from project import SEPARATE, digests, execute, finished_project
 
 # Runs `python -m ...` so that the project's modules come from the working directory or not at all,
 # wherever else they are installed; writes what the program imported and asked for.
@@ -223,7 +223,7 @@ def test_oracle_trains_on_true_labels_that_no_stage_has(project, tmp_path):
     for name in ("data/prepared", "data/models/pretrain.safetensors", *code):
         copy(project / name, folder / name)
     before = digests(folder / "data")
-    execute(folder, "python", "-m", "stages.oracle")
+    execute(folder, "python", "-m", "stages.oracle", **SEPARATE)
     scores = json.loads((folder / "data/oracle/metrics.json").read_text())
     assert scores["images"] == 4 and 0 <= scores["miou"] <= 1
     assert before.items() <= digests(folder / "data").items()
