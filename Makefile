@@ -25,7 +25,7 @@ results: install  ## several seeds of params.yaml, and the oracle
 	cag results
 
 test: install lint  ## lint and tests
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style
 	ruff check .

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import preloaded
+import pytest
 import yaml
+from filelock import FileLock
 
 from cag.config import Augmentation
 from cag.files import sha256
@@ -28,6 +31,8 @@ TRAINING = {  # a section's values, of a training that is over at once
     "class_balance": 0.0,
     "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
 }
+# Variables with which each program is a process of its own from its start.
+SEPARATE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
 
@@ -96,6 +101,23 @@ def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes
     return folder
 
 
+def finished_project(folders: pytest.TempPathFactory) -> Path:
+    """A project after `dvc repro` with processes of their own, the same for all tests.
+
+    The first to ask makes it. It has two rounds and a short warm-up; tests take a copy to change.
+    """
+    shared = folders.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    record = shared / "finished"
+    with FileLock(shared / "finished.lock"):
+        if not record.exists():
+            folder = folders.mktemp("finished") / "project"
+            dvc(make_project(folder, warmup={"iterations": 2}), "repro", **SEPARATE)
+            record.write_text(str(folder))
+    return Path(record.read_text())
+
+
 def read_params(folder: Path) -> dict:
     """Read a folder's params.yaml."""
     return yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
@@ -110,10 +132,11 @@ def write_params(folder: Path, params: Mapping) -> None:
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     """Variables for a program in a project: this interpreter, one thread, no GPU, none of ours.
 
-    What DVC and git keep outside a repository goes beside the project or is not read.
+    `python` has imported its libraries already, unless `variables` has those of SEPARATE. What DVC
+    and git keep outside a repository goes beside the project or is not read.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(preloaded.python().parent), SEPARATE["PATH"]])
     apart = folder.with_name(f"{folder.name}-site")
     return inherited | {
         "PATH": path,
@@ -143,15 +166,15 @@ def execute(folder: Path, *command: str, status: int | None = 0, **variables: st
 
     Args:
         folder: The working directory.
-        *command: The program and its arguments; "python" is this interpreter.
+        *command: The program and its arguments; for "python" see `environment`.
         status: The exit status that is expected; None: any.
         **variables: Additions to the environment.
     """
-    command = (sys.executable if command[0] == "python" else command[0], *command[1:])
+    variables = environment(folder, **variables)
     done = subprocess.run(
-        command,
+        (shutil.which(command[0], path=variables["PATH"]), *command[1:]),
         cwd=folder,
-        env=environment(folder, **variables),
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

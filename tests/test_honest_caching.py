@@ -7,14 +7,13 @@ alone, and must write the pipeline's bytes. What it imports and asks for must be
 import json
 import shlex
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from dvc.repo import Repo
-from project import digests, dvc, execute, make_project
+from project import SEPARATE, digests, execute, finished_project
 
 # Runs `python -m ...` so that the project's modules come from the working directory or not at all,
 # wherever else they are installed; writes what the program imported and asked for.
@@ -92,9 +91,7 @@ def resolved(project: Path) -> dict[str, Stage]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A finished run."""
-    folder = make_project(tmp_path_factory.mktemp("honest") / "project", warmup={"iterations": 2})
-    dvc(folder, "repro")
-    return folder
+    return finished_project(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +124,7 @@ def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str
     launcher, *program = shlex.split(stage.command.replace("${LAUNCH:-python}", "python"))
     assert (launcher, program[0]) == ("python", "-m"), stage.command
     record = sandbox.with_name("record.json")
-    command = [sys.executable, "-c", TRACED, str(record), *program[1:]]
-    printed = execute(sandbox, *command, status=status)
+    printed = execute(sandbox, "python", "-c", TRACED, str(record), *program[1:], status=status)
     return printed, json.loads(record.read_text()) if record.exists() else {}
 
 
@@ -227,7 +223,7 @@ def test_oracle_trains_on_true_labels_that_no_stage_has(project, tmp_path):
     for name in ("data/prepared", "data/models/pretrain.safetensors", *code):
         copy(project / name, folder / name)
     before = digests(folder / "data")
-    execute(folder, "python", "-m", "stages.oracle")
+    execute(folder, "python", "-m", "stages.oracle", **SEPARATE)
     scores = json.loads((folder / "data/oracle/metrics.json").read_text())
     assert scores["images"] == 4 and 0 <= scores["miou"] <= 1
     assert before.items() <= digests(folder / "data").items()

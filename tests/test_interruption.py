@@ -106,6 +106,8 @@ def unfinished(folder: Path) -> list[Path]:
 def mend_lock(project: Path) -> None:
     """What the README says of a dvc.lock that a kill left half written: DVC writes it in place."""
     lock = project / "dvc.lock"
+    if not lock.exists():
+        return
     try:
         COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock.read_text(encoding="utf-8")))
     except (yaml.YAMLError, Invalid):
@@ -120,7 +122,7 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
     interrupted = []
     for first in sorted(moments.sample(range(len(stages) - 2), KILLS)):
         process = start(project, "-m", "dvc", "repro")
-        interrupted += kill_at(process, stages[first:], moments.uniform(0, 4))[-1:]
+        interrupted += kill_at(process, stages[first:], moments.uniform(0, 1))[-1:]
         mend_lock(project)
         found = finished_files(project / "data")
         # Whatever has its final name is complete: exactly the uninterrupted run's file.
@@ -152,12 +154,12 @@ def test_half_a_lock_file_costs_no_computation(uninterrupted, tmp_path):
 
 @pytest.fixture
 def pretraining(uninterrupted, tmp_path) -> Path:
-    """A folder in which pretraining can run by itself, for a few seconds after its checkpoint."""
+    """A folder in which pretraining can run by itself, for some time after its first checkpoint."""
     folder = tmp_path / "pretraining"
     for name in ("cag", "stages", "data/prepared/source", "data/index"):
         shutil.copytree(uninterrupted.project / name, folder / name)
     params = read_params(uninterrupted.project)
-    write_params(folder, merged(params, {"pretrain": {"iterations": 100}}))
+    write_params(folder, merged(params, {"pretrain": {"iterations": 40}}))
     return folder
 
 
