@@ -456,7 +456,7 @@ def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypat
 
     bad.write_bytes(image)
     cut(shards[1])
-    shutil.copytree(".scratch", other / ".scratch")
+    shutil.copytree(".scratch", other / ".scratch", dirs_exist_ok=True)
     capsys.readouterr()
     resumed = extract(project, monkeypatch)
     printed = capsys.readouterr().out

@@ -1,12 +1,23 @@
-"""Scores on disk: each mean IoU under its own name."""
+"""Predictions counted as one by one; scores on disk, each mean IoU under its own name."""
 
 import json
+import threading
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from cag.evaluation import write_scores
-from cag.labels import LabelSpace
+from cag.datasets import COLUMNS, write_manifest
+from cag.devices import make_fabric
+from cag.evaluation import full_resolution_prediction, predict_labelled, write_scores
+from cag.images import write_image, write_label
+from cag.labels import IGNORE, LabelSpace
+from cag.prepared import PreparedImages
+from cag.stage import progress
 
 SPACE = LabelSpace(("road", "wall", "sky"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
 
@@ -30,3 +41,77 @@ def test_without_subsets_there_is_one_mean(tmp_path):
     write_scores(tmp_path, torch.eye(3, dtype=torch.int64), SPACE, 1)
     scores = json.loads((tmp_path / "metrics.json").read_text())
     assert [key for key in scores if key.startswith("miou")] == ["miou", "miou_3"]
+
+
+class Output(NamedTuple):
+    """As a network's."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Colours(nn.Module):
+    """Each colour is a class's logit, at half the image's size."""
+
+    num_classes = 3
+
+    def forward(self, images: Tensor) -> Output:
+        """Logits [B, 3, H/2, W/2]."""
+        small = F.avg_pool2d(images, 2)
+        return Output(small, small)
+
+
+@pytest.fixture
+def images(tmp_path) -> PreparedImages:
+    """Labelled images of two sizes, whose labels are twice as large."""
+    random, rows = np.random.default_rng(0), []
+    for i, height in enumerate([4, 4, 4, 6, 6, 4, 4]):
+        write_image(tmp_path / f"{i}.png", random.integers(0, 256, (height, 8, 3)).astype(np.uint8))
+        labels = random.choice([0, 1, 2, IGNORE], (2 * height, 16)).astype(np.uint8)
+        write_label(tmp_path / f"{i}_label.png", labels, SPACE.palette_array)
+        paths = {"name": f"{i}", "image": f"{i}.png", "label": f"{i}_label.png"}
+        rows.append({"split": "val", "height": height, "width": 8, **paths})
+    write_manifest(tmp_path, pd.DataFrame(rows, columns=COLUMNS).fillna(""), SPACE)
+    return PreparedImages(tmp_path, "val", with_labels=True)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_counts_are_those_of_a_loop_over_images(images, size, capsys):
+    fabric, seen = make_fabric("32-true"), {}
+    with progress("evaluate", len(images), "images") as advance:
+        found = predict_labelled(
+            Colours(), images, images.batches(size), fabric, advance, seen.__setitem__
+        )
+    expected = np.zeros((3, 3), np.int64)
+    for i, (image, label, _) in enumerate(images[i] for i in range(len(images))):
+        logits = Colours()(image[None] / 255).logits[0]
+        prediction = full_resolution_prediction(logits, label.shape)
+        assert torch.equal(prediction, seen[i])
+        known = label != IGNORE
+        np.add.at(expected, (label[known], prediction[known]), 1)
+    assert np.array_equal(found, expected)
+    printed = capsys.readouterr().out
+    assert printed.startswith("evaluate: 7 images") and "waiting for data" in printed
+
+
+def test_parts_of_the_images_add_up(images):
+    fabric, batches = make_fabric("32-true"), images.batches(2)
+    parts = []
+    for chosen in (batches, batches[::2], batches[1::2]):
+        with progress("evaluate", 7, "images") as advance:
+            parts.append(predict_labelled(Colours(), images, chosen, fabric, advance))
+    assert torch.equal(parts[0], parts[1] + parts[2])
+
+
+def test_an_error_in_writing_stops_the_predictions(images):
+    def fail(index, prediction):
+        raise OSError("disk is full")
+
+    before = threading.active_count()
+    with (
+        pytest.raises(OSError, match="disk is full"),
+        progress("evaluate", 7, "images") as advance,
+    ):
+        batches = images.batches(1)
+        predict_labelled(Colours(), images, batches, make_fabric("32-true"), advance, fail)
+    assert threading.active_count() == before

@@ -16,6 +16,7 @@ from project import (
     SIZE,
     digests,
     dvc,
+    execute,
     finished_project,
     git,
     make_project,
@@ -149,9 +150,13 @@ def test_feature_stores(finished, name):
         n, width, h, w = file["features"].shape
         assert (n, width) == (TRAINING, d)
         assert file["features"].dtype == np.float16
-        assert file["features"].chunks == (1, d, h, w)
         assert (file["prediction"].shape, file["prediction"].dtype) == ((n, h, w), np.uint8)
         assert (file["probability"].shape, file["probability"].dtype) == ((n, h, w), np.float32)
+        features = file["features"][:]
+    with h5py.File(folder / "target/00000.h5") as file:  # the only shard of so few images
+        assert file["features"].chunks == (1, d, h, w)
+        assert (file["features"][:] == features).all()
+    assert {path.name for path in folder.iterdir()} == {"source.h5", "target.h5", "target"}
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -390,3 +395,67 @@ def test_two_processes_train_and_one_writes(copied, stage):
     assert "torchrun" not in (copied / "dvc.lock").read_text()
     # Any other number of processes finds the model and runs nothing.
     assert ran(dvc(copied, "repro", "--single-item", stage)) == []
+
+
+INFERENCE = ("extract round1 warmup", "pseudo_label round1", "evaluate pretrain")
+ONE_LAUNCH = """
+import runpy, sys
+from torch import distributed
+
+for command in sys.argv[1:]:
+    name, *sys.argv[1:] = command.split()
+    runpy.run_module(f"stages.{name}", run_name="__main__")
+    distributed.barrier()  # the next one reads what process 0 has written
+"""
+
+
+def by_two_processes(project: Path, *commands: str, status: int = 0) -> str:
+    """Run stages one after the other in one launch of two processes; what they print."""
+    program = project / "one_launch.py"
+    program.write_text(ONE_LAUNCH)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    return execute(project, "python", *launch, str(program), *commands, status=status)
+
+
+@pytest.fixture
+def several_shards(copied) -> Path:
+    """A project whose features take two shards of each domain."""
+    write_params(copied, merged(read_params(copied), {"extract": {"batch_size": 1}}))
+    return copied
+
+
+def test_two_processes_infer_what_one_does(several_shards, tmp_path):
+    """The same bytes; a failure of one process ends both, and what is finished is not redone."""
+    project = several_shards
+    alone = shutil.copytree(project, tmp_path / "alone", symlinks=True)
+    for command in INFERENCE:
+        name, *arguments = command.split()
+        execute(alone, "python", "-m", f"stages.{name}", *arguments)
+    before = digests(project / "data")
+
+    bad = project / f"data/prepared/target/images/train/target_{TRAINING - 1:05d}.png"
+    image = bad.read_bytes()
+    bad.unlink()
+    bad.write_bytes(image[: len(image) // 2])  # in the second shard: of process 1
+    printed = by_two_processes(project, INFERENCE[0], status=1)
+    errors = [line for line in printed.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and errors[0].startswith("error (process 1): ")
+    assert bad.name in errors[0] and "not a readable image" in errors[0]
+    bad.write_bytes(image)
+    assert digests(project / "data") == before
+    assert not list(project.rglob("*.partial"))
+    finished = [project.joinpath(".scratch").rglob(f"source/0000{i}.h5") for i in range(2)]
+    assert [len(list(found)) for found in finished] == [1, 1]
+
+    printed = by_two_processes(project, *INFERENCE)
+    assert "extract source: 0 images" in printed
+    assert printed.count(f"pseudo-labels: {TRAINING} images") == 1
+    assert printed.count(f"evaluate pretrain: {VALIDATION} images") == 1
+    assert len(list(project.glob("data/features/round1/target/*.h5"))) == 2
+    after = digests(project / "data")
+    assert after == digests(alone / "data")
+    assert {path for path in before if before[path] != after.get(path)} >= {
+        "features/round1/target.h5",
+        "features/round1/source.h5",
+    }
+    assert not list(project.joinpath(".scratch").iterdir())

@@ -71,3 +71,28 @@ def test_loader_processes_can_use_it(folder):
     images, labels, names = next(iter(loader))
     assert images.shape == (3, 3, 4, 6) and labels.shape == (3, 8, 12)
     assert list(names) == dataset.names
+
+
+def batches(folder, sizes, *arguments):
+    """Batches of images of these heights, by name."""
+    rows = [
+        {"split": "train", "name": f"{i}", "image": f"{i}.png", "height": height, "width": 6}
+        for i, height in enumerate(sizes)
+    ]
+    write_manifest(folder, pd.DataFrame(rows, columns=COLUMNS).fillna(""), SPACE)
+    return PreparedImages(folder, "train", with_labels=False).batches(*arguments)
+
+
+def test_batches_are_consecutive_images_of_one_size(tmp_path):
+    assert batches(tmp_path, [4] * 5, 2) == [[0, 1], [2, 3], [4]]
+    assert batches(tmp_path, [4, 4, 4, 8, 8, 4], 2) == [[0, 1], [2], [3, 4], [5]]
+    assert batches(tmp_path, [4, 8, 4, 8], 3, [0, 2, 1, 3]) == [[0, 2], [1, 3]]
+    assert batches(tmp_path, [4] * 6, 2, [1, 3, 5]) == [[1, 3], [5]]
+
+
+def test_an_image_of_another_size_than_prepared_is_refused(folder):
+    write_image(folder / "images/val/a.png", np.zeros((5, 6, 3), np.uint8))
+    dataset = PreparedImages(folder, "val", with_labels=True)
+    assert dataset[0][2] == "b"
+    with pytest.raises(UserError, match=r"a\.png: height and width are \(5, 6\), .*\(4, 6\)"):
+        dataset[1]

@@ -1,5 +1,8 @@
 """How a stage runs: a user's error in one line, progress with a rate, silence beside rank 0."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import click
@@ -7,6 +10,7 @@ import pytest
 
 import cag.stage
 from cag.errors import UserError
+from cag.files import atomic_file
 from cag.stage import is_main_process, progress, run, tracked
 
 
@@ -91,6 +95,61 @@ def test_resumed_units_do_not_count_for_the_rate(capsys, clock):
         clock.now += 5
         advance(10)
     assert capsys.readouterr().out == "pretrain: 10 iterations in 5.0 s, 2.0 iterations/s\n"
+
+
+def test_the_share_of_waiting_is_said(capsys, clock):
+    def images():
+        for _ in range(3):
+            clock.now += 1  # before an image comes, and before the end
+            yield "image"
+        clock.now += 1
+
+    with progress("extract", 3, "images") as advance:
+        for image in advance.waiting(images()):
+            clock.now += 4
+            advance()
+            assert image == "image"
+    said = "extract: 3 images in 16.0 s, 0.2 images/s, 25 % waiting for data\n"
+    assert capsys.readouterr() == (said, "")
+
+
+def test_waiting_passes_an_error_on(capsys):
+    def images():
+        yield "image"
+        raise UserError("a.png: not an image")
+
+    with pytest.raises(UserError), progress("extract", 3, "images") as advance:
+        assert list(zip(advance.waiting(images()), range(1), strict=False)) == [("image", 0)]
+        list(advance.waiting(images()))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_termination_cleans_up(capsys, tmp_path):
+    """What a launcher does to the other processes when one has failed."""
+
+    def body():
+        with atomic_file(tmp_path / "features.h5") as partial:
+            partial.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)  # where it arrives
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run(command(body))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_another_process_gives_rank_0_the_first_word(capsys, monkeypatch):
+    waited = []
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr(cag.stage.time, "sleep", waited.append)
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: fail(UserError("a.png: not an image"))))
+    assert caught.value.code == 1 and sum(waited) > 1
+    assert capsys.readouterr() == ("", "error (process 2): a.png: not an image\n")
 
 
 def test_tracked_passes_everything_on(capsys):
