@@ -46,6 +46,7 @@ BEFORE_ADAPTATION = (
     ("pseudo_label", "round1"),
 )
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # has few layers, each of which processes share
+TEACHER_ITERATIONS = 10  # of the trainings before the one that is killed
 HITS = ("starting", "training", "writing a checkpoint", "ending")  # where a kill comes
 RUNS = ("runs", "that resumed", "that ended", "iterations redone")
 LONGER = 1.25  # kills come within this many times what is left, so that some runs end before theirs
@@ -150,18 +151,25 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
     params["target"] |= {"images": 8, "val_images": 1, "size": size}
     params["network"] |= {"encoder": ENCODER, "options": {"decoder_channels": 256}}
     for name in STAGES:
-        params[name] |= {"iterations": iterations, "batch_size": batch_size}
+        params[name] |= {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
         params[name]["augmentation"] |= {"crop": size}
     params["warmup"]["adversarial_weight"] = 0.1  # lets the discriminator show in the network
     params["anchors"] |= {"min_pixels": 1, "min_recall": 0.0}
     params["pseudo_label"] |= {"relative_margin": 0.01, "agreement": False, "probability": 0.2}
     (folder / "classes").mkdir(parents=True)
     shutil.copy(ROOT / "classes/cityscapes.yaml", folder / "classes")
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    _write_params(folder, params)
     for program in BEFORE_ADAPTATION:
         if finish(start(folder, *program), DEADLINE, folder):
             raise Failed(f"{' '.join(program)} had not ended after {DEADLINE} s")
+    for name in STAGES:
+        params[name]["iterations"] = iterations
+    _write_params(folder, params)
     return folder
+
+
+def _write_params(folder: Path, params: dict) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def start(folder: Path, stage: str, *arguments: str, processes: int = 1) -> list[BaseProcess]:
@@ -293,13 +301,14 @@ def kill_at_random(
     """Kill a training at random moments, run after run, then let it end.
 
     A kill comes within 1.25 times what is left for the run by the time of a whole one. A run that
-    ends before its kill is compared, and the next one starts anew.
+    ends before its kill is compared, and the next one starts anew. At least one run resumes from
+    the middle.
 
     Args:
         training: No output or checkpoint of it exists.
         whole: An uninterrupted run of it.
         expected: Digests of that one's outputs.
-        kills: How many must have hit a live run.
+        kills: How many must hit a live run; more where none of these let a run resume.
         moments: Where the moments come from.
 
     Raises:
@@ -309,7 +318,8 @@ def kill_at_random(
     partial = training.checkpoint.with_name(f".{training.checkpoint.name}.partial")
     with progress(f"{training.stage}, {training.processes} process(es)", kills, "kills") as advance:
         while True:
-            last, before = tally.kills.total() == kills, _written(partial)
+            last = tally.kills.total() >= kills and tally.resumed > 0
+            before = _written(partial)
             left = LONGER * whole.left(training.saved())
             made = run_once(training, DEADLINE if last else moments.uniform(0, left))
             if last and made.killed:
@@ -317,7 +327,7 @@ def kill_at_random(
             complete = len(training.digests()) == len(expected)
             check(training, made, expected, iterations)
             tally.runs += 1
-            tally.resumed += made.resumed > 0
+            tally.resumed += 0 < made.resumed < iterations
             tally.ended += not made.killed
             if last:
                 return tally
