@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo results test lint clean
+.PHONY: help install demo results test lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,12 @@ test: install lint  ## lint and tests
 lint: install  ## style
 	ruff check .
 	ruff format --check .
+
+bench: install  ## measure kernels, training step, memory, resuming
+	python -m benchmarks.kernels
+	python -m benchmarks.training
+	python -m benchmarks.memory
+	python -m benchmarks.resume
 
 clean:  ## remove what the pipeline wrote, but not DVC's cache
 	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/evaluation data/report data/oracle
