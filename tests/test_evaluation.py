@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -114,4 +115,7 @@ def test_an_error_in_writing_stops_the_predictions(images):
     ):
         batches = images.batches(1)
         predict_labelled(Colours(), images, batches, make_fabric("32-true"), advance, fail)
+    deadline = time.monotonic() + 5  # the progress bar's thread may end a little later
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert threading.active_count() == before
