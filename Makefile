@@ -35,7 +35,7 @@ bench: install  ## measure kernels, training step, memory, resuming
 	python -m benchmarks.kernels
 	python -m benchmarks.training
 	python -m benchmarks.memory
-	python -m benchmarks.resume
+	python -m benchmarks.resume --kills 2
 
 clean:  ## remove what the pipeline wrote, but not DVC's cache
 	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/evaluation data/report data/oracle
