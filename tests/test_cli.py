@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cag import cli
+from cag.commands import project
 from cag.config import load_all
 from cag.errors import UserError
 
@@ -38,9 +39,9 @@ def test_changed_params_are_kept_unless_confirmed(folder, monkeypatch):
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("seed: 0", "seed: 7"))
     monkeypatch.setattr(
-        cli.click, "confirm", lambda *_, **__: (_ for _ in ()).throw(cli.click.Abort)
+        project.click, "confirm", lambda *_, **__: (_ for _ in ()).throw(project.click.Abort)
     )
-    with pytest.raises(cli.click.Abort):
+    with pytest.raises(project.click.Abort):
         call("preset", "camvid_day_to_dusk")
     assert yaml.safe_load(params.read_text())["seed"] == 7
     call("preset", "camvid_day_to_dusk", "--force")

@@ -1,5 +1,6 @@
 """A run killed at whatever moment, and run again, ends with the bytes of an uninterrupted one."""
 
+import json
 import os
 import random
 import shutil
@@ -104,7 +105,14 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def mend_lock(project: Path) -> None:
-    """What the README says of a dvc.lock that a kill left half written: DVC writes it in place."""
+    """What the README says of DVC's own files that a kill left half written, as it writes in place."""
+    held = project / ".dvc/tmp/rwlock"
+    try:
+        json.loads(held.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except json.JSONDecodeError:
+        held.unlink()
     lock = project / "dvc.lock"
     if not lock.exists():
         return

@@ -1,0 +1,1 @@
+"""The commands of `cag`, by what they are about; `cag.cli` puts them together."""
