@@ -105,7 +105,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def mend_lock(project: Path) -> None:
-    """What the README says of DVC's own files that a kill left half written, as it writes in place."""
+    """What the README says of files that DVC writes in place and a kill left half written."""
     held = project / ".dvc/tmp/rwlock"
     try:
         json.loads(held.read_text(encoding="utf-8"))
