@@ -75,6 +75,7 @@ def check_split(
     class_map: ClassMap,
     complete: int | None = None,
     absent_is_wrong: bool = True,
+    one_size: bool = False,
     workers: int | None = None,
     on_item: Callable[[], None] | None = None,
 ) -> SplitCheck:
@@ -88,6 +89,7 @@ def check_split(
         complete: Number of images that there should be; None for any.
         absent_is_wrong: Whether a class that the class map has values for, and no label has, is a
             problem; the target's validation images may lack one.
+        one_size: Whether images of several sizes are a problem, as a feature store needs one.
         workers: Number of threads; None for one for each core.
         on_item: Called after each item, in the calling thread.
     """
@@ -108,6 +110,14 @@ def check_split(
                 found.problems.append(one.problem)
             found.left_out += one.left_out
             if one.size is not None:
+                if one_size and found.size not in (None, one.size):
+                    (height, width), (first_height, first_width) = one.size, found.size
+                    found.problems.append(
+                        f"{folder / item.image}: {width} x {height} pixels, those before it "
+                        f"{first_width} x {first_height}; the rounds need one size of target "
+                        "images: set target.size to [height, width]"
+                    )
+                    one_size = False  # once is enough
                 found.size = found.size or one.size
                 found.pixels += one.size[0] * one.size[1]
             for value, pixels in (one.counts or {}).items():
@@ -188,7 +198,10 @@ def check_domain(
         for split, items in listed:
             complete = None if partial else COMPLETE.get((config.layout, split.name))
             all_classes = domain == "source" and not partial
-            one = check_split(items, folder, split, class_map, complete, all_classes, None, advance)
+            one_size = domain == "target" and split.name == "train" and config.size is None
+            one = check_split(
+                items, folder, split, class_map, complete, all_classes, one_size, None, advance
+            )
             found.append(one)
     return found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cag.labels import IGNORE
 from cag.precision import full_precision
 
-_BLOCK_PIXELS = 4096  # at once, in a temporary that stays in a CPU's cache
+_CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary that stays in a CPU's cache
 _SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
 
 
@@ -216,9 +216,10 @@ def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     scores = scores.repeat(len(pixels), 1, pixels.shape[2])  # [B, K, p]
     size = scores.new_empty(len(pixels), pixels.shape[2])
     # channels that lay a power of two apart would displace one another in a CPU's cache
-    stride = min(_BLOCK_PIXELS, pixels.shape[2]) + 16
+    block_pixels = _block_pixels(pixels)
+    stride = min(block_pixels, pixels.shape[2]) + 16
     block = scores.new_empty(*pixels.shape[:2], stride)
-    splits = (tensor.split(_BLOCK_PIXELS, dim=-1) for tensor in (pixels, scores, size))
+    splits = (tensor.split(block_pixels, dim=-1) for tensor in (pixels, scores, size))
     for part, score, square in zip(*splits, strict=True):
         centred = torch.sub(part, centre[:, None], out=block[:, :, : part.shape[2]])
         channels = centred.split(_SUM_CHANNELS, dim=1)
@@ -236,19 +237,24 @@ def _nearest_two(
     first_distance = (best + size).clamp_(min=0).sqrt_()
     second_distance = (second + size).clamp_(min=0).sqrt_()
 
+    block_pixels = _block_pixels(pixels)
     # Cancellation leaves too few digits close to an anchor, and cannot tell a tie: these few again.
-    for chosen in (best + size < size / 64).nonzero().split(_BLOCK_PIXELS):
+    for chosen in (best + size < size / 64).nonzero().split(block_pixels):
         image, pixel = chosen.unbind(dim=1)
         vectors = pixels[image, :, pixel].float()  # [n, D]
         runner_up = scores[image, :, pixel].argmin(dim=1)
         own = nearest[image, pixel].long()
         first_distance[image, pixel] = _lengths(vectors - anchors[own])
         second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
-    for chosen in (second - best <= size * 2.0**-20).nonzero().split(_BLOCK_PIXELS):
+    for chosen in (second - best <= size * 2.0**-20).nonzero().split(block_pixels):
         image, pixel = chosen.unbind(dim=1)
         exact = _two_smallest(_direct_distances(pixels[image, :, pixel], anchors))  # [n] each
         first_distance[image, pixel], second_distance[image, pixel], nearest[image, pixel] = exact
     return nearest, first_distance, second_distance
+
+
+def _block_pixels(pixels: Tensor) -> int:
+    return _CPU_BLOCK if pixels.device.type == "cpu" else _GPU_BLOCK
 
 
 def _lengths(vectors: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from PIL import Image
 from raw import label, picture, raw_data, raw_png, write_cityscapes, write_gta5, write_synthia
 
 import cag.checks
+import cag.commands.project
 from cag import cli
 from cag.checks import COMPLETE, SplitCheck, check_split, disk_needed, feature_form
 from cag.config import load_all
@@ -70,6 +71,18 @@ def test_everything_wrong_is_listed(tmp_path):
     assert check(tmp_path, complete=5).problems == found.problems[1:]
 
 
+def test_several_sizes_are_wrong_once_where_there_must_be_one(tmp_path):
+    raw_data(tmp_path, ("a", "b", "c"))
+    for name in ("b", "c"):
+        picture(tmp_path / f"images/{name}.png", height=16)
+        label(tmp_path / f"labels/{name}.png", height=16)
+    (problem,) = check(tmp_path, absent_is_wrong=False, one_size=True).problems
+    assert problem.startswith(
+        f"{tmp_path / 'images/b.png'}: 12 x 16 pixels, those before it 12 x 8"
+    )
+    assert check(tmp_path, absent_is_wrong=False).problems == []
+
+
 def test_a_layout_that_leaves_out_counts_what_it_leaves_out(tmp_path):
     write_gta5(tmp_path, 2, SIZE, mismatched=1)
     class_map = ClassMap(SPACE, {7: 0}, ignore_rest=True)
@@ -119,7 +132,7 @@ def project(tmp_path, monkeypatch):
     counts = {**COMPLETE, ("cityscapes", "train"): 3, ("cityscapes", "val"): 2}
     counts |= {("gta5", "train"): 4, ("synthia", "train"): 3}
     monkeypatch.setattr(cag.checks, "COMPLETE", counts)
-    monkeypatch.setattr(cli, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10**9)
 
     def choose(name):
         params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text())
@@ -180,7 +193,7 @@ def test_broken_data_end_with_status_1_and_a_list(project, capsys, monkeypatch):
     every_class(raw / "synthia/GT/LABELS/0000000.png", range(24), "synthia")
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(raw / "synthia/GT/LABELS/0000001.png")
     shutil.rmtree(raw / "cityscapes/gtFine/val")
-    monkeypatch.setattr(cli, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10)
     monkeypatch.setattr("sys.argv", ["cag", "data", "check"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
