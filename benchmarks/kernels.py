@@ -8,7 +8,6 @@ than a CPU's cache holds. Exit status 1: results differ.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from cag.anchors import class_sums
 from cag.labels import IGNORE
 from cag.losses import distance_loss
 from cag.pseudo_labels import anchor_margins, by_anchor
-from cag.stage import run
+from cag.stage import cpu_name, run
 
 ANCHORS = Path(__file__).resolve().parents[1] / "tests/golden/anchors.npy"
 HEIGHT, WIDTH = 128, 224
@@ -251,12 +250,8 @@ def product_rate(count: int, size: int = 512) -> float:
 
 def machine() -> str:
     """CPU, cores, threads and torch in one line."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{model}, {os.cpu_count()} cores, {threads} thread, torch {torch.__version__}"
+    return f"{cpu_name()}, {os.cpu_count()} cores, {threads} thread, torch {torch.__version__}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from cag.stage import cpu_name
 
 PRECISIONS = ("float32", "TF32", "bf16")
 
@@ -112,7 +113,7 @@ def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 def machine(device: torch.device) -> str:
     """Device, driver and torch in one line."""
     if device.type == "cpu":
-        return f"{_cpu()}, {cores()} cores, torch {torch.__version__}"
+        return f"{cpu_name()}, {cores()} cores, torch {torch.__version__}"
     properties = torch.cuda.get_device_properties(device)
     memory = f"{properties.total_memory / 2**30:.0f} GiB"
     return f"{properties.name}, {memory}, driver {_driver()}, torch {torch.__version__}"
@@ -121,13 +122,6 @@ def machine(device: torch.device) -> str:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _driver() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import socket
@@ -34,7 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from cag.config import load_params
 from cag.files import sha256
 from cag.networks import build
-from cag.stage import progress, run
+from cag.stage import cpu_name, progress, run
 from cag.training import SAVE_EVERY, SAVE_SHARE, Checkpoint, Objective, _state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -400,11 +399,7 @@ def aligned(rows: list[list[str]]) -> str:
 
 def machine() -> str:
     """The processor, its cores, and the libraries' versions."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((ln.split(": ")[1] for ln in lines if ln.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores; torch {torch.__version__}"
+    return f"{cpu_name()}, {os.cpu_count()} cores; torch {torch.__version__}"
 
 
 @click.command(help=__doc__)

@@ -19,6 +19,7 @@ def cli() -> None:
       cag preset NAME   choose a parameter file (params.yaml)
       cag data check    read the raw data before they are used
       dvc repro         run the pipeline: data/report/index.html shows what came out
+      cag status        which stages are fresh, stale or missing
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
 
@@ -33,6 +34,7 @@ COMMANDS = (
     project.preset,
     project.scenes,
     project.data,
+    runs.status,
     runs.summary,
     runs.results,
     models.weights,

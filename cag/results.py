@@ -40,8 +40,8 @@ FINISHED = {"Success", "Failed"}
 POLL_SECONDS = 10
 
 
-def workspace_table() -> Table:
-    """The mIoU of each model of the last run, as a table.
+def workspace_scores() -> dict[str, float]:
+    """The mIoU of each model of the last run, in [0, 1].
 
     Raises:
         UserError: There is no run.
@@ -49,7 +49,12 @@ def workspace_table() -> Table:
     paths = sorted(EVALUATION.glob("*/metrics.json"))
     if not paths:
         raise UserError(f"{EVALUATION}: no scores; `dvc repro` makes them")
-    scores = {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
+    return {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
+
+
+def workspace_table() -> Table:
+    """The same as a table."""
+    scores = workspace_scores()
     table = Table("model", title=TITLE)
     table.add_column("mIoU", justify="right")
     table.add_column("against source only", justify="right")

@@ -13,7 +13,7 @@ from cag.files import fingerprint, sha256, write_csv
 from cag.networks import load_model, save_model
 from cag.samples import TrainingSamples, labelled_samples, pseudo_labelled_samples
 from cag.seeds import mix
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 from cag.training import (
     AdaptationObjective,
     Checkpoint,
@@ -65,7 +65,9 @@ def main(round_name: str, teacher: str) -> None:
 
     weights = source_class_weights(domains[0].samples, classes.num_classes, config)
     objective = AdaptationObjective(network, anchors, config, params.anchors.min_pixels, weights)
-    with progress(f"adapt {round_name}", config.iterations, "iterations") as advance:
+    with progress(
+        f"adapt {round_name}", config.iterations, "iterations", 2 * config.batch_size
+    ) as advance:
         curve = train(
             objective,
             shared_batches(domains, config.batch_size, fabric),
@@ -84,4 +86,4 @@ def main(round_name: str, teacher: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

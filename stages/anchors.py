@@ -14,7 +14,7 @@ from cag.datasets import read_label_space
 from cag.errors import UserError
 from cag.features import SOURCE_KEYS, open_store, read_array
 from cag.files import atomic_file, write_csv
-from cag.stage import run
+from cag.stage import run_stage
 
 SOURCE = Path("data/prepared/source")
 STORE = "data/features/{}/source.h5"
@@ -81,4 +81,4 @@ def main(round_name: str, features_of: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

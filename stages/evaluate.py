@@ -17,7 +17,7 @@ from cag.images import colorize, read_label, write_image, write_label
 from cag.networks import load_model
 from cag.prepared import PreparedImages
 from cag.processes import Processes
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, EVALUATION = "data/models/{}.safetensors", "data/evaluation/{}"
@@ -74,4 +74,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

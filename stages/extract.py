@@ -42,7 +42,7 @@ from cag.prediction import ImageBatch, image_batches, predict, predict_views
 from cag.prepared import PreparedImages
 from cag.processes import Processes
 from cag.seeds import mix
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 from cag.streams import ahead, to_cpu
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -201,4 +201,4 @@ def main(round_name: str, teacher: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -15,7 +15,7 @@ from cag.files import (
     write_csv,
 )
 from cag.layouts import index_folder, splits
-from cag.stage import run
+from cag.stage import run_stage
 
 INDEX = "data/index/{}.csv"
 EVALUATION = Path("data/evaluation")
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -29,7 +29,7 @@ from cag.networks import SegmentationNetwork, load_model
 from cag.prepared import PreparedImages
 from cag.samples import Sample, TrainingSamples, labelled_samples
 from cag.seeds import mix
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 from cag.training import (
     Checkpoint,
     SupervisedObjective,
@@ -168,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -22,7 +22,7 @@ from cag.files import atomic_folder, data_root, inside, write_csv
 from cag.labels import read_class_map
 from cag.layouts import list_split, splits
 from cag.scenes import write_dataset
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 
 PREPARED = "data/prepared/{}"
 RENDERED = ".scratch/prepare/{}"
@@ -122,4 +122,4 @@ def main(domain: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -13,7 +13,7 @@ from cag.files import fingerprint, sha256, write_csv
 from cag.networks import build, save_model
 from cag.samples import TrainingSamples, labelled_samples
 from cag.seeds import mix
-from cag.stage import progress, run
+from cag.stage import progress, run_stage
 from cag.training import (
     Checkpoint,
     SupervisedObjective,
@@ -55,7 +55,7 @@ def main() -> None:
         ),
     )
 
-    with progress("pretrain", config.iterations, "iterations") as advance:
+    with progress("pretrain", config.iterations, "iterations", config.batch_size) as advance:
         weights = source_class_weights(samples, classes.num_classes, config)
         objective = SupervisedObjective(network, weights)
         curve = train(
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -28,7 +28,7 @@ from cag.pseudo_labels import (
     confident,
     relative_margins,
 )
-from cag.stage import Advance, progress, run
+from cag.stage import Advance, progress, run_stage
 from cag.streams import ahead, in_order, threads, to_cpu
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -157,4 +157,4 @@ def main(round_name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -15,7 +15,7 @@ from cag.datasets import read_label_space, read_manifest
 from cag.errors import UserError
 from cag.files import atomic_folder, inside
 from cag.images import read_image, read_label
-from cag.stage import run
+from cag.stage import run_stage
 
 TARGET = Path("data/prepared/target")
 MODELS = Path("data/models")
@@ -186,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -13,7 +13,7 @@ import pandas as pd
 from cag.config import load_params
 from cag.errors import UserError
 from cag.files import atomic_file, fingerprint, model_weights_file, sha256, write_csv
-from cag.stage import is_main_process, progress, run
+from cag.stage import is_main_process, progress, run_stage
 
 SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "warmup")
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -96,7 +96,7 @@ def align(params: SimpleNamespace) -> None:
 
     weights = source_class_weights(domains[0].samples, classes.num_classes, config)
     objective = AdversarialObjective(network, config, weights)
-    with progress("warmup", config.iterations, "iterations") as advance:
+    with progress("warmup", config.iterations, "iterations", 2 * config.batch_size) as advance:
         curve = train(
             objective,
             shared_batches(domains, config.batch_size, fabric),
@@ -115,4 +115,4 @@ def align(params: SimpleNamespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -134,9 +134,10 @@ def imported(record: dict) -> set[str]:
 
 
 def written(sandbox: Path) -> dict[str, str]:
-    """Files in a sandbox; a program's bytecode is not its doing."""
+    """Files in a sandbox; a program's bytecode is not its doing, and its record is no artifact."""
     found = digests(sandbox)
-    return {path: digest for path, digest in found.items() if "__pycache__" not in path}
+    beside = ("__pycache__", ".scratch/runs/")
+    return {path: one for path, one in found.items() if not any(part in path for part in beside)}
 
 
 NAMES = [

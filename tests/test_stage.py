@@ -1,5 +1,6 @@
 """How a stage runs: a user's error in one line, progress with a rate, silence beside rank 0."""
 
+import json
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ import pytest
 import cag.stage
 from cag.errors import UserError
 from cag.files import atomic_file
-from cag.stage import is_main_process, progress, run, tracked
+from cag.stage import RECORDS, is_main_process, progress, run, run_stage, tracked
 
 
 def command(body):
@@ -48,6 +49,37 @@ def test_a_users_error_is_one_line_and_status_1(capsys, message):
         run(command(lambda: fail(UserError(message))))
     assert caught.value.code == 1
     assert capsys.readouterr() == ("", "error: a.png: not an image\n")
+
+
+def test_a_stage_that_succeeds_leaves_a_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stages/adapt.py", "round1", "warmup"])
+
+    @click.command()
+    @click.argument("names", nargs=-1)
+    def work(names):
+        with progress("adapt", 3, "iterations", images=8) as advance:
+            for _ in advance.waiting(range(3)):
+                advance()
+                time.sleep(0.01)
+
+    monkeypatch.setattr(cag.stage, "_finished", [])
+    run_stage(work)
+    record = json.loads((RECORDS / "adapt@round1.json").read_text())
+    assert record["stage"] == "adapt@round1"
+    assert record["images"] == 24
+    assert record["seconds"] > 24 / record["images_per_second"] > 0.03
+    assert 0 <= record["waiting_share"] < 1
+    assert record["processes"] == 1 and "cores" in record["device"]
+
+
+def test_no_record_of_what_did_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_stage(command(lambda: fail(UserError("no"))))
+    monkeypatch.setattr("sys.argv", ["stages/index.py", "--help"])
+    run_stage(command(print))
+    assert not RECORDS.exists()
 
 
 def test_a_users_error_under_a_progress_bar_is_still_one_line(capsys):

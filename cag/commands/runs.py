@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,10 +15,46 @@ from cag.errors import UserError
 
 
 @click.command()
-def summary() -> None:
-    """Print the scores of the last `dvc repro`, and where to look."""
-    from cag.results import workspace_table
+@click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
+def status(as_json: bool) -> None:
+    """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
+    Stale: `dvc repro` will run it, or fetch its outputs from DVC's cache, as something that it
+    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder.
+
+    \b
+    Examples:
+      cag status
+      cag status --json | jq -r '.[] | select(.state != "fresh").stage'
+    """
+    from cag.status import FRESH, pipeline_status, status_table
+
+    statuses = pipeline_status()
+    if as_json:
+        print(json.dumps([asdict(one) for one in statuses], indent=2))
+        return
+    wide = None if sys.stdout.isatty() else 160
+    Console(width=wide).print(status_table(statuses))
+    behind = sum(one.state != FRESH for one in statuses)
+    size = sum(one.bytes for one in statuses) / 1e9
+    rest = f"{behind} not fresh: `dvc repro` sees to them" if behind else "all fresh"
+    print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For scripts: model -> mIoU, 0 to 1.")
+def summary(as_json: bool) -> None:
+    """Print the scores of the last `dvc repro`, and where to look.
+
+    \b
+    Example:
+      cag summary
+    """
+    from cag.results import workspace_scores, workspace_table
+
+    if as_json:
+        print(json.dumps(workspace_scores(), indent=2))
+        return
     Console().print(workspace_table())
     for what, where in (
         ("pseudo-labels", "data/rounds/<round>/pseudo_labels/"),
