@@ -20,6 +20,7 @@ from cag.files import used_bytes
 from cag.stage import RECORDS
 
 FRESH, STALE, MISSING = "fresh", "stale", "missing"
+_SHOWN = 3
 _STYLES = {FRESH: "green", STALE: "yellow", MISSING: "red"}
 
 
@@ -90,7 +91,7 @@ def _statuses(
             state = STALE if causes or changes[stage] else FRESH
         first = [one for one in causes if not networkx.descendants(graph, one) & set(causes)]
         after = ", ".join(sorted(one.name for one in first))
-        why = f"after {after}" if after else "; ".join(changes[stage])
+        why = f"after {after}" if after else _some(changes[stage])
         record = records.get(stage.name, {})
         times = [record.get(key) for key in ("started", "seconds", "images_per_second")]
         size = sum(used_bytes(path) if path.is_dir() else _size(path) for path in outputs)
@@ -99,6 +100,11 @@ def _statuses(
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _some(lines: Sequence[str]) -> str:
+    more = len(lines) - _SHOWN
+    return "; ".join([*lines[:_SHOWN], f"{more} more"] if more > 0 else lines)
 
 
 def _changes(stage: Stage, entries: Sequence) -> list[str]:

@@ -45,7 +45,7 @@ def test_a_changed_threshold_makes_stale_what_dvc_would_run(copy):
     write_params(copy, params)
     found = states(copy)
     stale = {stage for stage, (state, _) in found.items() if state == "stale"}
-    assert found["pseudo_label@round1"] == ("stale", "pseudo_label.probability modified")
+    assert found["pseudo_label@round1"] == ("stale", "pseudo_label modified")
     assert found["adapt@round1"] == ("stale", "after pseudo_label@round1")
     assert not stale & {"index", "pretrain", "warmup", "extract@round1", "anchors@round1"}
     assert "report" in stale
