@@ -55,7 +55,7 @@ def about(meaning: str, unit: str | None = None, source: str = OURS) -> Any:
 
 
 class Round(Section):
-    """One pass of the stagewise training (METHOD: the paper's "stage")."""
+    """One pass of the stagewise training (the paper's "stage")."""
 
     teacher: Name = about(
         "the model that labels the target and that the student starts from: `pretrain`, `warmup` "
@@ -215,15 +215,16 @@ class Photometric(Section):
     """Random changes of brightness and colour; 0 switches a change off."""
 
     brightness: Annotated[float, Field(ge=0)] = about(
-        "x: the brightness is multiplied by a factor from [max(0, 1 - x), 1 + x]", "factor"
+        "how far a random factor on the brightness may be from 1, never below 0", "factor"
     )
-    contrast: Annotated[float, Field(ge=0)] = about("the same of the contrast", "factor")
-    saturation: Annotated[float, Field(ge=0)] = about("the same of the saturation", "factor")
+    contrast: Annotated[float, Field(ge=0)] = about("likewise for the contrast", "factor")
+    saturation: Annotated[float, Field(ge=0)] = about("likewise for the saturation", "factor")
     hue: Annotated[float, Field(ge=0, le=0.5)] = about(
-        "x: the hue is shifted by an angle from [-x, x]", "turns"
+        "the largest random shift of the hue, either way round", "turns"
     )
     gamma: Annotated[float, Field(ge=0, lt=5)] = about(
-        "x: intensities in [0, 1] are raised to a power from [2^-x, 2^x]", "log2 of the exponent"
+        "how far the base-2 logarithm of a random exponent of the intensities may be from 0",
+        "octaves",
     )
 
 
@@ -266,7 +267,7 @@ class Training(Section):
         "the exponent of the polynomial decay to 0; 0: no decay", source=RELEASED
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = about(
-        "sgd's momentum, adamw's beta 1", source=RELEASED
+        "the momentum of sgd, beta 1 of adamw", source=RELEASED
     )
     weight_decay: Annotated[float, Field(ge=0)] = about(
         "the weight decay: added to the gradient by sgd, decoupled from it by adamw",
