@@ -127,6 +127,34 @@ def test_every_formula_of_a_source_is_drawn(site, formulas):
     assert "$" not in "".join(page.text).replace("$CAG", "")
 
 
+def test_search_works_from_disk_without_a_request(site):
+    """In a browser: what is built from scripts at run time is not in the pages' text."""
+    browser = ("/usr/bin/chromium", "/usr/bin/chromedriver")
+    if not all(Path(path).exists() for path in browser):
+        pytest.skip("no Chromium with its driver at /usr/bin")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser[0]
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(browser[1]))
+    try:
+        driver.implicitly_wait(10)
+        driver.get((site / "index.html").as_uri())
+        field = driver.find_element("css selector", "input.md-search__input")
+        field.click()
+        field.send_keys("quantile")
+        found = driver.find_element("css selector", ".md-search-result__item a")
+        assert found.get_attribute("href").startswith(site.as_uri())
+        assert driver.get_log("browser") == []
+        requested = re.findall(r'"url":"([a-z]+):', str(driver.get_log("performance")))
+        assert set(requested) <= {"file", "data", "about", "blob"}
+        assert "file" in requested
+    finally:
+        driver.quit()
+
+
 def test_readme_links_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)", readme)

@@ -24,7 +24,7 @@ PRESETS = {  # columns of values, and what a reader calls them
 }
 DOMAINS = {"source": Source, "target": Target}
 GENERAL = "general"
-HELP_WIDTH = 88
+HELP_WIDTH = 80
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
 
 
@@ -160,7 +160,7 @@ def parameters() -> str:
     lines = []
     for title, _, meaning, entries in sections():
         layouts = title.partition("layout ")[2].replace(" or ", " ")
-        lines += [f"## {title}", "", meaning, ""]
+        lines += [f"## {title}", "", meaning, "", '<div class="parameters" markdown>', ""]
         lines += [
             "| parameter | type, unit | value | meaning, source |",
             "| --- | --- | --- | --- |",
@@ -174,7 +174,7 @@ def parameters() -> str:
                 value = ""
             meaning = field.description[0].upper() + field.description[1:]
             lines.append(f"| `{key}` | {kind}{unit} | {value} | {meaning}. *{extra['source']}* |")
-        lines.append("")
+        lines += ["", "</div>", ""]
     return "\n".join(lines)
 
 
