@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo results test lint bench clean
+.PHONY: help install demo results test lint docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: install lint  ## lint and tests
 lint: install  ## style
 	ruff check .
 	ruff format --check .
+
+docs: install  ## build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 bench: install  ## measure kernels, training step, memory, resuming
 	python -m benchmarks.kernels

@@ -25,7 +25,15 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 Pixels = tuple[Positive, Positive]
 CityscapesLabels = Literal["labelIds", "labelTrainIds"]  # which files of gtFine
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-BatchNorm = Literal["mixed", "target", "frozen"]  # whose statistics the network keeps
+BatchNorm = Literal["mixed", "target", "frozen"]
+PAPER, RELEASED, ADAPTSEGNET, OURS = "paper", "released code", "AdaptSegNet", "ours"
+LAYOUT = "the form of the raw data"
+CLASS_MAP = "the YAML file that translates label values to classes"
+PREPARED_SIZE = "height and width of the prepared images; null keeps each image's own"
+BATCH_NORM = (
+    "whose batch-norm statistics the network keeps: `mixed`, those of both domains (the paper); "
+    "`target`, the target's alone; `frozen`, the ones it has"
+)
 DISCRIMINATOR_MINIMUM = 32  # pixels, of which five halvings leave one
 
 
@@ -35,34 +43,55 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Round(Section):
-    """One pass of the stagewise training (METHOD: the paper's "stage")."""
+def about(meaning: str, unit: str | None = None, source: str = OURS) -> Any:
+    """What the documentation says of a parameter; its type and range are those of the annotation.
 
-    teacher: Name  # the model that labels the target and that the student starts from
-    anchors: Name  # the round whose source features give the anchors (itself: fresh anchors)
+    Args:
+        meaning: What it does, as the end of "this parameter is ...".
+        unit: Of its numbers; None for what has none.
+        source: Where the parameter comes from.
+    """
+    return Field(description=meaning, json_schema_extra={"unit": unit, "source": source})
+
+
+class Round(Section):
+    """One pass of the stagewise training (the paper's "stage")."""
+
+    teacher: Name = about(
+        "the model that labels the target and that the student starts from: `pretrain`, `warmup` "
+        "or an earlier round",
+        source=PAPER,
+    )
+    anchors: Name = about(
+        "the round whose source features give the anchors: itself for fresh ones, an earlier round "
+        "to keep that round's, as the released training keeps one file",
+        source=RELEASED,
+    )
 
 
 class FolderSource(Section):
     """Labelled images in plain folders below `$CAG_DATA`."""
 
-    layout: Literal["folder"]
-    folder: str
-    images: str
-    labels: str
-    class_map: str
-    size: Pixels | None  # height, width of the prepared images; null keeps each image's own
+    layout: Literal["folder"] = about(LAYOUT)
+    folder: str = about("the data set's folder, below `$CAG_DATA`")
+    images: str = about("the folder of the images, below `folder`; sub-folders belong to it")
+    labels: str = about(
+        "the folder of the label maps, below `folder`; a label has its image's name"
+    )
+    class_map: str = about(CLASS_MAP)
+    size: Pixels | None = about(PREPARED_SIZE, "pixels")
 
 
 class FolderTarget(Section):
     """Unlabelled training images and, if there are any, labelled validation images in folders."""
 
-    layout: Literal["folder"]
-    folder: str
-    images: str
-    val_images: str | None
-    val_labels: str | None
-    class_map: str
-    size: Pixels | None
+    layout: Literal["folder"] = about(LAYOUT)
+    folder: str = about("the data set's folder, below `$CAG_DATA`")
+    images: str = about("the folder of the training images, below `folder`; no label is looked for")
+    val_images: str | None = about("the folder of the validation images; null: there are none")
+    val_labels: str | None = about("the folder of their label maps; null with `val_images` alone")
+    class_map: str = about(CLASS_MAP)
+    size: Pixels | None = about(PREPARED_SIZE, "pixels")
 
     @property
     def has_validation(self) -> bool:
@@ -79,20 +108,20 @@ class FolderTarget(Section):
 class ScenesSource(Section):
     """The built-in scenes in the look of a simulator."""
 
-    layout: Literal["scenes"]
-    images: Positive  # number of images
-    class_map: str
-    size: Pixels
+    layout: Literal["scenes"] = about(LAYOUT)
+    images: Positive = about("the number of labelled images to render", "images")
+    class_map: str = about(CLASS_MAP)
+    size: Pixels = about("height and width to render", "pixels")
 
 
 class ScenesTarget(Section):
     """The built-in scenes in the look of a camera."""
 
-    layout: Literal["scenes"]
-    images: Positive
-    val_images: Positive
-    class_map: str
-    size: Pixels
+    layout: Literal["scenes"] = about(LAYOUT)
+    images: Positive = about("the number of unlabelled training images to render", "images")
+    val_images: Positive = about("the number of labelled validation images to render", "images")
+    class_map: str = about(CLASS_MAP)
+    size: Pixels = about("height and width to render", "pixels")
 
     @property
     def has_validation(self) -> bool:
@@ -106,30 +135,35 @@ class GameSource(Section):
     GTA5 holds images/ and labels/, SYNTHIA RGB/ and GT/LABELS/.
     """
 
-    layout: Literal["gta5", "synthia"]
-    folder: str
-    class_map: str
-    size: Pixels | None
+    layout: Literal["gta5", "synthia"] = about(LAYOUT, source=PAPER)
+    folder: str = about("the data set's folder, below `$CAG_DATA`")
+    class_map: str = about(CLASS_MAP, source=PAPER)
+    size: Pixels | None = about(PREPARED_SIZE, "pixels", RELEASED)
 
 
 class CityscapesSource(Section):
     """The training images of Cityscapes with their labels, below `$CAG_DATA`."""
 
-    layout: Literal["cityscapes"]
-    folder: str  # holds leftImg8bit/ and gtFine/
-    labels: CityscapesLabels
-    class_map: str
-    size: Pixels | None
+    layout: Literal["cityscapes"] = about(LAYOUT)
+    folder: str = about("the folder that holds `leftImg8bit/` and `gtFine/`, below `$CAG_DATA`")
+    labels: CityscapesLabels = about("which label files of `gtFine/` are read")
+    class_map: str = about(CLASS_MAP)
+    size: Pixels | None = about(PREPARED_SIZE, "pixels")
 
 
 class CityscapesTarget(Section):
     """The training images of Cityscapes without labels, and the labelled validation images."""
 
-    layout: Literal["cityscapes"]
-    folder: str  # holds leftImg8bit/ and, for the validation images, gtFine/
-    labels: CityscapesLabels | None  # of the validation images; null: there are none
-    class_map: str
-    size: Pixels | None
+    layout: Literal["cityscapes"] = about(LAYOUT, source=PAPER)
+    folder: str = about(
+        "the folder that holds `leftImg8bit/` and, for the validation images, `gtFine/`, below "
+        "`$CAG_DATA`"
+    )
+    labels: CityscapesLabels | None = about(
+        "which label files of the validation images are read; null: there are none"
+    )
+    class_map: str = about(CLASS_MAP, source=PAPER)
+    size: Pixels | None = about(PREPARED_SIZE, "pixels", RELEASED)
 
     @property
     def has_validation(self) -> bool:
@@ -144,8 +178,12 @@ Target = FolderTarget | CityscapesTarget | ScenesTarget
 class Normalization(Section):
     """Mean and standard deviation of the red, green and blue inputs, in units of [0, 1]."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = about(
+        "what is subtracted from red, green and blue", "of inputs in [0, 1]", RELEASED
+    )
+    std: tuple[float, float, float] = about(
+        "what red, green and blue are then divided by; above 0", "of inputs in [0, 1]", RELEASED
+    )
 
     @field_validator("std")
     @classmethod
@@ -158,31 +196,53 @@ class Normalization(Section):
 class Network(Section):
     """A network of segmentation_models_pytorch, or the paper's, on one of its encoders."""
 
-    architecture: str
-    encoder: str
-    # a name such as imagenet, a .safetensors file below $CAG_WEIGHTS, or null for random weights
-    encoder_weights: str | None
-    options: dict[str, Any]  # further arguments of the architecture, e.g. decoder_channels
-    normalization: Normalization
+    architecture: str = about(
+        "`DeepLabV3PlusPaper`, or a network of segmentation_models_pytorch, e.g. `DeepLabV3Plus`, "
+        "`FPN`, `Unet`",
+        source=PAPER,
+    )
+    encoder: str = about("its encoder, e.g. `resnet18`, `mobilenet_v2`, `resnet101`", source=PAPER)
+    encoder_weights: str | None = about(
+        "the encoder's weights at the start: a name such as `imagenet`, a `.safetensors` file "
+        "below `$CAG_WEIGHTS`, or null for random ones",
+        source=PAPER,
+    )
+    options: dict[str, Any] = about("further arguments of the architecture: `decoder_channels`")
+    normalization: Normalization = about("how inputs are normalised", source=RELEASED)
 
 
 class Photometric(Section):
     """Random changes of brightness and colour; 0 switches a change off."""
 
-    brightness: Annotated[float, Field(ge=0)]  # factor from [max(0, 1 - x), 1 + x]
-    contrast: Annotated[float, Field(ge=0)]
-    saturation: Annotated[float, Field(ge=0)]
-    hue: Annotated[float, Field(ge=0, le=0.5)]  # shift from [-x, x] turns
-    gamma: Annotated[float, Field(ge=0, lt=5)]  # exponent from [2^-x, 2^x]
+    brightness: Annotated[float, Field(ge=0)] = about(
+        "how far a random factor on the brightness may be from 1, never below 0", "factor"
+    )
+    contrast: Annotated[float, Field(ge=0)] = about("likewise for the contrast", "factor")
+    saturation: Annotated[float, Field(ge=0)] = about("likewise for the saturation", "factor")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = about(
+        "the largest random shift of the hue, either way round", "turns"
+    )
+    gamma: Annotated[float, Field(ge=0, lt=5)] = about(
+        "how far the base-2 logarithm of a random exponent of the intensities may be from 0",
+        "octaves",
+    )
 
 
 class Augmentation(Section):
     """Random scale, crop, flip and photometric change of a training image."""
 
-    scale: tuple[float, float]  # range of the factor on the prepared size
-    crop: Pixels  # height, width
-    flip: Fraction  # probability
-    photometric: Photometric | None
+    scale: tuple[float, float] = about(
+        "the range of a random factor on the prepared size: low, high", "factor", RELEASED
+    )
+    crop: Pixels = about(
+        "height and width of the random crop; a larger step sees more of the scene and costs more",
+        "pixels",
+        RELEASED,
+    )
+    flip: Fraction = about("the probability that an image is mirrored", "probability", RELEASED)
+    photometric: Photometric | None = about(
+        "random changes of brightness and colour; null: none (the paper)"
+    )
 
     @field_validator("scale")
     @classmethod
@@ -195,15 +255,29 @@ class Augmentation(Section):
 class Training(Section):
     """What every training has in common."""
 
-    iterations: Positive
-    batch_size: Positive  # images of each domain in a step
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    power: Annotated[float, Field(ge=0)]  # of the polynomial decay
-    momentum: Annotated[float, Field(ge=0, lt=1)]  # sgd's momentum, adamw's beta 1
-    weight_decay: Annotated[float, Field(ge=0)]
-    class_balance: Fraction  # power of the source classes' inverse frequency as weight; 0: plain
-    augmentation: Augmentation
+    iterations: Positive = about("the number of steps", "steps", RELEASED)
+    batch_size: Positive = about(
+        "the images of each domain in a step, over all processes", "images", RELEASED
+    )
+    optimizer: Literal["sgd", "adamw"] = about("the optimizer; the paper: sgd", source=PAPER)
+    learning_rate: Annotated[float, Field(gt=0)] = about(
+        "the learning rate at the first step", source=RELEASED
+    )
+    power: Annotated[float, Field(ge=0)] = about(
+        "the exponent of the polynomial decay to 0; 0: no decay", source=RELEASED
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = about(
+        "the momentum of sgd, beta 1 of adamw", source=RELEASED
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = about(
+        "the weight decay: added to the gradient by sgd, decoupled from it by adamw",
+        source=RELEASED,
+    )
+    class_balance: Fraction = about(
+        "the power with which rare source classes count more in the cross-entropy, (median "
+        "frequency / frequency) ^ power; 0: plain (the paper)"
+    )
+    augmentation: Augmentation = about("how training images are changed at random", source=RELEASED)
 
 
 class Pretrain(Training):
@@ -213,12 +287,27 @@ class Pretrain(Training):
 class Warmup(Training):
     """Alignment before the first round; 0 iterations pass the pretrained model through."""
 
-    weights: str | None  # a model file below $CAG_WEIGHTS that is used instead of training one
-    iterations: Count
-    objective: Literal["vanilla", "least_squares"]
-    adversarial_weight: Annotated[float, Field(ge=0)]
-    discriminator_learning_rate: Annotated[float, Field(gt=0)]  # its power is the network's
-    batch_norm: BatchNorm
+    weights: str | None = about(
+        "a model file below `$CAG_WEIGHTS` that is used instead of training one; null: train",
+        source=RELEASED,
+    )
+    iterations: Count = about(
+        "the number of steps; 0 passes the pretrained model through", "steps", ADAPTSEGNET
+    )
+    objective: Literal["vanilla", "least_squares"] = about(
+        "the discriminator's: binary cross-entropy, or squared distance to 0 and 1",
+        source=ADAPTSEGNET,
+    )
+    adversarial_weight: Annotated[float, Field(ge=0)] = about(
+        "the weight of the loss that makes the target's output look like the source's; 0: training "
+        "on the source, with the target's batch-norm statistics",
+        source=ADAPTSEGNET,
+    )
+    discriminator_learning_rate: Annotated[float, Field(gt=0)] = about(
+        "the discriminator's learning rate at the first step; `power` is the network's",
+        source=ADAPTSEGNET,
+    )
+    batch_norm: BatchNorm = about(BATCH_NORM)
 
     @field_validator("augmentation")
     @classmethod
@@ -234,35 +323,75 @@ class Warmup(Training):
 class Views(Section):
     """Views of a target image whose outputs are averaged: every combination."""
 
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(min_length=1)
-    gammas: tuple[Annotated[float, Field(gt=0, le=5)], ...] = Field(min_length=1)  # < 1: lighter
-    flip: bool  # each of them mirrored too
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = about(
+        "the factors on the image's size", "factor"
+    )
+    gammas: Annotated[tuple[Annotated[float, Field(gt=0, le=5)], ...], Field(min_length=1)] = about(
+        "the powers that intensities in [0, 1] are raised to; below 1: lighter", "exponent"
+    )
+    flip: bool = about("whether each of them is also seen mirrored")
 
 
 class Extract(Section):
     """Features of both domains by the round's teacher."""
 
-    batch_size: Positive
-    target_views: Views
-    samples_per_class: Count  # single-pixel source features kept for plots
+    batch_size: Positive = about(
+        "the images in a forward pass; changes speed and memory, not the features", "images"
+    )
+    target_views: Views = about(
+        "the views of a target image whose outputs are averaged; one plain view: the paper"
+    )
+    samples_per_class: Count = about(
+        "the single-pixel source features of each class that are kept for plots", "pixels"
+    )
 
 
 class Anchors(Section):
     """Class centroids of the source features."""
 
-    average: Literal["images", "pixels"]
-    min_pixels: Positive  # correctly predicted pixels that an image's class needs to count
-    min_recall: Fraction  # of its source pixels that the teacher must find, or the class has none
+    average: Literal["images", "pixels"] = about(
+        "what an anchor is a mean over: the images' class means (released code), or all pixels of "
+        "the class (paper)",
+        source=f"{PAPER}; {RELEASED}",
+    )
+    min_pixels: Positive = about(
+        "the correctly predicted pixels that a class needs in an image to count; also in the "
+        "distance loss",
+        "feature pixels",
+        RELEASED,
+    )
+    min_recall: Fraction = about(
+        "the share of its source pixels that the teacher must find, or a class has no anchor; 0: "
+        "every class seen has one (the paper)",
+        "share",
+    )
 
 
 class PseudoLabel(Section):
     """Thresholds of the two rules; an active pixel passes each of the first three that is given."""
 
-    margin: Annotated[float, Field(ge=0)] | None  # d2 - d1, in units of the features
-    relative_margin: Fraction | None  # (d2 - d1) / (d2 + d1)
-    quantile: Annotated[float, Field(gt=0, le=1)] | None  # most confident share kept of each class
-    agreement: bool  # an active pixel's class must also be the one that the teacher predicts
-    probability: Fraction  # that the probability rule asks for
+    margin: Annotated[float, Field(ge=0)] | None = about(
+        "the least d2 - d1 of an active pixel, where d1 and d2 are the distances to the nearest "
+        "and the second nearest anchor; null: not asked",
+        "units of the features",
+        PAPER,
+    )
+    relative_margin: Fraction | None = about(
+        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: not asked"
+    )
+    quantile: Annotated[float, Field(gt=0, le=1)] | None = about(
+        "the share of each class's pixels, those of the largest relative margin, that is active; "
+        "null: not asked",
+        "share",
+    )
+    agreement: bool = about(
+        "whether an active pixel's class must also be the one that the teacher predicts"
+    )
+    probability: Fraction = about(
+        "the probability that the probability rule asks for: more than this",
+        "probability",
+        RELEASED,
+    )
 
     @model_validator(mode="after")
     def _any(self) -> PseudoLabel:
@@ -274,53 +403,79 @@ class PseudoLabel(Section):
 class Adapt(Training):
     """Training of a round's student."""
 
-    class_mix: Fraction  # probability that half a source image's classes are pasted on a target's
-    target_labels: Literal["both", "anchor", "probability"]
-    distance_weight: Annotated[float, Field(ge=0)]
-    distance_kind: Literal["class_mean", "pixel"]
-    batch_norm: BatchNorm
+    class_mix: Fraction = about(
+        "the probability that half of a source image's classes are pasted on a target image, with "
+        "their labels",
+        "probability",
+        "ClassMix, DACS",
+    )
+    target_labels: Literal["both", "anchor", "probability"] = about(
+        "the pseudo-labels of the target's cross-entropy: half of each rule's (released code), or "
+        "one rule's alone (`anchor`: paper)",
+        source=f"{PAPER}; {RELEASED}",
+    )
+    distance_weight: Annotated[float, Field(ge=0)] = about(
+        "the weight lambda of the distance losses; 0: none", source=PAPER
+    )
+    distance_kind: Literal["class_mean", "pixel"] = about(
+        "what is drawn to an anchor: the mean feature of a class in an image (released code), or "
+        "each pixel's (paper)",
+        source=f"{PAPER}; {RELEASED}",
+    )
+    batch_norm: BatchNorm = about(BATCH_NORM)
 
 
 class Oracle(Section):
     """The target-supervised comparison, a separate command."""
 
-    labels: str | None  # folder of the target training images' labels (not of the scenes)
-    folds: Annotated[int, Field(ge=2)]  # without such labels: cross-validation on the val split
+    labels: str | None = about(
+        "the folder of the target training images' labels, below the target's folder; null: "
+        "cross-validation over the labelled validation images (the scenes render what it needs)"
+    )
+    folds: Annotated[int, Field(ge=2)] = about("the parts of that cross-validation", "parts")
 
 
 class Evaluate(Section):
     """Pictures that an evaluation draws."""
 
-    panels: Count
+    panels: Count = about("the validation images in `panels.png`", "images")
 
 
 class Report(Section):
     """What the report shows."""
 
-    images: Positive
+    images: Positive = about("the images of each kind that the report shows", "images")
 
 
 class Parameters(Section):
     """The whole of `params.yaml`."""
 
-    seed: Count
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    max_batch_per_device: Positive | None  # images of a domain at a time; more accumulate gradients
-    compile: bool  # the networks that are trained, by torch.compile
-    rounds: dict[Name, Round]
-    evaluated: list[Name]
-    source: Annotated[Source, Field(discriminator="layout")]
-    target: Annotated[Target, Field(discriminator="layout")]
-    network: Network
-    pretrain: Pretrain
-    warmup: Warmup
-    extract: Extract
-    anchors: Anchors
-    pseudo_label: PseudoLabel
-    adapt: Adapt
-    evaluate: Evaluate
-    report: Report
-    oracle: Oracle
+    seed: Count = about("the number that all random draws follow from")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = about(
+        "the numbers of the forward pass; `auto`: bf16-mixed on a GPU that has it, else 32-true"
+    )
+    max_batch_per_device: Positive | None = about(
+        "the images of a domain that a device takes at a time; what is more follows in equal "
+        "pieces whose gradients are averaged; null: all of its share",
+        "images",
+    )
+    compile: bool = about("whether the networks that are trained go through `torch.compile`")
+    rounds: dict[Name, Round] = about("the rounds, by name, in their order", source=PAPER)
+    evaluated: list[Name] = about(
+        "the models that are scored; [] where no labelled validation image is there"
+    )
+    source: Annotated[Source, Field(discriminator="layout")] = about("the labelled domain")
+    target: Annotated[Target, Field(discriminator="layout")] = about("the unlabelled domain")
+    network: Network = about("the network of all models", source=PAPER)
+    pretrain: Pretrain = about("the training on the source alone", source=PAPER)
+    warmup: Warmup = about("the alignment before the first round", source=ADAPTSEGNET)
+    extract: Extract = about("the features of a round")
+    anchors: Anchors = about("the anchors of a round", source=PAPER)
+    pseudo_label: PseudoLabel = about("the thresholds of the two rules", source=PAPER)
+    adapt: Adapt = about("the training of a round's student", source=PAPER)
+    evaluate: Evaluate = about("the evaluation's pictures")
+    report: Report = about("the report")
+    oracle: Oracle = about("the comparison with true target labels, no part of the pipeline")
 
 
 def load_params(*sections: str, path: str | Path = "params.yaml") -> SimpleNamespace:

@@ -1,0 +1,149 @@
+"""Draw the documentation's pictures from the last run of preset `scenes`.
+
+python -m benchmarks.docs_images
+
+No stage has labels of target training images; the truth of the README's picture is rendered here,
+from the scenes' own numbers.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+
+from cag import plots
+from cag.config import load_all
+from cag.datasets import read_label_space, read_manifest
+from cag.devices import make_fabric
+from cag.evaluation import full_resolution_prediction
+from cag.files import atomic_file
+from cag.images import colorize, read_image, read_label, write_image
+from cag.labels import LabelSpace, read_class_map
+from cag.networks import load_model
+from cag.prediction import predict
+from cag.scenes import render
+from cag.stage import run
+
+PREPARED = Path("data/prepared")
+TARGET = PREPARED / "target"
+PSEUDO_LABELS = "data/rounds/{}/pseudo_labels/{}/{}.png"
+PREDICTIONS = "data/evaluation/{}/predictions/{}.png"
+DOCS = Path("docs")
+IMAGES = DOCS / "images"
+
+
+def rows_of(domain: str, split: str, numbers: list[int]) -> list[pd.Series]:
+    """Rows of a prepared data set's manifest."""
+    manifest = read_manifest(PREPARED / domain)
+    rows = manifest[manifest["split"] == split]
+    return [rows.iloc[number] for number in numbers]
+
+
+def colored(path: Path | str, classes: LabelSpace) -> np.ndarray:
+    """A label map in its classes' colours, uint8 [H, W, 3]."""
+    return colorize(read_label(Path(path)), classes.palette_array)
+
+
+def write_panel(path: Path, titles: list[str], rows: list[list[np.ndarray]]) -> None:
+    """Write pictures side by side under their titles."""
+    with atomic_file(path) as partial:
+        write_image(partial, plots.panel(rows, titles))
+    print(path)
+
+
+def write_figure(path: Path, figure) -> None:
+    """Write a plot."""
+    with atomic_file(path) as partial:
+        plots.save_png(figure, partial)
+    print(path)
+
+
+def draw_domains(classes: LabelSpace) -> None:
+    """Source images with their labels beside target images, which have none."""
+    source, target = (rows_of(domain, "train", [2, 5, 11]) for domain in ("source", "target"))
+    rows = [
+        [
+            read_image(PREPARED / "source" / one["image"]),
+            colored(PREPARED / "source" / one["label"], classes),
+            read_image(TARGET / other["image"]),
+        ]
+        for one, other in zip(source, target, strict=True)
+    ]
+    write_panel(IMAGES / "domains.png", ["source image", "its label", "target image"], rows)
+
+
+def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list[int]) -> None:
+    """Target training images with the pseudo-labels of both rules in two rounds."""
+    columns = [(name, rule) for name in (first, last) for rule in ("anchor", "probability")]
+    rows = [
+        [
+            read_image(TARGET / row["image"]),
+            *(colored(PSEUDO_LABELS.format(*column, row["name"]), classes) for column in columns),
+        ]
+        for row in rows_of("target", "train", numbers)
+    ]
+    titles = ["target image", *(f"{rule}, {name}" for name, rule in columns)]
+    write_panel(IMAGES / "pseudo_labels.png", titles, rows)
+
+
+def draw_predictions(classes: LabelSpace, models: tuple[str, str]) -> None:
+    """Validation images with the predictions of two models and the truth."""
+    rows = [
+        [
+            read_image(TARGET / row["image"]),
+            *(colored(PREDICTIONS.format(model, row["name"]), classes) for model in models),
+            colored(TARGET / row["label"], classes),
+        ]
+        for row in rows_of("target", "val", [0, 12, 35])
+    ]
+    titles = ["validation image", "source only", models[1], "truth"]
+    write_panel(IMAGES / "predictions.png", titles, rows)
+
+
+def draw_plots(rounds: list[str]) -> None:
+    """Coverage of the rounds' pseudo-labels, and the learning curves."""
+    tables = {name: pd.read_csv(f"data/rounds/{name}/coverage.csv") for name in rounds}
+    write_figure(IMAGES / "coverage.png", plots.coverage_figure(tables))
+    curves = {name: pd.read_csv(f"data/curves/{name}.csv") for name in ("pretrain", *rounds)}
+    write_figure(IMAGES / "curves.png", plots.curves_figure(curves))
+
+
+def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
+    """The README's picture: target training images from the source-only model to the adapted."""
+    class_map, fabric = read_class_map(Path("classes/cityscapes.yaml")), make_fabric("32-true")
+    networks = [load_model(Path(f"data/models/{m}.safetensors"))[0] for m in ("pretrain", last)]
+    rows = []
+    for number, row in zip(numbers, rows_of("target", "train", numbers), strict=True):
+        image = read_image(TARGET / row["image"])
+        rendered, ids = render("target", 0, number, *image.shape[:2])
+        if not np.array_equal(rendered, image):
+            raise SystemExit(f"{row['name']} is not scene {number}: run preset `scenes` first")
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+        before, after = (
+            full_resolution_prediction(predict(net, tensor, fabric).logits[0], image.shape[:2])
+            for net in networks
+        )
+        pseudo = read_label(Path(PSEUDO_LABELS.format(last, "anchor", row["name"])))
+        maps = (before.numpy(), pseudo, after.numpy(), class_map.encode(ids))
+        rows.append([image, *(colorize(labels, classes.palette_array) for labels in maps)])
+    titles = ["target image", "source only", "pseudo-label", "adapted", "truth"]
+    write_panel(DOCS / "overview.png", titles, rows)
+
+
+@click.command(help=__doc__)
+@click.option("--images", default="3,41,88,150", show_default=True, help="Numbers, with commas.")
+def main(images: str) -> None:
+    """Write `docs/overview.png` and `docs/images/`."""
+    classes, rounds = read_label_space(TARGET), list(load_all().rounds)
+    numbers = [int(number) for number in images.split(",")]
+    draw_domains(classes)
+    draw_pseudo_labels(classes, rounds[0], rounds[-1], numbers)
+    draw_predictions(classes, ("pretrain", rounds[-1]))
+    draw_plots(rounds)
+    draw_overview(classes, rounds[-1], numbers)
+
+
+if __name__ == "__main__":
+    run(main)
