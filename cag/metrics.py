@@ -76,7 +76,7 @@ def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
         truth: uint8 [...], the true class, 255 = not known.
 
     Returns:
-        int64 [5]: pixels, labelled ones, those of a known class, labelled ones of a known class, and
+        int64 [5]: pixels, labelled ones, ones of a known class, labelled ones of a known class,
         rightly labelled ones.
     """
     labelled, known = labels != IGNORE, truth != IGNORE

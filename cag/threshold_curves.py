@@ -1,4 +1,4 @@
-"""What each rule alone labels at many thresholds: counted in one pass, in memory that stays flat."""
+"""What each rule alone labels at many thresholds, counted in one pass and in flat memory."""
 
 from __future__ import annotations
 
