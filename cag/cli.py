@@ -3,7 +3,7 @@
 import click
 
 from cag import __version__
-from cag.commands import models, project, runs
+from cag.commands import inspection, models, project, runs
 from cag.stage import run
 
 
@@ -19,6 +19,7 @@ def cli() -> None:
       cag preset NAME   choose a parameter file (params.yaml)
       cag data check    read the raw data before they are used
       dvc repro         run the pipeline: data/report/index.html shows what came out
+      cag inspect IMAGE what is known of a target image, or of a pixel of it
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
 
@@ -35,6 +36,7 @@ COMMANDS = (
     project.data,
     runs.summary,
     runs.results,
+    inspection.inspect,
     models.weights,
 )
 for command in COMMANDS:

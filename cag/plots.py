@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
@@ -401,6 +402,61 @@ def pseudo_label_quality_figure(
     what = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
     figure.supxlabel(what, color=theme.muted, fontsize=9)
     figure.supylabel("precision", color=theme.muted, fontsize=9)
+    return figure
+
+
+def inspection_figure(
+    pictures: Mapping[str, np.ndarray],
+    legend: Mapping[str, Sequence[int]],
+    point: tuple[int, int] | None = None,
+    title: str = "",
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw an image's maps beside it.
+
+    Args:
+        pictures: title -> uint8 [H, W, 3] RGB, or float [H, W] in [0, 1], drawn as a heat map.
+        legend: class name -> its colour (red, green, blue) in 0..255.
+        point: column and row of a pixel to mark in each picture.
+        title: line above.
+        theme: colours.
+
+    Returns:
+        the figure.
+    """
+    height, width = next(iter(pictures.values())).shape[:2]
+    lines = -(-len(pictures) // 2)
+    side = min(6.0, 3.2 * width / height)  # inches
+    figure = Figure(figsize=(2 * side + 2.2, lines * (side * height / width + 0.45) + 0.5))
+    grid = _styled(figure.subplots(lines, 2, squeeze=False).flat, theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
+    for axes, (name, picture) in zip(grid, pictures.items(), strict=False):
+        shown = axes.imshow(picture, cmap=ramp, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(name, color=theme.ink, fontsize=10)
+        axes.spines[:].set_visible(False)
+        if picture.ndim == 2:
+            bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01)
+            bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+            bar.outline.set_visible(False)
+        if point is not None:
+            for color, marker, weight in (("white", 13, 3.4), (theme.cycle[1], 12, 1.6)):
+                style = {"markersize": marker, "markeredgewidth": weight}
+                axes.plot(*point, "+", color=color, **style)
+    for axes in grid[len(pictures) :]:
+        axes.set_axis_off()
+    patches = [
+        Patch(facecolor=np.array(color) / 255, edgecolor=theme.grid, label=name)
+        for name, color in legend.items()
+    ]
+    figure.legend(
+        handles=[*patches, Patch(facecolor="black", edgecolor=theme.grid, label="no label")],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=9,
+    )
+    figure.suptitle(title, color=theme.ink, fontsize=11)
     return figure
 
 

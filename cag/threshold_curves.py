@@ -256,10 +256,19 @@ def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor]
 def class_thresholds_at(
     quantile: float | None, grid: Mapping[str, Tensor], class_thresholds: Tensor
 ) -> Tensor | None:
-    """The class thresholds float32 [K] of a quantile of the grid; None for None."""
+    """The class thresholds float32 [K] of a quantile of the grid; None for None.
+
+    Raises:
+        UserError: The grid lacks it: the curves are of another quantile.
+    """
     if quantile is None:
         return None
-    return class_thresholds[:, grid["quantile"].sub(quantile).abs().argmin()]
+    (place,) = torch.nonzero(grid["quantile"] == torch.tensor(quantile), as_tuple=True)
+    if not len(place):
+        raise UserError(
+            f"the threshold curves lack pseudo_label.quantile {quantile:g}; `dvc repro` makes them"
+        )
+    return class_thresholds[:, place[0]]
 
 
 def read_curves(path: Path) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import image_batches, predict_pixels
 from cag.prepared import PreparedImages
 from cag.processes import Processes
-from cag.pseudo_labels import active, agreeing, anchor_distances, confident
+from cag.pseudo_labels import anchor_distances, apply_rules
 from cag.stage import Advance, progress, run
 from cag.streams import ahead
 from cag.threshold_curves import LabelledCounts, class_thresholds_at, read_thresholds
@@ -53,12 +53,8 @@ class Rules:
     def outcomes(self, pixels: Pixels) -> Tensor:
         """What the configured thresholds come to in a batch, a row for each of RULES, [2, 5]."""
         *distances, prediction, probability, truth = pixels
-        config = self.config
-        own = class_thresholds_at(config.quantile, self.grid, self.class_thresholds)
-        by_anchor = active(*distances, config.margin, config.relative_margin, own)
-        if config.agreement:
-            by_anchor = agreeing(by_anchor, prediction)
-        maps = (by_anchor, confident(prediction, probability, config.probability))
+        own = class_thresholds_at(self.config.quantile, self.grid, self.class_thresholds)
+        maps = apply_rules(distances, prediction, probability, self.config, own)
         return torch.stack([labelling_outcome(labels, truth) for labels in maps])
 
 

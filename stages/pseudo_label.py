@@ -23,10 +23,8 @@ from cag.labels import IGNORE, LabelSpace
 from cag.processes import Processes
 from cag.pseudo_labels import (
     MarginHistogram,
-    active,
-    agreeing,
     anchor_distances,
-    confident,
+    apply_rules,
     relative_margins,
 )
 from cag.stage import Advance, progress, run
@@ -93,11 +91,8 @@ def label_images(
         distances = anchor_distances(features, anchors)
         curves.update_anchor(*distances)
         curves.update_probability(prediction, probability)
-        labels = active(*distances, config.margin, config.relative_margin, thresholds)
-        if config.agreement:
-            labels = agreeing(labels, prediction)
-        by_probability = confident(prediction, probability, config.probability)
-        yield name, to_cpu(distances[0], labels, by_probability)
+        labels = apply_rules(distances, prediction, probability, config, thresholds)
+        yield name, to_cpu(distances[0], *labels)
 
 
 def count_classes(labels: Tensor, num_classes: int) -> np.ndarray:

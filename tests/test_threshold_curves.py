@@ -140,6 +140,8 @@ def test_thresholds_are_read_back_as_they_were(grid, pixels, tmp_path):
     used = class_thresholds_at(CONFIG.quantile, read, own)
     assert torch.equal(used, counts.class_thresholds(torch.tensor([CONFIG.quantile]))[:, 0])
     assert class_thresholds_at(None, read, own) is None
+    with pytest.raises(UserError, match="lack pseudo_label.quantile 0.111;"):
+        class_thresholds_at(0.111, read, own)
 
 
 def test_precision_and_recall_equal_numpys(grid, pixels):
