@@ -224,7 +224,7 @@ def find_image(names: Sequence[str], wanted: str) -> int:
     # Of names such as a/b and b the longer one is what a path means.
     if exact:
         return max(exact, key=lambda index: len(names[index]))
-    parts = [i for i, name in enumerate(names) if path and path in name]
+    parts = [i for i, name in enumerate(names) if wanted and (wanted in name or path in name)]
     if len(parts) == 1:
         return parts[0]
     if parts:

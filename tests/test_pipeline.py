@@ -28,6 +28,8 @@ from project import (
 )
 from safetensors import safe_open
 
+from cag.cli import cli
+from cag.errors import UserError
 from cag.scenes import write_dataset
 
 ROUNDS = ("round1", "round2")
@@ -250,6 +252,28 @@ def test_evaluation_of_pseudo_labels(finished, name):
         assert row["pixels"] == labelled.sum()
         assert row["precision"] == pytest.approx(expected["precision"], abs=1e-6)
         assert row["recall"] == pytest.approx(expected["recall"], abs=1e-6)
+
+
+def test_inspect_tells_what_the_label_maps_hold(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    picture = tmp_path / "inspection.png"
+    names = json.loads((finished / "data/prepared/target/classes.json").read_text())["classes"]
+    for x, y in ((0, 0), (40, 20), (WIDTH - 1, HEIGHT - 1)):
+        arguments = ["inspect", "00003", "--xy", f"{x},{y}", "--round", "1", "--json"]
+        cli.main([*arguments, "--out", str(picture)], standalone_mode=False)
+        found = json.loads(capsys.readouterr().out)
+        assert (found["image"], found["round"], found["as_written"]) == (
+            *("target_00003", "round1"),
+            True,
+        )
+        for rule in ("anchor", "probability"):
+            path = finished / f"data/rounds/round1/pseudo_labels/{rule}/target_00003.png"
+            label = label_map(path)[y, x]
+            assert found["pixel"]["labels"][rule] == (names[label]["name"] if label < 255 else None)
+    with Image.open(picture) as image:
+        assert min(image.size) > HEIGHT
+    with pytest.raises(UserError, match="'nothing' is none of the 6 target training images"):
+        cli.main(["inspect", "nothing"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("model", EVALUATED)

@@ -47,7 +47,16 @@ def threshold_curves():
     return pd.DataFrame(rows, columns=columns)
 
 
-FIGURES = ("confusion", "miou", "per_class", "coverage", "curves", "thresholds", "quality")
+FIGURES = (
+    "confusion",
+    "miou",
+    "per_class",
+    "coverage",
+    "curves",
+    "thresholds",
+    "quality",
+    "inspect",
+)
 CONFIGURED = {"margin": None, "relative_margin": 0.25, "quantile": None, "probability": 0.5}
 
 
@@ -65,8 +74,15 @@ def figure(name, theme=plots.LIGHT):
             threshold_curves().query("`class` != 'all'"), NAMES, np.eye(3) * 200, CONFIGURED, theme
         ),
         "quality": lambda: plots.pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
+        "inspect": lambda: inspection(theme),
     }
     return drawn[name]()
+
+
+def inspection(theme=plots.LIGHT):
+    pictures = {"image": np.full((8, 16, 3), 90, np.uint8), "heat": np.linspace(0, 1, 128)}
+    pictures["heat"] = pictures["heat"].reshape(8, 16)
+    return plots.inspection_figure(pictures, {"road": (128, 64, 128)}, (3, 2), "a", theme)
 
 
 def texts(axes):
@@ -167,6 +183,13 @@ def test_quality_marks_the_threshold_in_use():
 def test_quality_of_nothing_says_so():
     figure = plots.pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
     assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"
+
+
+def test_inspection_marks_the_pixel_in_each_picture():
+    axes = figure("inspect").axes[:2]
+    assert [one.get_title() for one in axes] == ["image", "heat"]
+    for one in axes:
+        assert {tuple(line.get_xydata()[0]) for line in one.lines} == {(3, 2)}
 
 
 def test_panel_places_each_picture_in_its_cell():
