@@ -1,7 +1,7 @@
 """Figures and picture panels of a run, drawn without a display and the same bytes each time."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -402,6 +402,50 @@ def pseudo_label_quality_figure(
     what = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
     figure.supxlabel(what, color=theme.muted, fontsize=9)
     figure.supylabel("precision", color=theme.muted, fontsize=9)
+    return figure
+
+
+def sweep_figure(
+    groups: Iterable[tuple[str, pd.DataFrame]], parameter: str, theme: Theme = LIGHT
+) -> Figure:
+    """Draw mIoU, precision and coverage of experiments against a parameter.
+
+    Args:
+        groups: what else differs, as text, and the experiments: columns `parameter` and those of
+            results, such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
+        parameter: the column on the horizontal axis.
+        theme: colours.
+
+    Returns:
+        the figure: a plot for each kind of result, a line for each result and group; groups differ
+        in their kind of line, results in their colour.
+    """
+    kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
+    figure = Figure(figsize=(11.5, 5))
+    grid = _styled(figure.subplots(1, len(kinds)), theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    for number, (group, rows) in enumerate(groups):
+        for axes, (title, part) in zip(grid, kinds.items(), strict=True):
+            for i, key in enumerate(key for key in rows if part in key):
+                values = rows[key].astype(float)
+                if values.notna().any():
+                    name = key.replace(part, " ").strip() if part != ".miou" else key[: -len(part)]
+                    axes.plot(
+                        rows[parameter],
+                        values,
+                        marker="os^Dv"[number % 5],
+                        color=theme.cycle[i % len(theme.cycle)],
+                        linestyle=("-", "--", ":", "-.")[number % 4],
+                        label=f"{name} ({group})" if group else name,
+                    )
+            axes.set_title(title, color=theme.ink, fontsize=11)
+            axes.set_xlabel(parameter)
+    for axes in grid:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(color=theme.grid, linewidth=0.8)
+        if axes.get_legend_handles_labels()[0]:
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+            axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, **below)
     return figure
 
 

@@ -393,6 +393,20 @@ def test_queue_with_two_workers(copied):
     assert 0 < coverage[None, 0.01] <= 1
     assert len(set(coverage.values())) == 3
 
+    program = ("-c", "from cag.cli import main; main()")
+    printed = execute(copied, "python", *program, "sweep", "show", "--json")
+    rows = json.loads(printed[printed.index("[") :])
+    assert [row["experiment"] for row in rows][0] == "workspace"
+    assert {row["experiment"] for row in rows[1:]} == set(recorded)
+    for row in rows[1:]:
+        thresholds = (row["pseudo_label.quantile"], row["pseudo_label.margin"])
+        assert row["round1.coverage.anchor"] == pytest.approx(coverage[thresholds])
+        # What these experiments did not run is no result of theirs.
+        assert (row["round2.coverage.anchor"], row["round2.miou"]) == (None, None)
+    scores = json.loads((copied / "data/evaluation/round2/metrics.json").read_text())
+    assert rows[0]["round2.miou"] == pytest.approx(scores["miou"])
+    assert not {"seed", "adapt.iterations"} & set(rows[0])
+
 
 def test_experiment_can_be_applied(finished, copied):
     """What a copy of the project computed replaces the workspace's parameters and results."""

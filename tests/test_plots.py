@@ -75,8 +75,16 @@ def figure(name, theme=plots.LIGHT):
         ),
         "quality": lambda: plots.pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
         "inspect": lambda: inspection(theme),
+        "sweep": lambda: sweep(theme),
     }
     return drawn[name]()
+
+
+def sweep(theme=plots.LIGHT):
+    rows = pd.DataFrame({"margin": [1.0, 2.0], "round1.miou": [0.2, 0.3]})
+    rows["round1.coverage.anchor"] = [0.6, 0.4]
+    rows["round1.precision.anchor"] = np.nan
+    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme)
 
 
 def inspection(theme=plots.LIGHT):
@@ -190,6 +198,14 @@ def test_inspection_marks_the_pixel_in_each_picture():
     assert [one.get_title() for one in axes] == ["image", "heat"]
     for one in axes:
         assert {tuple(line.get_xydata()[0]) for line in one.lines} == {(3, 2)}
+
+
+def test_sweep_draws_what_is_known_against_the_parameter():
+    scores, precision, coverage = figure("sweep").axes
+    np.testing.assert_allclose(scores.lines[0].get_xydata(), [[1, 0.2], [2, 0.3]])
+    np.testing.assert_allclose(coverage.lines[1].get_xydata(), [[1, 0.6]])
+    assert coverage.lines[1].get_label() == "round1 anchor (agreement True)"
+    assert not precision.lines
 
 
 def test_panel_places_each_picture_in_its_cell():
