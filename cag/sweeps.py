@@ -140,7 +140,7 @@ def terminal_table(table: pd.DataFrame) -> Table:
     result.add_column("minutes", justify="right")
     result.add_column("stages run", justify="right")
     for _, row in table.iterrows():
-        stages = row["stages"].split() if row["stages"] else []
+        stages = _text(row["stages"]).split()
         result.add_row(
             *(_text(row[key]) for key in (*FIXED, *parameters)),
             *("" if pd.isna(row[key]) else f"{100 * row[key]:.1f}" for key in (*shown, *scores)),
