@@ -3,7 +3,7 @@
 import click
 
 from cag import __version__
-from cag.commands import models, project, runs
+from cag.commands import inspection, models, project, runs, sweeps
 from cag.stage import run
 
 
@@ -20,6 +20,8 @@ def cli() -> None:
       cag data check    read the raw data before they are used
       dvc repro         run the pipeline: data/report/index.html shows what came out
       cag status        which stages are fresh, stale or missing
+      cag inspect IMAGE what is known of a target image, or of a pixel of it
+      cag sweep show    compare experiments with other thresholds
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
 
@@ -37,6 +39,8 @@ COMMANDS = (
     runs.status,
     runs.summary,
     runs.results,
+    inspection.inspect,
+    sweeps.sweep,
     models.weights,
 )
 for command in COMMANDS:

@@ -310,6 +310,21 @@ def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, 
             yield rows
 
 
+def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Read one image's row, as `read_target_rows` gives it.
+
+    Raises:
+        UserError: Its shard is missing or damaged.
+    """
+    path, rows = next((path, rows) for path, rows in store.shards if index in rows)
+    with open_store(path, TARGET_ROWS) as file:
+        row = rows.index(index)
+        found = tuple(read_array(file, key, slice(row, row + 1)) for key in TARGET_ROWS)
+    if any(len(part) != 1 for part in found):
+        raise UserError(f"{path}: fewer than {len(rows)} rows; delete it and rerun")
+    return found
+
+
 def read_names(file: h5py.File) -> list[str]:
     """The images' names, in the order of the other data sets.
 

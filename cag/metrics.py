@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cag.labels import IGNORE
+
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Count pixels by true and by predicted class. Matrices of several images add up.
@@ -64,3 +66,30 @@ def pixel_accuracy(confusion: Tensor) -> float:
     """Share of all counted pixels predicted as their class; NaN where there is none."""
     confusion = confusion.double()
     return (confusion.diagonal().sum() / confusion.sum()).item()
+
+
+def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
+    """Count what pseudo-labels come to: the sufficient statistics of `labelling_scores`, which add.
+
+    Args:
+        labels: uint8 [...], the pseudo-label, 255 = none.
+        truth: uint8 [...], the true class, 255 = not known.
+
+    Returns:
+        int64 [5]: pixels, labelled ones, ones of a known class, labelled ones of a known class,
+        rightly labelled ones.
+    """
+    labelled, known = labels != IGNORE, truth != IGNORE
+    masks = (torch.ones_like(known), labelled, known, labelled & known, (labels == truth) & known)
+    return torch.stack([mask.sum() for mask in masks])
+
+
+def labelling_scores(outcome: Tensor) -> dict[str, float]:
+    """Coverage, precision and recall in [0, 1] of `labelling_outcome`'s counts; NaN for 0 / 0.
+
+    Coverage is the labelled share of the pixels, precision the rightly labelled share of the
+    labelled ones of a known class, recall that of all pixels of a known class.
+    """
+    pixels, labelled, known, judged, right = outcome.double().unbind()
+    shares = {"coverage": labelled / pixels, "precision": right / judged, "recall": right / known}
+    return {name: share.item() for name, share in shares.items()}

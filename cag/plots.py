@@ -1,7 +1,7 @@
 """Figures and picture panels of a run, drawn without a display and the same bytes each time."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 DPI = 144
 RULES = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
+# Rules of the threshold curves: what their thresholds are, and how their lines are drawn.
+THRESHOLDS = {
+    "margin": ("d2 - d1, in units of the features", "-"),
+    "relative_margin": ("(d2 - d1) / (d2 + d1)", "--"),
+    "quantile": ("share kept of each class", ":"),
+    "probability": ("probability of the predicted class", "-."),
+}
 LARGEST_ANNOTATED = 24  # classes; beyond it numbers in a confusion matrix are too small to read
 
 
@@ -312,6 +320,190 @@ def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> F
     return figure
 
 
+def threshold_curves_figure(
+    curves: pd.DataFrame,
+    names: Sequence[str],
+    palette: np.ndarray,
+    configured: Mapping[str, float | None],
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw what each rule alone labels at each threshold: a plot per rule, a line per class.
+
+    Args:
+        curves: columns rule, threshold, class, pixels, share and class_threshold, as
+            `pseudo_label` writes them.
+        names: K class names.
+        palette: uint8 [K, 3], their colours.
+        configured: rule -> the threshold in use, which is marked, or None.
+        theme: colours.
+
+    Returns:
+        the figure; the thick line is all classes together. Of the rule quantile it shows the
+        relative margin that each class's quantile comes to.
+    """
+    figure = Figure(figsize=(10.5, 7))
+    grid = _styled(figure.subplots(2, 2).flat, theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
+    for axes, (rule, (unit, _)) in zip(grid, THRESHOLDS.items(), strict=True):
+        rows = curves[curves["rule"] == rule]
+        # A quantile's share is the quantile itself: what it comes to is the question.
+        height = "class_threshold" if rule == "quantile" else "share"
+        for name, line in rows.groupby("class", sort=False):
+            axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2, label=name)
+        if rule == "quantile":
+            axes.set(ylabel="least relative margin of the class", ylim=(0, None))
+        else:
+            pixels = rows.groupby("threshold")["pixels"].sum()
+            whole = pixels / max(pixels.max(), 1)
+            axes.plot(whole.index, whole, color=theme.ink, linewidth=2.6, label="all classes")
+            axes.set(ylabel="share of the class's pixels", ylim=(0, 1.02))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _mark_threshold(axes, configured.get(rule), theme)
+        last = rows.loc[rows["pixels"] > 0, "threshold"].max()
+        axes.set(xlabel=unit, title=rule.replace("_", " "), xlim=(0, last if last > 0 else 1))
+        axes.grid(color=theme.grid, linewidth=0.8)
+    _legend(figure, grid, theme, "outside right center", columns=1)
+    return figure
+
+
+def pseudo_label_quality_figure(
+    curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme = LIGHT
+) -> Figure:
+    """Draw the precision of each rule against the share that it labels, a small plot per class.
+
+    Args:
+        curves: columns rule, threshold, class, share and precision, as `evaluate_pseudo_labels`
+            writes them; classes in their order, the last one all of them together.
+        configured: rule -> the threshold in use, which gets a dot, or None.
+        theme: colours.
+
+    Returns:
+        the figure; a class that is never labelled has an empty plot.
+    """
+    classes = list(dict.fromkeys(curves["class"]))
+    classes = [*classes[-1:], *classes[:-1]]
+    columns = 5 if len(classes) > 4 else max(1, len(classes))
+    lines = max(1, -(-len(classes) // columns))
+    figure = Figure(figsize=(max(6, 2.3 * columns), 1.1 + 1.9 * lines))
+    grid = _styled(
+        figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat, theme
+    )
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    for axes, name in zip(grid, classes, strict=False):
+        _quality(axes, curves[curves["class"] == name], configured, theme)
+        axes.set_title("all classes" if name == classes[0] else name, color=theme.ink, fontsize=10)
+    for axes in grid[len(classes) :]:
+        axes.set_axis_off()
+    if not classes:
+        text = "no labelled validation images"
+        figure.text(0.5, 0.5, text, ha="center", va="center", color=theme.ink)
+    _legend(figure, grid, theme)
+    what = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
+    figure.supxlabel(what, color=theme.muted, fontsize=9)
+    figure.supylabel("precision", color=theme.muted, fontsize=9)
+    return figure
+
+
+def sweep_figure(
+    groups: Iterable[tuple[str, pd.DataFrame]], parameter: str, theme: Theme = LIGHT
+) -> Figure:
+    """Draw mIoU, precision and coverage of experiments against a parameter.
+
+    Args:
+        groups: what else differs, as text, and the experiments: columns `parameter` and those of
+            results, such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
+        parameter: the column on the horizontal axis.
+        theme: colours.
+
+    Returns:
+        the figure: a plot for each kind of result, a line for each result and group; groups differ
+        in their kind of line, results in their colour.
+    """
+    kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
+    figure = Figure(figsize=(11.5, 5))
+    grid = _styled(figure.subplots(1, len(kinds)), theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    for number, (group, rows) in enumerate(groups):
+        for axes, (title, part) in zip(grid, kinds.items(), strict=True):
+            for i, key in enumerate(key for key in rows if part in key):
+                values = rows[key].astype(float)
+                if values.notna().any():
+                    name = key.replace(part, " ").strip() if part != ".miou" else key[: -len(part)]
+                    axes.plot(
+                        rows[parameter],
+                        values,
+                        marker="os^Dv"[number % 5],
+                        color=theme.cycle[i % len(theme.cycle)],
+                        linestyle=("-", "--", ":", "-.")[number % 4],
+                        label=f"{name} ({group})" if group else name,
+                    )
+            axes.set_title(title, color=theme.ink, fontsize=11)
+            axes.set_xlabel(parameter)
+    for axes in grid:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(color=theme.grid, linewidth=0.8)
+        if axes.get_legend_handles_labels()[0]:
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+            axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, **below)
+    return figure
+
+
+def inspection_figure(
+    pictures: Mapping[str, np.ndarray],
+    legend: Mapping[str, Sequence[int]],
+    point: tuple[int, int] | None = None,
+    title: str = "",
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw an image's maps beside it.
+
+    Args:
+        pictures: title -> uint8 [H, W, 3] RGB, or float [H, W] in [0, 1], drawn as a heat map.
+        legend: class name -> its colour (red, green, blue) in 0..255.
+        point: column and row of a pixel to mark in each picture.
+        title: line above.
+        theme: colours.
+
+    Returns:
+        the figure.
+    """
+    height, width = next(iter(pictures.values())).shape[:2]
+    lines = -(-len(pictures) // 2)
+    side = min(6.0, 3.2 * width / height)  # inches
+    figure = Figure(figsize=(2 * side + 2.2, lines * (side * height / width + 0.45) + 0.5))
+    grid = _styled(figure.subplots(lines, 2, squeeze=False).flat, theme)
+    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
+    for axes, (name, picture) in zip(grid, pictures.items(), strict=False):
+        shown = axes.imshow(picture, cmap=ramp, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(name, color=theme.ink, fontsize=10)
+        axes.spines[:].set_visible(False)
+        if picture.ndim == 2:
+            bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01)
+            bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+            bar.outline.set_visible(False)
+        if point is not None:
+            for color, marker, weight in (("white", 13, 3.4), (theme.cycle[1], 12, 1.6)):
+                style = {"markersize": marker, "markeredgewidth": weight}
+                axes.plot(*point, "+", color=color, **style)
+    for axes in grid[len(pictures) :]:
+        axes.set_axis_off()
+    patches = [
+        Patch(facecolor=np.array(color) / 255, edgecolor=theme.grid, label=name)
+        for name, color in legend.items()
+    ]
+    figure.legend(
+        handles=[*patches, Patch(facecolor="black", edgecolor=theme.grid, label="no label")],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=9,
+    )
+    figure.suptitle(title, color=theme.ink, fontsize=11)
+    return figure
+
+
 def png_bytes(figure: Figure) -> bytes:
     """Encode a figure as PNG: the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -357,8 +549,14 @@ def _share_axis(axes: Axes, theme: Theme) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
-    """Put one legend above the plots; a name drawn in several of them is listed once."""
+def _legend(
+    figure: Figure,
+    axes: Axes | Sequence[Axes],
+    theme: Theme,
+    place: str = "outside upper left",
+    columns: int = 6,
+) -> None:
+    """Put one legend beside the plots; a name drawn in several of them is listed once."""
     found: dict[str, object] = {}
     for one in axes if isinstance(axes, Sequence) else [axes]:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
@@ -367,8 +565,8 @@ def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
         figure.legend(
             found.values(),
             found.keys(),
-            loc="outside upper left",
-            ncols=6,
+            loc=place,
+            ncols=columns,
             frameon=False,
             labelcolor=theme.ink,
             fontsize=9,
@@ -414,3 +612,35 @@ def _curve(
     smooth = table[quantity].rolling(max(1, len(table) // 30), min_periods=1, center=True).mean()
     axes.plot(table["iteration"], table[quantity], color=color, alpha=0.22, linewidth=0.7)
     axes.plot(table["iteration"], smooth, color=color, linestyle=style, linewidth=1.6, label=model)
+
+
+def _mark_threshold(axes: Axes, threshold: float | None, theme: Theme) -> None:
+    if threshold is not None:
+        axes.axvline(threshold, color=theme.cycle[1], linestyle="--", linewidth=1.4)
+        axes.annotate(
+            f"{threshold:g}",
+            (threshold, 1.0),
+            (4, -2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            color=theme.cycle[1],
+            fontsize=9,
+        )
+
+
+def _quality(
+    axes: Axes, curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme
+) -> None:
+    """One line for each rule, through its thresholds."""
+    for color, (rule, (_, style)) in zip(theme.cycle, THRESHOLDS.items(), strict=False):
+        rows = curves[(curves["rule"] == rule) & (curves["pixels"] > 0)]
+        label = rule.replace("_", " ")
+        axes.plot(rows["share"], rows["precision"], style, color=color, lw=1.6, label=label)
+        if configured.get(rule) is not None:
+            used = rows[np.float32(rows["threshold"]) == np.float32(configured[rule])]
+            axes.scatter(used["share"], used["precision"], color=color, s=34, zorder=3)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(color=theme.grid, linewidth=0.8)

@@ -96,6 +96,26 @@ def predict_views(
     return NetworkOutput(features / count, (probabilities / count).log())
 
 
+def predict_pixels(
+    network: nn.Module, images: Tensor, views: Views, fabric: Fabric
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What pseudo-labels are made of, by `predict_views`.
+
+    Args:
+        network: In eval mode, on the device.
+        images: uint8 [B, 3, H, W].
+        views: As for `predict_views`.
+        fabric: Device and precision.
+
+    Returns:
+        Features float16 [B, D, h, w], the predicted class uint8 [B, h, w] and its probability
+        float32 [B, h, w].
+    """
+    features, logits = predict_views(network, images, views, fabric)
+    probability, prediction = logits.float().softmax(1).max(1)  # [B, h, w]
+    return features.half(), prediction.byte(), probability
+
+
 def _view(images: Tensor, scale: float, gamma: float, flip: bool) -> Tensor:
     """Images float [B, 3, H, W] in [0, 1], scaled, raised to the power gamma and mirrored."""
     if scale != 1:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cag.labels import IGNORE
 from cag.precision import full_precision
+
+if TYPE_CHECKING:
+    from cag.config import PseudoLabel
 
 _CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary that stays in a CPU's cache
 _SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
@@ -152,6 +156,31 @@ def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) 
     """
     keep = probability > torch.tensor(threshold, dtype=torch.float32)
     return prediction.to(torch.uint8).masked_fill(~keep, IGNORE)
+
+
+def apply_rules(
+    distances: tuple[Tensor, Tensor, Tensor],
+    prediction: Tensor,
+    probability: Tensor,
+    config: PseudoLabel,
+    class_thresholds: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Label pixels by both rules at the configured thresholds.
+
+    Args:
+        distances: What `anchor_distances` gives, [...] each.
+        prediction: uint8 [...], the predicted class.
+        probability: float32 [...], its probability.
+        config: The thresholds.
+        class_thresholds: float [K] of the configured quantile, or None.
+
+    Returns:
+        uint8 [...] by the anchor rule, uint8 [...] by the probability rule; 255 = none.
+    """
+    by_anchor = active(*distances, config.margin, config.relative_margin, class_thresholds)
+    if config.agreement:
+        by_anchor = agreeing(by_anchor, prediction)
+    return by_anchor, confident(prediction, probability, config.probability)
 
 
 class MarginHistogram:

@@ -38,7 +38,7 @@ from cag.features import (
 )
 from cag.files import atomic_folder, fingerprint, require_space, sha256
 from cag.networks import SegmentationNetwork, load_model
-from cag.prediction import ImageBatch, image_batches, predict, predict_views
+from cag.prediction import ImageBatch, image_batches, predict, predict_pixels
 from cag.prepared import PreparedImages
 from cag.processes import Processes
 from cag.seeds import mix
@@ -66,9 +66,7 @@ def target_output(
     batch: ImageBatch, network: SegmentationNetwork, params: SimpleNamespace, fabric: Fabric
 ) -> tuple[Tensor, ...]:
     """A target batch's features, prediction and probability."""
-    features, logits = predict_views(network, batch.images, params.extract.target_views, fabric)
-    probability, prediction = logits.float().softmax(1).max(1)  # [B, h, w]
-    return features.half(), prediction.byte(), probability
+    return predict_pixels(network, batch.images, params.extract.target_views, fabric)
 
 
 @dataclass(frozen=True)

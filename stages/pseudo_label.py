@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cag import plots
 from cag.anchors import resize_labels
 from cag.config import PseudoLabel, load_params
 from cag.datasets import read_label_space, read_manifest
@@ -22,14 +23,13 @@ from cag.labels import IGNORE, LabelSpace
 from cag.processes import Processes
 from cag.pseudo_labels import (
     MarginHistogram,
-    active,
-    agreeing,
     anchor_distances,
-    confident,
+    apply_rules,
     relative_margins,
 )
 from cag.stage import Advance, progress, run_stage
 from cag.streams import ahead, in_order, threads, to_cpu
+from cag.threshold_curves import ThresholdCounts, curve_table, threshold_grid
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
@@ -80,16 +80,19 @@ def label_images(
     anchors: Tensor,
     thresholds: Tensor | None,
     config: PseudoLabel,
+    curves: ThresholdCounts,
 ) -> Iterator[Labelled]:
-    """Of each image its name, nearest anchor, anchor label, probability label, uint8 [1, h, w]."""
+    """Of each image its name, nearest anchor, anchor label, probability label, uint8 [1, h, w].
+
+    The pixels are counted in `curves` on the way.
+    """
     for name, row in images:
         features, prediction, probability = (part.to(anchors.device) for part in row)
         distances = anchor_distances(features, anchors)
-        labels = active(*distances, config.margin, config.relative_margin, thresholds)
-        if config.agreement:
-            labels = agreeing(labels, prediction)
-        by_probability = confident(prediction, probability, config.probability)
-        yield name, to_cpu(distances[0], labels, by_probability)
+        curves.update_anchor(*distances)
+        curves.update_probability(prediction, probability)
+        labels = apply_rules(distances, prediction, probability, config, thresholds)
+        yield name, to_cpu(distances[0], *labels)
 
 
 def count_classes(labels: Tensor, num_classes: int) -> np.ndarray:
@@ -104,8 +107,8 @@ def write_labels(
     classes: LabelSpace,
     processes: Processes,
     folder: Path,
-) -> pd.DataFrame:
-    """Write the label maps of both rules; return the coverage table of all processes' images."""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write the label maps of both rules; return the coverage and the curves of all images."""
     rows = read_manifest(TARGET).query("split == 'train'")
     sizes = dict(zip(rows["name"], zip(rows["height"], rows["width"], strict=True), strict=True))
     counts = np.zeros((4, classes.num_classes), np.int64)
@@ -122,22 +125,26 @@ def write_labels(
         maps = (nearest, by_anchor, by_probability, agree)
         return [count_classes(labels, classes.num_classes) for labels in maps]
 
+    grid = threshold_grid(anchors, config)
+    curves = ThresholdCounts(classes.num_classes, grid, anchors.device)
     thresholds = class_thresholds(store, anchors, config.quantile, processes)
     with shared_progress(store, "pseudo-labels", processes) as (advance, images):
-        labelled = label_images(images, anchors, thresholds, config)
+        labelled = label_images(images, anchors, thresholds, config, curves)
         with closing(in_order(write, labelled, threads())) as written:
             for image_counts in written:
                 counts += image_counts
                 advance()
     total = processes.total(torch.from_numpy(counts)).numpy()
     columns = dict(zip(("nearest", *RULES, "agree"), total, strict=True))
-    return pd.DataFrame({"class": classes.names, **columns})
+    curves.add_up(processes.total)
+    table = curve_table(classes.names, grid, curves, curves.class_thresholds(grid["quantile"]))
+    return pd.DataFrame({"class": classes.names, **columns}), table
 
 
 @click.command(help=__doc__)
 @click.argument("round_name")
 def main(round_name: str) -> None:
-    """Write a round's pseudo-label PNGs and its coverage table."""
+    """Write a round's pseudo-label PNGs, its coverage and its threshold curves."""
     config = load_params("pseudo_label").pseudo_label
     folder = Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
@@ -146,11 +153,15 @@ def main(round_name: str) -> None:
     fabric = make_fabric("32-true")
     processes, anchors = Processes(fabric), anchors.to(fabric.device)
     with processes.folder(folder / "pseudo_labels") as partial:
-        coverage = write_labels(store, anchors, config, classes, processes, partial)
+        coverage, curves = write_labels(store, anchors, config, classes, processes, partial)
         if coverage["anchor"].sum() == 0:
             raise UserError("pseudo_label: no pixel is active; lower its thresholds")
     if processes.main:
         write_csv(folder / "coverage.csv", coverage)
+        write_csv(folder / "threshold_curves.csv", curves)
+        look = (classes.names, classes.palette_array, config.model_dump())
+        figure = plots.threshold_curves_figure(curves, *look)
+        plots.save_png(figure, folder / "threshold_curves.png")
         total = coverage["nearest"].sum()
         shares = ", ".join(f"{rule} {coverage[rule].sum() / total:.1%}" for rule in RULES)
         print(f"pseudo_label@{round_name}: labelled by {shares} of the pixels")

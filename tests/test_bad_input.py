@@ -167,6 +167,7 @@ def test_the_project_is_good_before_it_is_broken(project, capsys):
     stage("prepare", "target")
     for command in ("extract round1 warmup", "pseudo_label round1", "adapt round1 warmup"):
         stage(*command.split())
+    stage("evaluate_pseudo_labels", "round1", "warmup")
     stage("evaluate", "round1")
     assert "error" not in capsys.readouterr().err
     for path in ("models/pretrain.safetensors", "curves/round1.csv", "evaluation/round1"):
@@ -288,7 +289,10 @@ def test_a_missing_parameter_file(project, fails):
 
 
 @pytest.mark.parametrize("shape", [(4, WIDTH), (3, WIDTH + 1)])
-@pytest.mark.parametrize("command", ["pseudo_label round1", "adapt round1 warmup"])
+@pytest.mark.parametrize(
+    "command",
+    ["pseudo_label round1", "adapt round1 warmup", "evaluate_pseudo_labels round1 warmup"],
+)
 def test_anchors_of_other_classes_or_another_width(project, fails, command, shape):
     np.save("data/rounds/round1/anchors.npy", np.zeros(shape, np.float32))
     fails(command, "data/rounds/round1/anchors.npy", f"{shape}", f"(3, {WIDTH})")
@@ -322,7 +326,11 @@ def test_a_missing_feature_store(project, fails):
 
 
 @pytest.mark.parametrize(
-    "command", ["extract round1 warmup", "adapt round1 warmup", "evaluate warmup"]
+    "command",
+    [
+        *("extract round1 warmup", "adapt round1 warmup"),
+        *("evaluate warmup", "evaluate_pseudo_labels round1 warmup"),
+    ],
 )
 def test_a_damaged_or_missing_model(project, fails, command):
     path = Path("data/models/warmup.safetensors")
@@ -392,6 +400,7 @@ def test_too_little_disk(project, fails, monkeypatch):
         ("extract round1 warmup", "data/prepared/source/labels/train/2.png"),
         ("adapt round1 warmup", "data/rounds/round1/pseudo_labels/anchor/2.png"),
         ("evaluate warmup", "data/prepared/target/labels/val/2.png"),
+        ("evaluate_pseudo_labels round1 warmup", "data/prepared/target/labels/val/2.png"),
     ],
 )
 def test_a_truncated_artifact(project, fails, command, path):
@@ -406,6 +415,14 @@ def test_missing_artifacts(project, fails):
     fails("pretrain", "data/index/weights.csv: no such file")
     Path("data/prepared/source/classes.json").unlink()
     fails("pretrain", "data/prepared/source/classes.json: no such file")
+
+
+def test_damaged_threshold_curves(project, fails):
+    path = Path("data/rounds/round1/threshold_curves.csv")
+    cut(path)
+    fails("evaluate_pseudo_labels round1 warmup", str(path), "delete it and rerun")
+    path.unlink()
+    fails("evaluate_pseudo_labels round1 warmup", f"{path}: no such file")
 
 
 def test_target_images_of_several_sizes(project, fails):

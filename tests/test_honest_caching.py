@@ -147,6 +147,7 @@ NAMES = [
     "warmup",
     *(f"{name}@round{i}" for i in (1, 2) for name in ("extract", "anchors")),
     *(f"{name}@round{i}" for i in (1, 2) for name in ("pseudo_label", "adapt")),
+    *(f"evaluate_pseudo_labels@round{i}" for i in (1, 2)),
     *(f"evaluate@{model}" for model in ("pretrain", "round2")),
     "report",
 ]

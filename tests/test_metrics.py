@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cag import metrics
 from cag.metrics import class_accuracy, confusion_matrix, iou, mean_iou, pixel_accuracy
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -91,3 +92,20 @@ def test_nothing_counted_is_nan():
     nothing = torch.zeros(2, 2, dtype=torch.int64)
     assert math.isnan(mean_iou(nothing)) and math.isnan(pixel_accuracy(nothing))
     assert iou(nothing).dtype == torch.float64
+
+
+def test_coverage_precision_and_recall_by_hand():
+    labels = torch.tensor([0, 1, 1, 255, 255, 2], dtype=torch.uint8)
+    truth = torch.tensor([0, 1, 0, 1, 255, 255], dtype=torch.uint8)
+    outcome = metrics.labelling_outcome(labels, truth)
+    assert outcome.tolist() == [6, 4, 4, 3, 2]
+    scores = metrics.labelling_scores(outcome)
+    assert scores == pytest.approx({"coverage": 4 / 6, "precision": 2 / 3, "recall": 2 / 4})
+    parts = sum(metrics.labelling_outcome(labels[i::2], truth[i::2]) for i in range(2))
+    assert torch.equal(parts, outcome)
+
+
+def test_scores_of_no_pseudo_label_are_undefined():
+    none = torch.full((4,), 255, dtype=torch.uint8)
+    scores = metrics.labelling_scores(metrics.labelling_outcome(none, torch.zeros_like(none)))
+    assert (scores["coverage"], scores["recall"]) == (0, 0) and math.isnan(scores["precision"])

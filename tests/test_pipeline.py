@@ -28,6 +28,8 @@ from project import (
 )
 from safetensors import safe_open
 
+from cag.cli import cli
+from cag.errors import UserError
 from cag.scenes import write_dataset
 
 ROUNDS = ("round1", "round2")
@@ -181,6 +183,7 @@ def test_round_tables_and_pseudo_labels(finished, name):
     assert (coverage["agree"] <= coverage[["anchor", "probability"]].min(axis=1)).all()
     assert set(digests(folder)) == {
         *("anchors.npy", "anchors.csv", "coverage.csv"),
+        *("threshold_curves.csv", "threshold_curves.png"),
         *(
             f"pseudo_labels/{rule}/target_{i:05d}.png"
             for rule in ("anchor", "probability")
@@ -192,6 +195,85 @@ def test_round_tables_and_pseudo_labels(finished, name):
         assert {labels.shape for labels in maps} == {(HEIGHT, WIDTH)}
         labelled = np.unique(np.concatenate([labels[labels < 255] for labels in maps]))
         assert labelled.tolist() == np.flatnonzero(coverage[rule]).tolist()
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_curves_meet_the_coverage_at_the_configured_thresholds(finished, name):
+    folder, config = finished / "data/rounds" / name, read_params(finished)["pseudo_label"]
+    curves, coverage = (
+        pd.read_csv(folder / file) for file in ("threshold_curves.csv", "coverage.csv")
+    )
+    for rule, column in (("quantile", "anchor"), ("probability", "probability")):
+        used = (curves["rule"] == rule) & np.isclose(curves["threshold"], config[rule])
+        assert list(curves.loc[used, "pixels"]) == list(coverage[column])
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_evaluation_of_pseudo_labels(finished, name):
+    """The tables follow from the samples, which here are all validation images."""
+    folder = finished / "data/pseudo_label_evaluation" / name
+    assert set(digests(folder)) == {"curves.csv", "curves.png", "metrics.json", "samples.h5"}
+    config, curves = read_params(finished)["pseudo_label"], pd.read_csv(folder / "curves.csv")
+    manifest = pd.read_csv(finished / "data/prepared/target/manifest.csv").query("split == 'val'")
+    with h5py.File(folder / "samples.h5") as file:
+        groups = [file[str(i)] for i in range(VALIDATION)]
+        assert len(file) == VALIDATION
+        assert [group.attrs["name"] for group in groups] == list(manifest["name"])
+        maps = {key: np.stack([group[key][:] for group in groups]) for key in groups[0]}
+    integers = ("nearest", "prediction", "truth")
+    assert all(maps[key].dtype == np.uint8 for key in integers)
+    floats = ("nearest_distance", "second_distance", "probability")
+    assert all(maps[key].dtype == np.float32 for key in floats)
+    assert set(maps) == {*integers, *floats}
+    first, second = maps["nearest_distance"], maps["second_distance"]
+    relative = (second - first) / (second + first)
+    used = (curves["rule"] == "quantile") & np.isclose(curves["threshold"], config["quantile"])
+    own = curves.loc[used, "class_threshold"].dropna().to_numpy()
+    assert len(own) == CLASSES
+    labels = {
+        "anchor": np.where(relative >= own[maps["nearest"]], maps["nearest"], 255),
+        "probability": np.where(
+            maps["probability"] > np.float32(config["probability"]), maps["prediction"], 255
+        ),
+    }
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert scores["images"] == VALIDATION
+    known = maps["truth"] < 255
+    for rule, column in (("anchor", "quantile"), ("probability", "probability")):
+        labelled, right = labels[rule] < 255, (labels[rule] == maps["truth"]) & known
+        expected = {
+            "coverage": labelled.mean(),
+            "precision": right.sum() / (labelled & known).sum(),
+            "recall": right.sum() / known.sum(),
+        }
+        assert scores[rule] == pytest.approx(expected)
+        at = (curves["rule"] == column) & np.isclose(curves["threshold"], config[column])
+        row = curves[at & (curves["class"] == "all")].iloc[0]
+        assert row["pixels"] == labelled.sum()
+        assert row["precision"] == pytest.approx(expected["precision"], abs=1e-6)
+        assert row["recall"] == pytest.approx(expected["recall"], abs=1e-6)
+
+
+def test_inspect_tells_what_the_label_maps_hold(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    picture = tmp_path / "inspection.png"
+    names = json.loads((finished / "data/prepared/target/classes.json").read_text())["classes"]
+    for x, y in ((0, 0), (40, 20), (WIDTH - 1, HEIGHT - 1)):
+        arguments = ["inspect", "00003", "--xy", f"{x},{y}", "--round", "1", "--json"]
+        cli.main([*arguments, "--out", str(picture)], standalone_mode=False)
+        found = json.loads(capsys.readouterr().out)
+        assert (found["image"], found["round"], found["as_written"]) == (
+            *("target_00003", "round1"),
+            True,
+        )
+        for rule in ("anchor", "probability"):
+            path = finished / f"data/rounds/round1/pseudo_labels/{rule}/target_00003.png"
+            label = label_map(path)[y, x]
+            assert found["pixel"]["labels"][rule] == (names[label]["name"] if label < 255 else None)
+    with Image.open(picture) as image:
+        assert min(image.size) > HEIGHT
+    with pytest.raises(UserError, match="'nothing' is none of the 6 target training images"):
+        cli.main(["inspect", "nothing"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("model", EVALUATED)
@@ -251,7 +333,8 @@ def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
     printed = dvc(copied, "exp", "run", "-S", "pseudo_label.quantile=0.5")
     first = ["pseudo_label@round1", "adapt@round1"]
     second = [f"{stage}@round2" for stage in ("extract", "anchors", "pseudo_label", "adapt")]
-    assert sorted(ran(printed)) == sorted(["index", *first, *second, "evaluate@round2", "report"])
+    scored = ["evaluate@round2", *(f"evaluate_pseudo_labels@{name}" for name in ROUNDS)]
+    assert sorted(ran(printed)) == sorted(["index", *first, *second, *scored, "report"])
     before, after = digests(finished / "data"), digests(copied / "data")
     assert before.keys() == after.keys()
     changed = {path for path in before if before[path] != after[path]}
@@ -310,18 +393,33 @@ def test_queue_with_two_workers(copied):
     assert 0 < coverage[None, 0.01] <= 1
     assert len(set(coverage.values())) == 3
 
+    program = ("-c", "from cag.cli import main; main()")
+    printed = execute(copied, "python", *program, "sweep", "show", "--json")
+    rows = json.loads(printed[printed.index("[") :])
+    assert [row["experiment"] for row in rows][0] == "workspace"
+    assert {row["experiment"] for row in rows[1:]} == set(recorded)
+    for row in rows[1:]:
+        thresholds = (row["pseudo_label.quantile"], row["pseudo_label.margin"])
+        assert row["round1.coverage.anchor"] == pytest.approx(coverage[thresholds])
+        # What these experiments did not run is no result of theirs.
+        assert (row["round2.coverage.anchor"], row["round2.miou"]) == (None, None)
+    scores = json.loads((copied / "data/evaluation/round2/metrics.json").read_text())
+    assert rows[0]["round2.miou"] == pytest.approx(scores["miou"])
+    assert not {"seed", "adapt.iterations"} & set(rows[0])
+
 
 def test_experiment_can_be_applied(finished, copied):
     """What a copy of the project computed replaces the workspace's parameters and results."""
     printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", "-S", "report.images=2")
-    assert ran(printed) == ["index", "report"]
+    scored = [f"evaluate_pseudo_labels@{name}" for name in ROUNDS]
+    assert sorted(ran(printed)) == sorted(["index", *scored, "report"])
     assert digests(copied / "data") == digests(finished / "data")
     dvc(copied, "exp", "apply", "fewer")
     assert read_params(copied)["report"]["images"] == 2
     before, after = digests(finished / "data"), digests(copied / "data")
     changed = {path for path in before if before[path] != after.get(path)}
     assert "report/index.html" in changed
-    assert all(path.startswith("report/") for path in changed)
+    assert all(path.startswith(("report/", "pseudo_label_evaluation/")) for path in changed)
     assert ran(dvc(copied, "repro")) == ["index"]
 
 
@@ -347,7 +445,12 @@ def test_folder_without_any_target_label(tmp_path):
     project = make_project(tmp_path / "project", replace=folder_params())
     printed = dvc(project, "repro", CAG_DATA=str(raw))
     assert ran(printed)[-1] == "report"
-    assert not [stage for stage in ran(printed) if stage.startswith("evaluate")]
+    assert not [stage for stage in ran(printed) if stage.startswith("evaluate@")]
+    scored = project / "data/pseudo_label_evaluation/round1"
+    assert pd.read_csv(scored / "curves.csv").empty
+    assert json.loads((scored / "metrics.json").read_text())["anchor"]["precision"] is None
+    with h5py.File(scored / "samples.h5") as file:
+        assert not file.keys()
     page = (project / "data/report/index.html").read_text(encoding="utf-8")
     assert "round1" in page
     weights = digests(project / "data/models")
@@ -360,7 +463,7 @@ def test_folder_without_any_target_label(tmp_path):
     # The same data by another path are the same data, in a copy that DVC makes too: there a
     # relative path would lead elsewhere if it were not taken from the repository's root.
     printed = dvc(project, "exp", "run", "--temp", "-S", "report.images=2", CAG_DATA="../raw")
-    assert ran(printed) == ["index", "report"]
+    assert ran(printed) == ["index", "evaluate_pseudo_labels@round1", "report"]
 
     # Another image is noticed.
     write_dataset(raw / "camera", "target", 0, 1, *SIZE, first=TRAINING, labels=False)
@@ -397,7 +500,12 @@ def test_two_processes_train_and_one_writes(copied, stage):
     assert ran(dvc(copied, "repro", "--single-item", stage)) == []
 
 
-INFERENCE = ("extract round1 warmup", "pseudo_label round1", "evaluate pretrain")
+INFERENCE = (
+    "extract round1 warmup",
+    "pseudo_label round1",
+    "evaluate pretrain",
+    "evaluate_pseudo_labels round1 warmup",
+)
 ONE_LAUNCH = """
 import runpy, sys
 from torch import distributed

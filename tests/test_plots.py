@@ -29,27 +29,78 @@ def curve(columns=("loss", "source_ce")):
     return pd.DataFrame({"iteration": iterations, **{name: 1 / iterations for name in columns}})
 
 
-def figures(theme=plots.LIGHT):
+def threshold_curves():
+    """Two thresholds of each rule for each of NAMES and all; the last class is never labelled."""
+    rules = ("margin", "relative_margin", "quantile", "probability")
+    rows = [
+        (rule, t, name, pixels, pixels / 10, t / 2, 1 - t)
+        for rule in rules
+        for t in (0.25, 0.5)
+        for name, pixels in {
+            **dict.fromkeys(NAMES, 0),
+            NAMES[0]: int(8 * t),
+            NAMES[1]: int(4 * t),
+            "all": int(12 * t),
+        }.items()
+    ]
+    columns = ["rule", "threshold", "class", "pixels", "share", "class_threshold", "precision"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+FIGURES = (
+    "confusion",
+    "miou",
+    "per_class",
+    "coverage",
+    "curves",
+    "thresholds",
+    "quality",
+    "inspect",
+)
+CONFIGURED = {"margin": None, "relative_margin": 0.25, "quantile": None, "probability": 0.5}
+
+
+def figure(name, theme=plots.LIGHT):
     table = pd.DataFrame({"model": ["a", "b"], "miou": [0.3, 0.5], "change": [np.nan, 0.2]})
     confusion = np.array([[9, 1, 0], [2, 2, 0], [0, 0, 0]])
     before, after = np.array([0.2, 0.6, np.nan]), np.array([0.5, 0.4, np.nan])
-    return {
-        "confusion": plots.confusion_figure(confusion, NAMES, theme),
-        "miou": plots.miou_figure(table, theme),
-        "per_class": plots.per_class_figure(before, after, NAMES, theme),
-        "coverage": plots.coverage_figure({"round1": coverage()}, theme),
-        "curves": plots.curves_figure({"a": curve()}, theme),
+    drawn = {
+        "confusion": lambda: plots.confusion_figure(confusion, NAMES, theme),
+        "miou": lambda: plots.miou_figure(table, theme),
+        "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme),
+        "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme),
+        "curves": lambda: plots.curves_figure({"a": curve()}, theme),
+        "thresholds": lambda: plots.threshold_curves_figure(
+            threshold_curves().query("`class` != 'all'"), NAMES, np.eye(3) * 200, CONFIGURED, theme
+        ),
+        "quality": lambda: plots.pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
+        "inspect": lambda: inspection(theme),
+        "sweep": lambda: sweep(theme),
     }
+    return drawn[name]()
+
+
+def sweep(theme=plots.LIGHT):
+    rows = pd.DataFrame({"margin": [1.0, 2.0], "round1.miou": [0.2, 0.3]})
+    rows["round1.coverage.anchor"] = [0.6, 0.4]
+    rows["round1.precision.anchor"] = np.nan
+    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme)
+
+
+def inspection(theme=plots.LIGHT):
+    pictures = {"image": np.full((8, 16, 3), 90, np.uint8), "heat": np.linspace(0, 1, 128)}
+    pictures["heat"] = pictures["heat"].reshape(8, 16)
+    return plots.inspection_figure(pictures, {"road": (128, 64, 128)}, (3, 2), "a", theme)
 
 
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-@pytest.mark.parametrize("name", ["confusion", "miou", "per_class", "coverage", "curves"])
+@pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK], ids=["light", "dark"])
 def test_figure_is_drawn_and_its_bytes_repeat(name, theme):
-    first, second = (plots.png_bytes(figures(theme)[name]) for _ in range(2))
+    first, second = (plots.png_bytes(figure(name, theme)) for _ in range(2))
     pixels = np.asarray(Image.open(io.BytesIO(first)).convert("RGB"))
     assert first == second
     # Something stands on the background, and the background is the theme's.
@@ -58,20 +109,20 @@ def test_figure_is_drawn_and_its_bytes_repeat(name, theme):
 
 
 def test_saved_file_names_no_program_or_date(tmp_path):
-    plots.save_png(figures()["miou"], tmp_path / "miou.png")
+    plots.save_png(figure("miou"), tmp_path / "miou.png")
     with Image.open(tmp_path / "miou.png") as picture:
         assert set(picture.info) == {"dpi"}
 
 
 def test_confusion_rows_are_shares_of_the_truth():
-    axes = figures()["confusion"].axes[0]
+    axes = figure("confusion").axes[0]
     shares = axes.images[0].get_array().filled(np.nan)
     np.testing.assert_allclose(shares, [[0.9, 0.1, 0], [0.5, 0.5, 0], [np.nan] * 3])
     assert sorted(texts(axes)) == ["10", "50", "50", "90"]
 
 
 def test_miou_bars_carry_the_values_and_changes():
-    axes = figures()["miou"].axes[0]
+    axes = figure("miou").axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.3, 0.5]
     assert texts(axes) == ["30.0", "50.0   (+20.0)"]
     source_only, adapted = (bar.get_facecolor() for bar in axes.patches)
@@ -118,6 +169,43 @@ def test_curves_draw_each_quantity_once_and_the_learning_rate_last():
 
 def test_curve_of_an_empty_table_draws():
     assert plots.png_bytes(plots.curves_figure({"a": curve().head(0)}))
+
+
+def test_threshold_curves_draw_each_class_and_the_threshold_in_use():
+    margin, relative, quantile, _ = figure("thresholds").axes
+    assert [len(axes.lines) for axes in (margin, relative, quantile)] == [4, 5, 3]
+    assert texts(margin) == [] and texts(relative) == ["0.25"]
+    np.testing.assert_allclose(margin.lines[0].get_ydata(), [0.2, 0.4])
+    np.testing.assert_allclose(margin.lines[3].get_ydata(), [0.5, 1])  # all: 3 and 6 pixels
+    np.testing.assert_allclose(quantile.lines[0].get_ydata(), [0.125, 0.25])
+
+
+def test_quality_marks_the_threshold_in_use():
+    whole, first, *_ = figure("quality").axes
+    assert (whole.get_title(), first.get_title()) == ("all classes", NAMES[0])
+    np.testing.assert_allclose(first.lines[1].get_xydata(), [[0.2, 0.75], [0.4, 0.5]])
+    points = [dots.get_offsets().tolist() for dots in first.collections]
+    assert points == [[[0.2, 0.75]], [[0.4, 0.5]]]
+
+
+def test_quality_of_nothing_says_so():
+    figure = plots.pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
+    assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"
+
+
+def test_inspection_marks_the_pixel_in_each_picture():
+    axes = figure("inspect").axes[:2]
+    assert [one.get_title() for one in axes] == ["image", "heat"]
+    for one in axes:
+        assert {tuple(line.get_xydata()[0]) for line in one.lines} == {(3, 2)}
+
+
+def test_sweep_draws_what_is_known_against_the_parameter():
+    scores, precision, coverage = figure("sweep").axes
+    np.testing.assert_allclose(scores.lines[0].get_xydata(), [[1, 0.2], [2, 0.3]])
+    np.testing.assert_allclose(coverage.lines[1].get_xydata(), [[1, 0.6]])
+    assert coverage.lines[1].get_label() == "round1 anchor (agreement True)"
+    assert not precision.lines
 
 
 def test_panel_places_each_picture_in_its_cell():

@@ -1,0 +1,56 @@
+"""Commands about sweeps of parameters."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cag.files import atomic_file, write_csv
+
+
+@click.group()
+def sweep() -> None:
+    """Compare experiments with other thresholds, or any other parameters."""
+
+
+@sweep.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, all rounds.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write CSV, all rounds.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the scores against --x as PNG.")
+@click.option("--x", help="Parameter to draw against; the first threshold that differs.")
+@click.option("--all-commits", is_flag=True, help="Experiments of earlier commits, too.")
+def show(
+    as_json: bool, csv: Path | None, plot: Path | None, x: str | None, all_commits: bool
+) -> None:
+    """Print what each of DVC's experiments changed and what came of it.
+
+    The parameters that differ, the share of the target pixels that each rule labels, the precision
+    of the labels where there are labelled validation images, the mIoU of each model, and how long
+    it took. The first row is the workspace. Queued and failed experiments are named.
+
+    \b
+    Example:
+      dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0,2.5,3.0'
+      dvc queue start --jobs 2
+      cag sweep show --plot margins.png
+    """
+    from cag.sweeps import sweep_table, swept_parameter, swept_points, terminal_table
+
+    table = sweep_table(all_commits)
+    if csv is not None:
+        write_csv(csv, table)
+    if plot is not None:
+        from cag import plots
+
+        parameter = swept_parameter(table, x)
+        figure = plots.sweep_figure(swept_points(table, parameter), parameter)
+        with atomic_file(plot) as partial:
+            plots.save_png(figure, partial)
+    if as_json:
+        print(table.to_json(orient="records", indent=2))
+    else:
+        # A file is wide enough for every column.
+        Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(table))
