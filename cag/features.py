@@ -310,6 +310,24 @@ def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, 
             yield rows
 
 
+def read_target_images(
+    store: TargetStore, indices: Iterable[int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Read the rows of some images, as `read_target_rows` gives them.
+
+    Raises:
+        UserError: A shard is missing or damaged.
+    """
+    for index in indices:
+        shard, rows = next(part for part in store.shards if index in part[1])
+        with open_store(shard, TARGET_ROWS) as file:
+            row = slice(index - rows.start, index - rows.start + 1)
+            found = tuple(read_array(file, key, row) for key in TARGET_ROWS)
+        if any(len(part) != 1 for part in found):
+            raise UserError(f"{shard}: fewer than {len(rows)} rows; delete it and rerun")
+        yield found
+
+
 def read_names(file: h5py.File) -> list[str]:
     """The images' names, in the order of the other data sets.
 
