@@ -1,14 +1,13 @@
 """Figures and picture panels of a run, drawn without a display and the same bytes each time."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -105,37 +104,21 @@ def confusion_figure(
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
-    figure, axes, bar = _matrix(share, 1.0, names, theme, "share of the true class's pixels")
+    side = 2.6 + 0.34 * len(names)
+    figure, axes = _figure((side, side - 0.8), theme)
+    figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
+    ramp = LinearSegmentedColormap.from_list("share", theme.ramp).with_extremes(bad=theme.missing)
+    picture = axes.imshow(share, cmap=ramp, vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="prediction", ylabel="truth", title=title)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[:].set_visible(False)
     if len(names) <= LARGEST_ANNOTATED:
-        # A number stands in each cell of at least 1 %.
-        cells = np.nan_to_num(share) >= 0.01
-        _annotate(axes, share, cells, lambda value: f"{100 * value:.0f}", 1.0, theme)
-    return figure
-
-
-def distance_figure(distances: np.ndarray, names: Sequence[str], theme: Theme = LIGHT) -> Figure:
-    """Draw the distances between anchors.
-
-    Args:
-        distances: [K, K], in units of the features; NaN where there is no anchor.
-        names: K class names.
-        theme: colours.
-
-    Returns:
-        the figure.
-    """
-    off = ~np.eye(len(names), dtype=bool)
-    shown = np.where(off, distances, np.nan)
-    largest = max(np.nan_to_num(shown).max(initial=0.0), np.finfo(np.float32).tiny)
-    figure, axes, _ = _matrix(
-        shown, largest, names, theme, "distance, in units of the features", nearest_dark=True
-    )
-    if len(names) <= LARGEST_ANNOTATED:
-        _annotate(
-            axes, shown, ~np.isnan(shown), lambda v: f"{v:.1f}", largest, theme, nearest_dark=True
-        )
+        _annotate(axes, share, theme)
+    bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), fraction=0.045, pad=0.02)
+    bar.set_label("share of the true class's pixels", color=theme.muted)
+    bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -392,46 +375,14 @@ def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
         )
 
 
-def _matrix(
-    values: np.ndarray,
-    largest: float,
-    names: Sequence[str],
-    theme: Theme,
-    label: str,
-    nearest_dark: bool = False,
-) -> tuple[Figure, Axes, Colorbar]:
-    """A square of colours for values in 0..largest, strongest for the largest or the least."""
-    side = 2.6 + 0.34 * len(names)
-    figure, axes = _figure((side, side - 0.8), theme)
-    figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
-    colors = theme.ramp[::-1] if nearest_dark else theme.ramp
-    ramp = LinearSegmentedColormap.from_list("values", colors).with_extremes(bad=theme.missing)
-    picture = axes.imshow(values, cmap=ramp, vmin=0, vmax=largest)
-    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.02)
-    bar.set_label(label, color=theme.muted)
-    bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
-    bar.outline.set_visible(False)
-    return figure, axes, bar
-
-
-def _annotate(
-    axes: Axes,
-    values: np.ndarray,
-    cells: np.ndarray,
-    text: Callable[[float], str],
-    largest: float,
-    theme: Theme,
-    nearest_dark: bool = False,
-) -> None:
-    # In whichever ink reads on the cell's colour.
-    for row, column in zip(*np.nonzero(cells), strict=True):
-        value = values[row, column]
-        strength = 1 - value / largest if nearest_dark else value / largest
-        ink = theme.surface if strength > 0.55 else theme.ink
-        axes.text(column, row, text(value), ha="center", va="center", fontsize=6.5, color=ink)
+def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
+    # A number stands in each cell of at least 1 %, in whichever ink reads on the cell's colour.
+    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.01), strict=True):
+        value = share[row, column]
+        ink = theme.surface if value > 0.55 else theme.ink
+        axes.text(
+            column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=ink
+        )
 
 
 def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:

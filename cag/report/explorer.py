@@ -139,8 +139,7 @@ def section(run: Run) -> str:
     return (
         "".join(f"<p>{pieces.escape(note)}</p>" for note in notes)
         + "<noscript><p>This part needs scripts.</p></noscript>"
-        + f'<div id="explorer" hidden>{_controls(content)}{_views()}'
-        f"{pieces.legend(run.label_space)}</div>"
+        + f'<div id="explorer" hidden>{_choice(content)}{_views()}{_SLIDERS}{_OUTCOME}</div>'
         + f'<script type="application/json" id="explorer-data">{data}</script>'
     )
 
@@ -206,30 +205,17 @@ def _round_content(run: Run, name: str, shown: Sequence, scales: Mapping) -> dic
     return {"name": name, "quantiles": exact, "samples": samples}
 
 
-def _controls(content: Mapping) -> str:
+def _choice(content: Mapping) -> str:
     rounds = "".join(
         f'<option value="{i}">{pieces.escape(one["name"])}</option>'
         for i, one in enumerate(content["rounds"])
     )
-    sliders = "".join(
-        f'<label class="slider" id="slider-{key}"><span>{title}: <output></output></span>'
-        f'<input type="range" min="-1" max="0" value="-1" step="1" id="{key}"></label>'
-        for key, title in KINDS.items()
-    )
     return (
-        '<div class="controls"><div class="selects">'
+        '<div class="selects">'
         f'<label>round <select id="explorer-round">{rounds}</select></label>'
         '<label>image <select id="explorer-image"></select></label>'
         '<label>colours <select id="explorer-colors"><option value="classes">classes</option>'
-        '<option value="errors">right and wrong</option></select></label></div>'
-        f'<fieldset><legend>anchor label</legend>{sliders}<label class="check">'
-        '<input type="checkbox" id="agreement"> agreement: the teacher predicts the same class'
-        "</label></fieldset>"
-        '<fieldset><legend>probability label</legend><label class="slider">'
-        "<span>probability above: <output></output></span>"
-        '<input type="range" min="0" max="0" step="1" id="probability"></label>'
-        '<label class="slider"><span>labels over the image: <output></output></span>'
-        '<input type="range" min="0" max="100" value="70" id="opacity"></label></fieldset></div>'
+        '<option value="errors">right (blue) and wrong (orange)</option></select></label></div>'
     )
 
 
@@ -245,14 +231,33 @@ def _views() -> str:
         f'<div class="views">{stacks}</div>'
         '<p id="readout" aria-live="polite">Point at a pixel, or use the arrow keys on a picture, '
         "to read its values.</p>"
-        '<div class="command"><button type="button" id="copy">Copy the command</button>'
-        '<code id="command"></code><span id="copied" role="status"></span></div>'
-        '<div class="selects"><label>count <select id="explorer-scope">'
-        '<option value="image">this image</option><option value="all">all images shown of its kind'
-        "</option></select></label></div>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Pixels that the rules label">'
-        '<table id="counts"><thead></thead><tbody></tbody><tfoot></tfoot></table></div>'
     )
+
+
+_SLIDERS = (
+    '<div class="controls"><fieldset><legend>anchor label</legend>'
+    + "".join(
+        f'<label class="slider" id="slider-{key}"><span>{title}: <output></output></span>'
+        f'<input type="range" min="-1" max="0" value="-1" step="1" id="{key}"></label>'
+        for key, title in KINDS.items()
+    )
+    + '<label class="check"><input type="checkbox" id="agreement"> agreement: the teacher predicts '
+    "the same class</label></fieldset>"
+    '<fieldset><legend>probability label</legend><label class="slider">'
+    "<span>probability above: <output></output></span>"
+    '<input type="range" min="0" max="0" step="1" id="probability"></label>'
+    '<label class="slider"><span>opacity of the labels: <output></output></span>'
+    '<input type="range" min="0" max="100" value="70" id="opacity"></label></fieldset></div>'
+)
+_OUTCOME = (
+    '<div class="command"><button type="button" id="copy">Copy the command</button>'
+    '<code id="command"></code><span id="copied" role="status"></span></div>'
+    '<div class="selects"><label>count <select id="explorer-scope">'
+    '<option value="image">this image</option><option value="all">all images shown of its kind'
+    "</option></select></label></div>"
+    '<div class="scroll" tabindex="0" role="region" aria-label="Pixels that the rules label">'
+    '<table id="counts"><thead></thead><tbody></tbody><tfoot></tfoot></table></div>'
+)
 
 
 def _reached(values: Sequence[float], found: np.ndarray, side: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cag import plots
 from cag.labels import LabelSpace
 from cag.report import pieces
 from cag.report.contents import Features, Round, Run
@@ -70,16 +69,9 @@ def section(run: Run) -> str:
         return ""
     blocks = []
     for index, (name, one) in enumerate(rounds.items()):
-        distances = anchor_distance_matrix(one.features.anchors)
-        figure = pieces.figure(
-            lambda theme, distances=distances: plots.distance_figure(
-                distances, run.label_space.names, theme
-            ),
-            f"Distances between the anchors of {name}; a class without an anchor is empty.",
-        )
         blocks.append(
             f'<div class="of of-{index}">{_projection(name, one, run.label_space)}'
-            f"<h3>Distances between the anchors</h3>{figure}</div>"
+            f"{_distances(name, one, run.label_space)}</div>"
         )
     note = (
         "Single-pixel features, as many of each class as there are up to a limit: of the source by "
@@ -162,18 +154,68 @@ def _points(features: Features, placed: Mapping[str, np.ndarray], label_space: L
 
 
 def _anchors(placed: np.ndarray, label_space: LabelSpace) -> str:
-    drawn = []
+    """Diamonds, and over all of them their names."""
+    diamonds, names, taken = [], [], []
     for index, (name, color) in enumerate(zip(label_space.names, label_space.palette, strict=True)):
         x, y = placed[index]
-        if np.isfinite(x):
-            # Names stand beside their diamonds, inside the picture.
-            shift, end = (-10, ' text-anchor="end"') if x > WIDTH - 120 else (10, "")
-            drawn.append(
-                f'<g class="c{index}"><path class="anchor" style="fill:{_rgb(color)}" '
-                f'd="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>'
-                f'<text x="{x + shift:.1f}" y="{y + 4:.1f}"{end}>{pieces.escape(name)}</text></g>'
-            )
-    return "".join(drawn)
+        if not np.isfinite(x):
+            continue
+        diamonds.append(
+            f'<path class="anchor c{index}" style="fill:{_rgb(color)}" '
+            f'd="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>'
+        )
+        left, top = _free_place(x, y, 7.6 * len(name), taken)
+        names.append(
+            f'<text class="c{index}" x="{left:.1f}" y="{top + 12:.1f}">{pieces.escape(name)}</text>'
+        )
+    return "".join(diamonds + names)
+
+
+def _free_place(x: float, y: float, width: float, taken: list) -> tuple[float, float]:
+    """Left and top of a name near its diamond, where no other name stands; the place is taken."""
+    height = 14.0
+    shifts = [
+        (10 if right else -10 - width, dy) for dy in (-8, 4, -20, 16, -32) for right in (1, 0)
+    ]
+
+    def overlap(shift: tuple[float, float]) -> float:
+        left, top = x + shift[0], y + shift[1]
+        outside = max(0.0, -left, left + width - WIDTH)
+        across = (
+            max(0.0, min(left + width, other_left + other_width) - max(left, other_left))
+            * max(0.0, height - abs(top - other_top))
+            for other_left, other_top, other_width in taken
+        )
+        return outside * height + sum(across)
+
+    dx, dy = min(shifts, key=overlap)  # the first of equally good ones
+    taken.append((x + dx, y + dy, width))
+    return x + dx, y + dy
+
+
+def _distances(name: str, one: Round, label_space: LabelSpace) -> str:
+    """The anchors' distances as a table whose near pairs are strongly coloured."""
+    seen = [i for i, row in enumerate(one.features.anchors) if not np.isnan(row).any()]
+    names = [label_space.names[i] for i in seen]
+    distances = anchor_distance_matrix(one.features.anchors[seen])
+    largest = max(distances.max(), np.finfo(np.float64).tiny)
+    rows = [
+        [
+            pieces.class_th(row_name, label_space),
+            *(
+                "<td></td>" if i == j else _heat(distance, 1 - distance / largest)
+                for j, distance in enumerate(row)
+            ),
+        ]
+        for i, (row_name, row) in enumerate(zip(names, distances, strict=True))
+    ]
+    caption = f"Distances between the anchors of {name}, in units of the features"
+    return f'<div class="heat">{pieces.table(caption, ["class", *names], rows)}</div>'
+
+
+def _heat(value: float, strength: float) -> str:
+    kind = ' class="hot"' if strength > 0.5 else ""
+    return f'<td{kind} style="--heat:{100 * strength:.0f}%">{value:.1f}</td>'
 
 
 def _drift(run: Run, rounds: Mapping[str, Round]) -> str:

@@ -47,7 +47,7 @@ def pseudo_labels(run: Run) -> str:
     cards = [_training_card(run, index, sample) for index, sample in enumerate(run.training)]
     note = (
         "Target training images and what each rule labels in them, with the share of the "
-        "picture that it labels. Black: left unlabelled."
+        "picture that it labels. Black: left unlabelled. A click, or Enter, enlarges a picture."
     )
     content = f"<p>{note}</p>{pieces.legend(run.label_space)}{_marks(AGREEMENT)}" + "".join(cards)
     if run.labelled:

@@ -191,7 +191,9 @@ def label_map(labels: np.ndarray, caption: str, name: str, palette: np.ndarray) 
     """A map of an image's size, uint8 [H, W], in colours uint8 [K, 3]; what has none is black."""
     size = shown_size(labels.shape)
     small = Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST)
-    small.putpalette(np.vstack([palette, np.zeros((256 - len(palette), 3))]).astype(np.uint8).tobytes())
+    small.putpalette(
+        np.vstack([palette, np.zeros((256 - len(palette), 3))]).astype(np.uint8).tobytes()
+    )
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return _picture(_uri(buffer.getvalue()), caption, name, size, "labels")
