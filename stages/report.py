@@ -86,7 +86,13 @@ def read_thresholds(name: str, classes: Iterable[str]) -> dict[float, np.ndarray
     path = ROUNDS / name / "threshold_curves.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype={"class": str}, keep_default_na=False)
+    table = pd.read_csv(
+        path,
+        dtype={"class": str},
+        keep_default_na=False,
+        na_values={column: [""] for column in ("share", "class_threshold")},
+        float_precision="round_trip",
+    )
     table = table[table["rule"] == "quantile"]
     return {
         float(quantile): rows.set_index("class")["class_threshold"]

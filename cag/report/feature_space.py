@@ -214,8 +214,7 @@ def _distances(name: str, one: Round, label_space: LabelSpace) -> str:
 
 
 def _heat(value: float, strength: float) -> str:
-    kind = ' class="hot"' if strength > 0.5 else ""
-    return f'<td{kind} style="--heat:{100 * strength:.0f}%">{value:.1f}</td>'
+    return f'<td style="--heat:{strength:.2f}">{value:.1f}</td>'
 
 
 def _drift(run: Run, rounds: Mapping[str, Round]) -> str:
