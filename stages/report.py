@@ -91,7 +91,6 @@ def read_thresholds(name: str, classes: Iterable[str]) -> dict[float, np.ndarray
         dtype={"class": str},
         keep_default_na=False,
         na_values={column: [""] for column in ("share", "class_threshold")},
-        float_precision="round_trip",
     )
     table = table[table["rule"] == "quantile"]
     return {
