@@ -42,7 +42,7 @@ def predictions(run: Run) -> str:
 
 def pseudo_labels(run: Run) -> str:
     """The pseudo-labels of training images, and of labelled ones with their errors, by round."""
-    if not run.training:
+    if not run.training or not run.rounds:
         return ""
     cards = [_training_card(run, index, sample) for index, sample in enumerate(run.training)]
     note = (
@@ -146,7 +146,7 @@ def _labelled_card(run: Run, index: int, sample: LabelledSample) -> str:
                 picture(labels, f"{name} · {rule} label"),
                 picture(judged, f"{name} · {rule} label · {precision} % right", _palette(ERRORS)),
             ]
-        pictures.append(f'<div class="of of-{number} maps">{"".join(shown)}</div>')
+        pictures.append(f'<div class="of of-{number} maps judged">{"".join(shown)}</div>')
     return pieces.card(sample.name, "rounds", pictures)
 
 

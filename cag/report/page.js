@@ -12,7 +12,7 @@
   function show(index) {
     current = (index + shown.length) % shown.length;
     const picture = shown[current];
-    byId("viewer-picture").src = picture.src;
+    byId("viewer-picture").setAttribute("src", picture.src);
     byId("viewer-picture").alt = picture.alt;
     byId("viewer-caption").textContent = picture.alt + " (" + (current + 1) + " of " + shown.length + ")";
   }
@@ -152,7 +152,7 @@
     const canvas = byId("canvas-" + rule), photo = byId(one.photo);
     const image = byId("view-" + rule).querySelector("img");
     const width = Number(photo.getAttribute("width")), height = Number(photo.getAttribute("height"));
-    if (image.getAttribute("src") !== photo.getAttribute("src")) image.src = photo.src;
+    if (image.getAttribute("src") !== photo.getAttribute("src")) image.setAttribute("src", photo.src);
     image.width = canvas.width = width;
     image.height = canvas.height = height;
     canvas.style.opacity = byId("opacity").value / 100;
