@@ -154,8 +154,8 @@ def labelled_maps(round_name: str) -> dict[str, report.Maps]:
     maps = {}
     with open_store(path, ()) as file:
         for key in sorted(file, key=int):
-            parts = (read_array(file[key], part).numpy() for part in (*SAMPLE_MAPS, "truth"))
-            maps[str(file[key].attrs["name"])] = report.Maps(*parts)
+            parts = (read_array(file, f"{key}/{part}").numpy() for part in (*SAMPLE_MAPS, "truth"))
+            maps[str(file[key].attrs.get("name"))] = report.Maps(*parts)
     return maps
 
 
@@ -164,6 +164,12 @@ def labelled_samples(rows: pd.DataFrame, rounds: Iterable[str]) -> list[report.L
     maps = {name: labelled_maps(name) for name in rounds}
     names = dict.fromkeys(name for one in maps.values() for name in one)
     images = rows.set_index("name")["image"]
+    unknown = [name for name in names if name not in images]
+    if unknown:
+        raise UserError(
+            f"{LABELLED}: samples of '{unknown[0]}', which is no validation image of {TARGET}; "
+            "run `dvc repro` first"
+        )
     return [
         report.LabelledSample(
             name,

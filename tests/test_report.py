@@ -5,6 +5,7 @@ import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -499,6 +500,17 @@ def test_stage_shows_labelled_samples_with_their_errors(project):
     run_stage()
     page = (project / "data/report/index.html").read_text(encoding="utf-8")
     assert "With their truth" in page and "round1 · anchor label ·" in page
+
+
+def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
+    write_labelled(project, "elsewhere")
+    with pytest.raises(UserError, match="'elsewhere', which is no validation image"):
+        run_stage()
+    with h5py.File(project / stage.LABELLED / "round1/samples.h5", "a") as file:
+        del file["0/truth"]
+    with pytest.raises(UserError, match="samples.h5: damaged"):
+        run_stage()
+    assert not (project / "data/report").exists()
 
 
 def test_class_thresholds_are_read_by_quantile_in_the_classes_order(project):
