@@ -1,5 +1,6 @@
 """The report page in a real browser: what it shows is what the library computes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -311,6 +312,22 @@ def test_labels_of_known_pixels_are_judged(browser, run):
                     assert float(text) == pytest.approx(100 * good / known, abs=0.0501)
 
 
+def test_right_and_wrong_are_drawn(browser, run):
+    set_control(browser, "explorer-image", "2")
+    set_control(browser, "explorer-colors", "errors")
+    set_control(browser, "agreement", False)
+    set_sliders(browser, {"relative_margin": 0.05, "quantile": None})
+    maps = run.labelled[0].maps["round2"]
+    labels = expected_labels(run, "round2", maps, shown_values(browser), agreement=False)
+    truth = torch.from_numpy(maps.truth)
+    judged = torch.where(truth == IGNORE, 2, (labels["anchor"] != truth).long())
+    judged = judged.masked_fill(labels["anchor"] == IGNORE, 3).byte()
+    colors = [(0, 114, 178, 255), (213, 94, 0, 255), (150, 150, 150, 255), (0, 0, 0, 0)]
+    full = resize_labels(judged[None], SHOWN, align_corners=True)[0].numpy()
+    assert {0, 1, 2, 3} == set(judged.unique().tolist())
+    assert np.array_equal(picture(browser, "anchor"), np.array(colors, np.uint8)[full])
+
+
 def test_all_images_of_a_kind_are_counted_together(browser, run):
     set_control(browser, "explorer-scope", "all")
     values, total = shown_values(browser), {}
@@ -413,3 +430,20 @@ def test_page_without_scripts_shows_what_does_not_need_them(browser, address):
         assert "This part needs scripts." in browser.find_element("id", "thresholds").text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_explorer_without_quantiles_or_truth(started, run, tmp_path):
+    bare = {name: dataclasses.replace(one, class_thresholds={}) for name, one in run.rounds.items()}
+    rules = RULES.model_copy(update={"quantile": None, "margin": 0.5})
+    plain = dataclasses.replace(
+        run, rounds=bare, rules=rules, labelled=(), validation=(), evaluations={}
+    )
+    (tmp_path / "index.html").write_text(report.page(plain), encoding="utf-8")
+    started.get((tmp_path / "index.html").as_uri())
+    wait(started, "return !document.getElementById('explorer').hidden")
+    assert not started.find_element("id", "quantile").is_displayed()
+    for setting in ({}, {"relative_margin": None, "margin": 0.2, "probability": 0.3}):
+        set_sliders(started, setting)
+        compare(started, plain, "round2", run.training[0].maps["round2"], agreement=True)
+    # A warning, that reading canvases is slow, is about this test.
+    assert not [one for one in started.get_log("browser") if one["level"] == "SEVERE"]

@@ -66,7 +66,6 @@
 
   const KINDS = ["relative_margin", "margin", "quantile"], RULES = ["anchor", "probability"];
   const IGNORE = 255;
-  const RIGHT = [0, 114, 178], WRONG = [213, 94, 0], UNKNOWN = [150, 150, 150];
 
   const source = byId("explorer-data");
   if (!source) return;
@@ -142,10 +141,21 @@
     return Int32Array.from({ length: size }, (_, i) => Math.floor((2 * i * (old - 1) + gaps) / (2 * gaps)));
   }
 
-  function color(one, found, i) {
-    if (select.colors.value === "classes") return data.palette[found];
-    if (one.truth[i] === IGNORE) return UNKNOWN;
-    return one.truth[i] === found ? RIGHT : WRONG;
+  // A colour as the four bytes of a pixel, in the order that every browser's machine has.
+  const packed = ([red, green, blue]) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+  const PALETTE = Uint32Array.from(data.palette, packed);
+  const MARKED = packed([255, 255, 255]), UNKNOWN = packed([150, 150, 150]);
+  const RIGHT = packed([0, 114, 178]), WRONG = packed([213, 94, 0]);
+
+  // The colour of each pixel of a map; 0 is transparent.
+  function colors(one, labels) {
+    const judge = select.colors.value === "errors";
+    return Uint32Array.from(labels, (found, i) => {
+      if (cursor && i === cursor.row * one.width + cursor.column) return MARKED;
+      if (found === IGNORE) return 0;
+      if (!judge) return PALETTE[found];
+      return one.truth[i] === IGNORE ? UNKNOWN : one.truth[i] === found ? RIGHT : WRONG;
+    });
   }
 
   function draw(rule, one, labels) {
@@ -157,14 +167,11 @@
     image.height = canvas.height = height;
     canvas.style.opacity = byId("opacity").value / 100;
     const rows = enlargedIndex(one.height, height), columns = enlargedIndex(one.width, width);
-    const pixels = new ImageData(width, height);
+    const drawn = colors(one, labels), pixels = new ImageData(width, height);
+    const target = new Uint32Array(pixels.data.buffer);
     for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const i = rows[y] * one.width + columns[x], found = labels[i];
-        const marked = cursor && cursor.row === rows[y] && cursor.column === columns[x];
-        if (found === IGNORE && !marked) continue;
-        pixels.data.set(marked ? [255, 255, 255, 255] : [...color(one, found, i), 255], 4 * (y * width + x));
-      }
+      const row = rows[y] * one.width;
+      for (let x = 0; x < width; x++) target[y * width + x] = drawn[row + columns[x]];
     }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   }
