@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -91,6 +92,18 @@ def _record() -> dict:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions | ({"torch": torch.__version__} if torch else {}),
     }
+
+
+def read_records(folder: Path = RECORDS) -> dict[str, dict]:
+    """The records that `run_stage` left, by stage; a damaged one is left out."""
+    records = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            records[record["stage"]] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return records
 
 
 def device_name() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from cag.errors import UserError
 from cag.files import used_bytes
-from cag.stage import RECORDS
+from cag.stage import RECORDS, read_records
 
 FRESH, STALE, MISSING = "fresh", "stale", "missing"
 _SHOWN = 3
@@ -46,18 +45,6 @@ class StageStatus:
     seconds: float | None
     images_per_second: float | None
     bytes: int
-
-
-def read_records(folder: Path = RECORDS) -> dict[str, dict]:
-    """The records that `cag.stage.run_stage` left, by stage; a damaged one is left out."""
-    records = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            records[record["stage"]] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return records
 
 
 def pipeline_status(project: Path = Path()) -> list[StageStatus]:

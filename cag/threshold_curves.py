@@ -283,7 +283,6 @@ def read_curves(path: Path) -> pd.DataFrame:
             dtype={"rule": str, "class": str, "threshold": float, "pixels": np.int64},
             keep_default_na=False,
             na_values={name: [""] for name in ("share", "class_threshold", *MEASURES)},
-            float_precision="round_trip",
         )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` makes it") from None

@@ -1,28 +1,56 @@
 """Gather a run's tables and pictures in one HTML page that opens without a network."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
+from pydantic import BaseModel
 
 from cag import plots, report
 from cag.config import load_params
 from cag.datasets import read_label_space, read_manifest
 from cag.errors import UserError
+from cag.features import (
+    Sample,
+    TargetStore,
+    merge_samples,
+    open_store,
+    pixel_draws,
+    read_anchors,
+    read_array,
+    read_target_row,
+    read_target_store,
+    sample_pixels,
+)
 from cag.files import atomic_folder, inside
 from cag.images import read_image, read_label
-from cag.stage import run_stage
+from cag.pseudo_labels import anchor_distances
+from cag.report.run_card import times_table
+from cag.stage import read_records, run_stage
+from cag.threshold_curves import decimal, read_thresholds
 
-TARGET = Path("data/prepared/target")
+SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
+FEATURES = Path("data/features")
+LABELLED = Path("data/pseudo_label_evaluation")
 MODELS = Path("data/models")
 CURVES = Path("data/curves")
 ROUNDS = Path("data/rounds")
 EVALUATION = Path("data/evaluation")
 REPORT = Path("data/report")
+SECTIONS = (
+    *("seed", "precision", "max_batch_per_device", "compile", "rounds", "evaluated"),
+    *("source", "target", "network", "pretrain", "warmup", "extract", "anchors"),
+    *("pseudo_label", "adapt", "evaluate", "report"),
+)
+FEATURES_PER_CLASS = 60  # of each domain that are drawn
+FEATURE_IMAGES = 200  # target images, evenly spaced, that they are drawn from
+SAMPLE_MAPS = ("nearest", "nearest_distance", "second_distance", "prediction", "probability")
 
 
 def read_evaluation(model: str) -> report.Evaluation:
@@ -33,7 +61,7 @@ def read_evaluation(model: str) -> report.Evaluation:
     return report.Evaluation(metrics, confusion.iloc[:, 1:].to_numpy(dtype=np.int64))
 
 
-def read_round(name: str, rounds: dict) -> report.Round:
+def read_round(name: str, rounds: dict, features: report.Features | None = None) -> report.Round:
     """Read a round's tables."""
     coverage = _existing(ROUNDS / name / "coverage.csv", f"pseudo_label@{name}")
     anchors = _existing(ROUNDS / name / "anchors.csv", f"anchors@{name}")
@@ -48,7 +76,119 @@ def read_round(name: str, rounds: dict) -> report.Round:
         for path, numbers in ((coverage, ()), (anchors, ("norm", "distance", "nearest_anchor")))
     ]
     entry = rounds[name]
-    return report.Round(entry.teacher, rounds[entry.anchors].teacher, *tables)
+    teacher = rounds[entry.anchors].teacher
+    curves = ROUNDS / name / "threshold_curves.csv"
+    thresholds = quantile_thresholds(curves, list(tables[0]["class"]))
+    return report.Round(entry.teacher, teacher, *tables, thresholds, features)
+
+
+def quantile_thresholds(path: Path, classes: Sequence[str]) -> dict[float, np.ndarray]:
+    """Read the class thresholds at each quantile, float32 [K]."""
+    grid, cuts = read_thresholds(path, classes)
+    columns = zip(grid["quantile"], cuts.T.numpy(), strict=True)
+    return {decimal(quantile): column for quantile, column in columns}
+
+
+def read_features(
+    name: str, store: TargetStore, anchors: torch.Tensor, seed: int
+) -> report.Features:
+    """Read a sample of a round's features that has as many pixels of each class as there are."""
+    keys = ("sample_features", "sample_labels")
+    with open_store(FEATURES / name / "source.h5", keys) as file:
+        features, labels = (read_array(file, key) for key in keys)
+    # The sample is ordered by class, and by the draw in each of them.
+    rank = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
+    drawn = target_sample(store, seed)
+    return report.Features(
+        anchors.numpy(),
+        features[rank < FEATURES_PER_CLASS].float().numpy(),
+        labels[rank < FEATURES_PER_CLASS].numpy(),
+        drawn.features.float().numpy(),
+        drawn.labels.numpy(),
+    )
+
+
+def target_sample(store: TargetStore, seed: int) -> Sample:
+    """Draw target pixels by predicted class; one image is in memory at a time."""
+    indices = report.evenly_spaced(range(len(store.names)), FEATURE_IMAGES)
+    samples = []
+    for index in indices:
+        features, prediction, _ = read_target_row(store, index)
+        draws = pixel_draws(seed, [index], prediction.shape[1:])
+        samples.append(sample_pixels(features, prediction, draws, FEATURES_PER_CLASS))
+        samples = [merge_samples(samples, FEATURES_PER_CLASS)]
+    return samples[0]
+
+
+def training_maps(
+    store: TargetStore, anchors: torch.Tensor, names: Iterable[str]
+) -> dict[str, report.Maps]:
+    """Work out the maps of some training images from their features."""
+    maps = {}
+    for name in names:
+        features, *predicted = read_target_row(store, store.names.index(name))
+        found = (*anchor_distances(features, anchors), *predicted)
+        maps[name] = report.Maps(*(part[0].numpy() for part in found))
+    return maps
+
+
+def labelled_maps(round_name: str) -> dict[str, report.Maps]:
+    """Read the maps of labelled validation images, by name; empty where there are none."""
+    path = LABELLED / round_name / "samples.h5"
+    if not path.is_file():
+        return {}
+    maps = {}
+    with open_store(path, ()) as file:
+        for key in sorted(file, key=int):
+            parts = (read_array(file, f"{key}/{part}").numpy() for part in (*SAMPLE_MAPS, "truth"))
+            maps[str(file[key].attrs.get("name"))] = report.Maps(*parts)
+    return maps
+
+
+def labelled_samples(rows: pd.DataFrame, rounds: Iterable[str]) -> list[report.LabelledSample]:
+    """Open the labelled validation images that each round's rules were tried on."""
+    maps = {name: labelled_maps(name) for name in rounds}
+    names = dict.fromkeys(name for one in maps.values() for name in one)
+    images = rows.set_index("name")["image"]
+    unknown = [name for name in names if name not in images]
+    if unknown:
+        raise UserError(
+            f"{LABELLED}: samples of '{unknown[0]}', which is no validation image of {TARGET}; "
+            "run `dvc repro` first"
+        )
+    return [
+        report.LabelledSample(
+            name,
+            read_image(inside(TARGET, images[name])),
+            {key: one[name] for key, one in maps.items() if name in one},
+        )
+        for name in names
+    ]
+
+
+def checksums() -> list[tuple[str, str]]:
+    """MD5 of each domain's manifest."""
+    paths = [domain / "manifest.csv" for domain in (SOURCE, TARGET)]
+    return [
+        (
+            str(path),
+            hashlib.md5(_existing(path, f"prepare@{path.parent.name}").read_bytes()).hexdigest(),
+        )
+        for path in paths
+    ]
+
+
+def plain(params) -> dict:
+    """All parameters as nested mappings."""
+
+    def values(value):
+        if isinstance(value, BaseModel):
+            return value.model_dump()
+        if isinstance(value, Mapping):
+            return {key: values(item) for key, item in value.items()}
+        return value
+
+    return values(vars(params))
 
 
 def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
@@ -58,16 +198,19 @@ def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
     return {name: curve for name, curve in curves.items() if len(curve)}
 
 
-def training_sample(row: pd.Series, rounds: Iterable[str]) -> report.TrainingSample:
+def training_sample(
+    row: pd.Series, maps: Mapping[str, Mapping[str, report.Maps]]
+) -> report.TrainingSample:
     """Open a target training image and its pseudo-labels; it has no other labels."""
-    maps = {
+    labels = {
         name: tuple(
             read_label(inside(ROUNDS / name / "pseudo_labels" / rule, f"{row['name']}.png"))
             for rule in ("anchor", "probability")
         )
-        for name in rounds
+        for name in maps
     }
-    return report.TrainingSample(row["name"], read_image(inside(TARGET, row["image"])), maps)
+    own = {name: images[row["name"]] for name, images in maps.items()}
+    return report.TrainingSample(row["name"], read_image(inside(TARGET, row["image"])), labels, own)
 
 
 def validation_sample(row: pd.Series, before: str, after: str) -> report.ValidationSample:
@@ -91,14 +234,27 @@ def collect(params) -> report.Run:
         compared = [validation_sample(row, *pair) for row in sample(validation, params)]
     else:  # a target without labels, the normal case
         compared = []
+    shown = sample(training, params)
+    rounds, maps = {}, {}
+    for name in params.rounds:
+        store = read_target_store(FEATURES / name / "target.h5")
+        anchors = read_anchors(ROUNDS / name / "anchors.npy", label_space.num_classes, store.width)
+        features = read_features(name, store, anchors, params.seed)
+        rounds[name] = read_round(name, params.rounds, features)
+        maps[name] = training_maps(store, anchors, [row["name"] for row in shown])
     return report.Run(
         label_space=label_space,
         summary=summary(params, label_space, training, validation),
         evaluations={model: read_evaluation(model) for model in params.evaluated},
-        rounds={name: read_round(name, params.rounds) for name in params.rounds},
+        rounds=rounds,
         curves=read_curves(trained_models(params.rounds)),
-        training=[training_sample(row, params.rounds) for row in sample(training, params)],
+        training=[training_sample(row, maps) for row in shown],
+        labelled=labelled_samples(validation, params.rounds),
         validation=compared,
+        rules=params.pseudo_label,
+        parameters=plain(params),
+        records=list(read_records().values()),
+        fingerprints=checksums(),
         locations=locations(),
     )
 
@@ -138,6 +294,8 @@ def locations() -> list[tuple[str, str]]:
         ("pseudo-labels, anchor rule", f"{ROUNDS}/<round>/pseudo_labels/anchor/"),
         ("pseudo-labels, probability rule", f"{ROUNDS}/<round>/pseudo_labels/probability/"),
         ("coverage", f"{ROUNDS}/<round>/coverage.csv"),
+        ("pixels at each threshold", f"{ROUNDS}/<round>/threshold_curves.csv"),
+        ("precision at each threshold", f"{LABELLED}/<round>/curves.csv"),
         ("metrics and confusion matrix", f"{EVALUATION}/<model>/metrics.json, confusion.csv"),
         ("picture panels", f"{EVALUATION}/<model>/panels.png"),
         ("predictions", f"{EVALUATION}/<model>/predictions/"),
@@ -168,6 +326,10 @@ def write(result: report.Run) -> None:
         (folder / "index.html").write_text(report.page(result), encoding="utf-8", newline="\n")
         for name, figure in draw(result).items():
             plots.save_png(figure, folder / name)
+        if result.records:
+            times_table(result.records).to_csv(
+                folder / "times.csv", index=False, lineterminator="\n"
+            )
 
 
 def _existing(path: Path, stage: str) -> Path:
@@ -179,7 +341,7 @@ def _existing(path: Path, stage: str) -> Path:
 @click.command(help=__doc__)
 def main() -> None:
     """Read the artifacts, write `data/report/`."""
-    params = load_params("seed", "rounds", "evaluated", "report")
+    params = load_params(*SECTIONS)
     result = collect(params)
     write(result)
     print(f"report: {REPORT}/index.html; `cag summary` prints the scores")

@@ -130,7 +130,11 @@ def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str
 
 def imported(record: dict) -> set[str]:
     """The imported modules in the form of declarations."""
-    return {"cag/scenes" if "cag/scenes/" in path else path for path in record["modules"]}
+    packages = ("cag/report", "cag/scenes")  # declared as a whole
+    modules = set(record["modules"])
+    for package in packages:
+        modules = {package if path.startswith(f"{package}/") else path for path in modules}
+    return modules
 
 
 def written(sandbox: Path) -> dict[str, str]:

@@ -5,19 +5,36 @@ import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cag import plots, report
+from cag.config import PseudoLabel
 from cag.errors import UserError
+from cag.features import (
+    create_store,
+    link_target,
+    open_store,
+    read_array,
+    read_target_store,
+    write_target_shard,
+)
 from cag.images import write_image, write_label
 from cag.labels import LabelSpace
+from cag.pseudo_labels import anchor_distances
+from cag.report import explorer, feature_space, pieces
+from cag.stage import RECORDS
 from stages import report as stage
 
 NAMES = ("road", "car", "train")
 SPACE = LabelSpace(NAMES, ((128, 64, 128), (0, 0, 142), (0, 80, 100)))
+RULES = PseudoLabel(
+    margin=None, relative_margin=0.2, quantile=None, agreement=True, probability=0.9
+)
 SCORES = {"pretrain": 0.3126, "warmup": 0.3349, "round1": 0.4871}
 
 
@@ -60,6 +77,25 @@ def curve():
     return pd.DataFrame({"iteration": [10, 20, 30], "loss": [2.0, 1.5, 1.0]})
 
 
+def features(classes=3):
+    rng = np.random.default_rng(1)
+    anchors = rng.normal(size=(classes, 8)).astype(np.float32)
+    anchors[-1] = np.nan
+    labels = np.arange(12, dtype=np.uint8) % 2
+    points = [anchors[labels] + rng.normal(size=(12, 8)) / 4 for _ in range(2)]
+    return report.Features(anchors, points[0], labels, points[1], labels)
+
+
+def maps(truth=False, size=(4, 8)):
+    rng = np.random.default_rng(2)
+    distances = np.sort(rng.random((2, *size), np.float32) + 0.1, axis=0)
+    classes = rng.integers(0, 2, (3, *size), np.uint8)
+    probability = rng.random(size, np.float32)
+    return report.Maps(
+        classes[0], *distances, classes[1], probability, classes[2] if truth else None
+    )
+
+
 def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", size=(16, 32)):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
@@ -68,10 +104,21 @@ def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", s
         label_space=space,
         summary={"seed": "7"},
         evaluations={model: evaluation(SCORES[model]) for model in models},
-        rounds={"round1": report.Round("warmup", "warmup", coverage(space.names), anchors())},
+        rounds={
+            "round1": report.Round(
+                "warmup", "warmup", coverage(space.names), anchors(), {}, features()
+            )
+        },
         curves={model: curve() for model in models},
-        training=[report.TrainingSample(name, image, {"round1": (labels, labels)})],
+        training=[
+            report.TrainingSample(name, image, {"round1": (labels, labels)}, {"round1": maps()})
+        ],
+        labelled=[report.LabelledSample(name, image, {"round1": maps(truth=True)})],
         validation=[report.ValidationSample(name, image, labels, labels, labels)],
+        rules=RULES,
+        parameters={"seed": 7, "source": {"layout": "scenes", "size": (16, 32)}, "compile": False},
+        records=[{"stage": "pretrain", "started": "2020-01-01T00:00:00", "seconds": 1.25}],
+        fingerprints=[("manifest.csv", "0" * 32)],
         locations=[("models", "data/models/")],
     )
 
@@ -79,7 +126,7 @@ def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", s
 class Page(HTMLParser):
     """Collects a page's tables, ids, attributes and open tags."""
 
-    VOID = frozenset({"meta", "img", "source", "br"})
+    VOID = frozenset({"meta", "img", "source", "br", "input"})
 
     def __init__(self, text):
         super().__init__()
@@ -110,7 +157,7 @@ class Page(HTMLParser):
 
 def test_page_makes_no_external_request(whole_page):
     page = whole_page
-    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert "http://" not in page and "https://" not in page
     assert "url(" not in page and "@import" not in page
     for tag, attributes in Page(page).tags:
         assert tag not in ("link", "iframe", "object", "base")
@@ -129,7 +176,8 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(whole_page):
 
 def test_pictures_have_alternative_texts_and_tables_take_the_keyboard(whole_page):
     tags = Page(whole_page).tags
-    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+    # An image without a source is one that the page's script fills.
+    assert all(a.get("alt") for tag, a in tags if tag == "img" and "src" in a)
     scrolling = [a for _, a in tags if "scroll" in a.get("class", "").split()]
     assert scrolling and all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
 
@@ -157,26 +205,49 @@ def test_classes_are_sorted_by_change_and_losses_marked():
 
 
 def test_coverage_and_anchors_are_tabulated(whole_page):
-    tables = Page(whole_page).tables
-    assert tables[2][2] == ["road", "61.0", "80.0", "54.9"]  # 50 / (61 + 80 - 50)
-    assert tables[2][-1] == ["all classes", "57.9", "64.3", "54.1"]
-    assert tables[3][1] == ["road", "5", "12\u202f345", "7.25", "car", "4.75"]
-    assert tables[3][3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013"]
+    *_, coverage_table, distances, anchor_table, _, _, _, _ = Page(whole_page).tables
+    assert coverage_table[2] == ["road", "61.0", "80.0", "54.9"]  # 50 / (61 + 80 - 50)
+    assert coverage_table[-1] == ["all classes", "57.9", "64.3", "54.1"]
+    assert [row[0] for row in distances] == ["class", "road", "car"]  # train has no anchor
+    road, car = features().anchors[:2].astype(np.float64)
+    assert distances[1][1:] == ["", f"{np.linalg.norm(road - car):.1f}"]
+    assert anchor_table[1] == ["road", "5", "12\u202f345", "7.25", "car", "4.75"]
+    assert anchor_table[3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013"]
+
+
+def test_run_card_shows_parameters_times_and_checksums(whole_page):
+    times, checksums, parameters, _ = Page(whole_page).tables[-4:]
+    assert times[1] == ["pretrain", "2020-01-01T00:00:00", "1.2", "\u2013", "\u2013", "\u2013"]
+    assert checksums[1] == ["manifest.csv", "0" * 32]
+    assert ["source.size", "[16, 32]"] in parameters and ["compile", "false"] in parameters
 
 
 def test_texts_from_data_are_escaped():
     evil = '<script>alert("x")</script>'
     space = LabelSpace((evil, "car", "train"), SPACE.palette)
     run = make_run(space, name=evil)
+    sample, shown = run.training[0], {evil: maps()}
     run = dataclasses.replace(
         run,
         summary={evil: evil},
         evaluations={"pretrain": evaluation(0.3), evil: evaluation(0.4)},
-        rounds={evil: report.Round(evil, evil, coverage(space.names), anchors(space.names))},
+        rounds={
+            evil: report.Round(
+                evil, evil, coverage(space.names), anchors(space.names), {}, features()
+            )
+        },
+        training=[
+            report.TrainingSample(evil, sample.image, {evil: sample.pseudo_labels["round1"]}, shown)
+        ],
+        labelled=[report.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
+        parameters={evil: evil},
+        records=[{"stage": evil, "device": evil, "versions": {evil: evil}}],
+        fingerprints=[(evil, evil)],
         locations=[(evil, evil)],
     )
     page = report.page(run)
-    assert "<script" not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert evil not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert page.count("<script") == 2  # the explorer's data, and the page's own
     assert Page(page).open == []
 
 
@@ -201,9 +272,20 @@ def test_first_model_is_the_baseline_where_there_is_no_source_only_one():
 
 
 def test_page_of_a_target_without_labels():
-    run = dataclasses.replace(make_run(), evaluations={}, validation=[])
+    run = dataclasses.replace(make_run(), evaluations={}, validation=[], labelled=[])
     ids = {a["id"] for tag, a in Page(report.page(run)).tags if tag == "section"}
-    assert ids == {"pseudo-labels", "coverage", "anchors", "curves", "files"}
+    assert ids == {
+        *(
+            "pseudo-labels",
+            "thresholds",
+            "coverage",
+            "features",
+            "anchors",
+            "curves",
+            "run",
+            "files",
+        )
+    }
 
 
 def test_page_stays_below_five_megabytes(monkeypatch):
@@ -221,7 +303,7 @@ def test_page_stays_below_five_megabytes(monkeypatch):
 def test_large_pictures_become_thumbnails():
     page = report.page(make_run(size=(500, 1000)))
     widths = [int(a["width"]) for tag, a in Page(page).tags if tag == "img" and "width" in a]
-    assert len(widths) == 7 and set(widths) == {report.THUMBNAIL}
+    assert len(widths) == 16 and set(widths) == {pieces.THUMBNAIL}
 
 
 @pytest.mark.parametrize(
@@ -265,6 +347,45 @@ def write_artifacts(root):
         put(root / stage.CURVES / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
     coverage().to_csv(root / stage.ROUNDS / "round1/coverage.csv", index=False)
     anchors().to_csv(root / stage.ROUNDS / "round1/anchors.csv", index=False)
+    put(root / stage.SOURCE / "manifest.csv", lambda file: file.write_text("split,name\n"))
+    write_features(root, ("city/a", "b"))
+    curves = [
+        {"rule": rule, "threshold": 0.5, "class": name, "pixels": 3, "share": 0.5}
+        for rule in ("margin", "relative_margin", "quantile", "probability")
+        for name in NAMES
+    ]
+    table = pd.DataFrame(curves)
+    table["class_threshold"] = [None] * 6 + [0.25, 0.125, 0.0] + [None] * 3
+    table.to_csv(root / stage.ROUNDS / "round1/threshold_curves.csv", index=False)
+
+
+def write_features(root, names):
+    """Write a round's anchors and feature stores, with two target images of 4 x 8 pixels."""
+    given, rng = features(), np.random.default_rng(3)
+    np.save(root / stage.ROUNDS / "round1/anchors.npy", given.anchors)
+    store = root / stage.FEATURES / "round1/target.h5"
+    rows = (
+        torch.from_numpy(rng.normal(size=(2, 8, 4, 8)).astype(np.float16)),
+        torch.from_numpy(rng.integers(0, 3, (2, 4, 8), np.uint8)),
+        torch.from_numpy(rng.random((2, 4, 8), np.float32)),
+    )
+    shards = []
+    for index in (0, 1):
+        shards.append(store.parent / f"target/{index:05d}.h5")
+        write_target_shard(shards[-1], 1, [tuple(row[index : index + 1] for row in rows)])
+    link_target(store, names, shards)
+    with create_store(store.with_name("source.h5")) as file:
+        file["sample_features"] = given.source.astype(np.float16)
+        file["sample_labels"] = np.sort(given.source_labels)
+
+
+def write_labelled(root, name):
+    """Write the maps of one labelled image, as `evaluate_pseudo_labels` does."""
+    with create_store(root / stage.LABELLED / "round1/samples.h5") as file:
+        group = file.create_group("0")
+        group.attrs["name"] = name
+        for key, value in vars(maps(truth=True)).items():
+            group[key] = value
 
 
 def put(path, write):
@@ -276,7 +397,9 @@ def put(path, write):
 def params():
     rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
     shown = SimpleNamespace(images=2)
-    return SimpleNamespace(seed=7, rounds=rounds, evaluated=tuple(SCORES), report=shown)
+    return SimpleNamespace(
+        seed=7, rounds=rounds, evaluated=tuple(SCORES), report=shown, pseudo_label=RULES
+    )
 
 
 @pytest.fixture
@@ -360,3 +483,106 @@ def test_class_called_none_keeps_its_name(project):
     path.write_text(path.read_text().replace("train", "None"))
     rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
     assert stage.read_round("round1", rounds).coverage["class"].tolist() == ["road", "car", "None"]
+
+
+def test_maps_of_training_images_are_those_of_their_features(project):
+    store = read_target_store(stage.FEATURES / "round1/target.h5")
+    anchors = torch.from_numpy(features().anchors)
+    found = stage.training_maps(store, anchors, ["b"])["b"]
+    with open_store(stage.FEATURES / "round1/target.h5", ["features"]) as file:
+        expected = anchor_distances(read_array(file, "features")[1:], anchors)
+        assert np.array_equal(found.probability, read_array(file, "probability")[1])
+    for part, other in zip(
+        (found.nearest, found.nearest_distance, found.second_distance), expected, strict=True
+    ):
+        assert np.array_equal(part, other[0])
+
+
+def test_target_sample_is_balanced_over_the_predicted_classes(project, monkeypatch):
+    monkeypatch.setattr(stage, "FEATURES_PER_CLASS", 5)
+    store = read_target_store(stage.FEATURES / "round1/target.h5")
+    assert torch.bincount(stage.target_sample(store, 7).labels).tolist() == [5, 5, 5]
+
+
+def test_stage_shows_labelled_samples_with_their_errors(project):
+    write_labelled(project, "c")
+    run_stage()
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    assert "With their truth" in page and "round1 · anchor label ·" in page
+
+
+def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
+    write_labelled(project, "elsewhere")
+    with pytest.raises(UserError, match="'elsewhere', which is no validation image"):
+        run_stage()
+    with h5py.File(project / stage.LABELLED / "round1/samples.h5", "a") as file:
+        del file["0/truth"]
+    with pytest.raises(UserError, match="samples.h5: damaged"):
+        run_stage()
+    assert not (project / "data/report").exists()
+
+
+def test_class_thresholds_are_read_by_quantile(project):
+    path = project / stage.ROUNDS / "round1/threshold_curves.csv"
+    thresholds = stage.quantile_thresholds(path, NAMES)
+    assert list(thresholds) == [0.5] and thresholds[0.5].tolist() == [0.25, 0.125, 0.0]
+
+
+def test_stage_writes_the_times_of_the_records_there_are(project):
+    folder = project / RECORDS
+    folder.mkdir(parents=True)
+    (folder / "adapt@round1.json").write_text('{"stage": "adapt@round1", "started": "2020-01-02"}')
+    (folder / "pretrain.json").write_text(
+        '{"stage": "pretrain", "started": "2020-01-01", "seconds": 2.5, "device": "a, b"}'
+    )
+    (folder / "broken.json").write_text("{")
+    run_stage()
+    assert (project / "data/report/times.csv").read_text() == (
+        "stage,started,seconds,images,images_per_second,device\n"
+        'pretrain,2020-01-01,2.5,,,"a, b"\nadapt@round1,2020-01-02,,,,\n'
+    )
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+def test_principal_axes_hold_all_of_a_plane_and_leave_out_what_is_missing():
+    rng = np.random.default_rng(4)
+    plane = np.linalg.qr(rng.normal(size=(8, 2)))[0].T  # [2, 8], orthonormal
+    anchors = np.vstack([rng.normal(size=(5, 2)) @ plane + 3, np.full((1, 8), np.nan)])
+    centre, axes, share = feature_space.principal_axes(anchors)
+    assert np.allclose(axes @ axes.T, np.eye(2)) and share.sum() == pytest.approx(1)
+    assert share[0] >= share[1] and np.allclose(centre, anchors[:5].mean(axis=0))
+    assert np.allclose((anchors[:5] - centre) @ axes.T @ axes, anchors[:5] - centre)
+
+
+def test_drift_is_distance_and_cosine_to_the_round_before():
+    before = np.array([[3.0, 4.0], [1.0, 0.0], [np.nan, np.nan]])
+    after = np.array([[6.0, 8.0], [0.0, 1.0], [1.0, 1.0]])
+    table = feature_space.drift_table({"one": before, "two": after}, NAMES)
+    assert table["two", "distance"][:2].tolist() == pytest.approx([5, 2**0.5])
+    assert table["two", "cosine"][:2].tolist() == pytest.approx([1, 0])
+    assert table["two", "distance"].isna()[2] and table["two", "cosine"].isna()[2]
+
+
+@pytest.mark.parametrize("largest", [0.0, 3e-4, 1.0, 7.7, 12345.6])
+def test_margin_slider_reaches_the_largest_margin_in_few_round_steps(largest):
+    values = explorer.margin_values(largest)
+    assert values[0] == 0 and values[-1] >= largest and len(values) <= 202
+    assert values == sorted(set(values)) and all(len(f"{value:.12g}") <= 8 for value in values)
+
+
+def test_sliders_have_the_configured_value_and_fit_in_eight_bits():
+    values = explorer.slider_values([*explorer.PERCENT, *explorer.NINES], 0.123456)
+    assert 0.123456 in values and values == sorted(values) and len(values) <= 255
+    thresholds = {i / 300: np.zeros(3, np.float32) for i in range(1, 301)}
+    quantiles = explorer.quantile_values(thresholds, 0.51)
+    assert len(quantiles) <= 255 and 0.51 in quantiles and quantiles[0] == 1
+    assert quantiles == sorted(quantiles, reverse=True)
+
+
+def test_large_maps_are_thinned():
+    large = maps(truth=True, size=(300, 500))
+    coded = explorer.codes(large, [0.0, 0.5], [0.0], np.empty((0, 3)), [0.5])
+    assert coded.nearest.size <= explorer.MOST_PIXELS
+    assert np.array_equal(coded.truth, large.truth[::2, ::2])

@@ -9,7 +9,8 @@ from project import digests, finished_project, merged, read_params, write_params
 
 from cag import cli
 from cag.errors import UserError
-from cag.status import pipeline_status, read_records
+from cag.stage import read_records
+from cag.status import pipeline_status
 
 
 @pytest.fixture(scope="module")

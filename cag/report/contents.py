@@ -1,0 +1,105 @@
+"""What the report page shows, as tables and arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from cag.config import PseudoLabel
+from cag.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` wrote about one model."""
+
+    metrics: (
+        Mapping  # miou, pixel_accuracy, mean_accuracy: 0..1; images; iou: class -> 0..1 or None
+    )
+    confusion: np.ndarray  # [K, K] pixel counts, rows = truth
+
+
+@dataclass(frozen=True)
+class Features:
+    """A round's anchors, and single-pixel features of both domains, balanced over the classes."""
+
+    anchors: np.ndarray  # float32 [K, D]; a row of NaN is a class without an anchor
+    source: np.ndarray  # float [M, D]
+    source_labels: np.ndarray  # uint8 [M], true classes
+    target: np.ndarray  # float [N, D]
+    target_labels: np.ndarray  # uint8 [N], predicted classes
+
+
+@dataclass(frozen=True)
+class Round:
+    """The tables of one round, and its feature space."""
+
+    teacher: str  # the model that made the pseudo-labels
+    anchor_teacher: str  # the model whose source features the anchors are means of
+    coverage: pd.DataFrame  # class, nearest, anchor, probability, agree: pixel counts
+    anchors: pd.DataFrame  # class, images, pixels, norm, nearest_anchor, distance
+    # quantile -> float32 [K], each class's least relative margin at it; empty: not known
+    class_thresholds: Mapping[float, np.ndarray] = field(default_factory=dict)
+    features: Features | None = None
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What both rules need to know of an image, at the features' size."""
+
+    nearest: np.ndarray  # uint8 [h, w], class of the nearest anchor
+    nearest_distance: np.ndarray  # float32 [h, w], d1
+    second_distance: np.ndarray  # float32 [h, w], d2
+    prediction: np.ndarray  # uint8 [h, w]
+    probability: np.ndarray  # float32 [h, w], of the predicted class
+    truth: np.ndarray | None = None  # uint8 [h, w] train ids, 255 = ignore
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A target training image with each round's pseudo-labels."""
+
+    name: str
+    image: np.ndarray  # uint8 [H, W, 3]
+    pseudo_labels: Mapping[str, tuple[np.ndarray, np.ndarray]]  # round -> anchor, probability
+    maps: Mapping[str, Maps] = field(default_factory=dict)  # round -> maps
+
+
+@dataclass(frozen=True)
+class LabelledSample:
+    """A labelled target validation image with what each round's rules would make of it."""
+
+    name: str
+    image: np.ndarray  # uint8 [H, W, 3]
+    maps: Mapping[str, Maps]  # round -> maps, with their truth
+
+
+@dataclass(frozen=True)
+class ValidationSample:
+    """A labelled target image with the first and the last model's prediction."""
+
+    name: str
+    image: np.ndarray  # uint8 [H, W, 3]
+    before: np.ndarray  # uint8 [H, W] train ids
+    after: np.ndarray
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the page shows, in the order it is shown."""
+
+    label_space: LabelSpace
+    summary: Mapping[str, str]  # parameter -> value, as text
+    evaluations: Mapping[str, Evaluation]  # model -> evaluation, in the order of training
+    rounds: Mapping[str, Round]
+    curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    training: Sequence[TrainingSample] = ()
+    labelled: Sequence[LabelledSample] = ()
+    validation: Sequence[ValidationSample] = ()
+    rules: PseudoLabel | None = None  # the configured thresholds
+    parameters: Mapping = field(default_factory=dict)  # of params.yaml, nested
+    records: Sequence[Mapping] = ()  # of the stages' runs
+    fingerprints: Sequence[tuple[str, str]] = ()  # what, checksum
+    locations: Sequence[tuple[str, str]] = ()  # what, path

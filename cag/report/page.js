@@ -1,0 +1,374 @@
+"use strict";
+// Without this script everything but the explorer is there.
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const NOTHING = "\u2013";
+
+  // Pictures that enlarge -------------------------------------------------------------------
+
+  const viewer = byId("viewer");
+  let shown = [], current = 0;
+
+  function show(index) {
+    current = (index + shown.length) % shown.length;
+    const picture = shown[current];
+    byId("viewer-picture").setAttribute("src", picture.src);
+    byId("viewer-picture").alt = picture.alt;
+    byId("viewer-caption").textContent = picture.alt + " (" + (current + 1) + " of " + shown.length + ")";
+  }
+
+  function enlarge(picture) {
+    const all = picture.closest("section").querySelectorAll(".pictures img");
+    shown = [...all].filter((one) => one.offsetParent !== null);
+    show(shown.indexOf(picture));
+    viewer.showModal();
+    byId("viewer-close").focus();
+  }
+
+  for (const picture of document.querySelectorAll(".pictures img")) {
+    picture.tabIndex = 0;
+    picture.setAttribute("role", "button");
+    picture.addEventListener("click", () => enlarge(picture));
+    picture.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        enlarge(picture);
+      }
+    });
+  }
+  viewer.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (step) {
+      event.preventDefault();
+      show(current + step);
+    }
+  });
+  viewer.addEventListener("close", () => shown[current].focus());
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
+  byId("viewer-previous").addEventListener("click", () => show(current - 1));
+  byId("viewer-next").addEventListener("click", () => show(current + 1));
+  byId("viewer-close").addEventListener("click", () => viewer.close());
+
+  // One class of the feature space ------------------------------------------------------------
+
+  for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
+  const oneClass = byId("feature-class");
+  if (oneClass) {
+    oneClass.addEventListener("change", () => {
+      for (const mark of document.querySelectorAll(".projection [class*=c]")) {
+        const own = [...mark.classList].find((name) => /^c\d+$/.test(name));
+        if (own) mark.classList.toggle("faded", oneClass.value !== "" && own !== "c" + oneClass.value);
+      }
+    });
+  }
+
+  // The threshold explorer --------------------------------------------------------------------
+
+  const KINDS = ["relative_margin", "margin", "quantile"], RULES = ["anchor", "probability"];
+  const IGNORE = 255;
+
+  const source = byId("explorer-data");
+  if (!source) return;
+  const data = JSON.parse(source.textContent);
+  const classes = data.names.length;
+  const select = { round: byId("explorer-round"), image: byId("explorer-image"),
+    colors: byId("explorer-colors"), scope: byId("explorer-scope") };
+  let cursor = null;
+
+  const round = () => data.rounds[select.round.value];
+  const sample = () => round().samples[select.image.value];
+  const values = (key) => key === "quantile" ? round().quantiles : data.scales[key];
+
+  async function unpack(one) {
+    const packed = Uint8Array.from(atob(one.maps), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+    const size = one.height * one.width;
+    data.fields.forEach((field, i) => { one[field] = bytes.subarray(i * size, (i + 1) * size); });
+    one.maps = null;
+  }
+
+  // Each slider's index; -1 is off.
+  function settings() {
+    const chosen = { agreement: byId("agreement").checked };
+    for (const key of [...KINDS, "probability"]) chosen[key] = Number(byId(key).value);
+    chosen.any = KINDS.some((key) => chosen[key] >= 0);
+    return chosen;
+  }
+
+  // A pixel reaches as many of a slider's values as its code says.
+  function label(one, chosen) {
+    const size = one.height * one.width;
+    const labels = { anchor: new Uint8Array(size).fill(IGNORE), probability: new Uint8Array(size).fill(IGNORE) };
+    for (let i = 0; i < size; i++) {
+      if (chosen.any && one.relative_margin[i] > chosen.relative_margin && one.margin[i] > chosen.margin
+          && one.quantile[i] > chosen.quantile
+          && (!chosen.agreement || one.nearest[i] === one.prediction[i])) {
+        labels.anchor[i] = one.nearest[i];
+      }
+      if (one.probability[i] > chosen.probability) labels.probability[i] = one.prediction[i];
+    }
+    return labels;
+  }
+
+  function count(samples, chosen) {
+    const zeros = () => new Float64Array(classes);
+    const total = { anchor: zeros(), probability: zeros() };
+    const kept = { anchor: zeros(), probability: zeros() };
+    const judged = { anchor: zeros(), probability: zeros() };
+    const right = { anchor: zeros(), probability: zeros() };
+    for (const one of samples) {
+      const labels = label(one, chosen);
+      for (const rule of RULES) {
+        const all = rule === "anchor" ? one.nearest : one.prediction;
+        for (let i = 0; i < all.length; i++) {
+          total[rule][all[i]]++;
+          const found = labels[rule][i];
+          if (found === IGNORE) continue;
+          kept[rule][found]++;
+          if (one.truth[i] === IGNORE) continue;
+          judged[rule][found]++;
+          if (one.truth[i] === found) right[rule][found]++;
+        }
+      }
+    }
+    return { total, kept, judged, right };
+  }
+
+  // The row of a map that is shown at a row of the picture: aligned corners, as the labels are.
+  function enlargedIndex(old, size) {
+    const gaps = Math.max(size - 1, 1);
+    return Int32Array.from({ length: size }, (_, i) => Math.floor((2 * i * (old - 1) + gaps) / (2 * gaps)));
+  }
+
+  // A colour as the four bytes of a pixel, in the order that every browser's machine has.
+  const packed = ([red, green, blue]) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+  const PALETTE = Uint32Array.from(data.palette, packed);
+  const MARKED = packed([255, 255, 255]), UNKNOWN = packed([150, 150, 150]);
+  const RIGHT = packed([0, 114, 178]), WRONG = packed([213, 94, 0]);
+
+  // The colour of each pixel of a map; 0 is transparent.
+  function colors(one, labels) {
+    const judge = select.colors.value === "errors";
+    return Uint32Array.from(labels, (found, i) => {
+      if (cursor && i === cursor.row * one.width + cursor.column) return MARKED;
+      if (found === IGNORE) return 0;
+      if (!judge) return PALETTE[found];
+      return one.truth[i] === IGNORE ? UNKNOWN : one.truth[i] === found ? RIGHT : WRONG;
+    });
+  }
+
+  function draw(rule, one, labels) {
+    const canvas = byId("canvas-" + rule), photo = byId(one.photo);
+    const image = byId("view-" + rule).querySelector("img");
+    const width = Number(photo.getAttribute("width")), height = Number(photo.getAttribute("height"));
+    if (image.getAttribute("src") !== photo.getAttribute("src")) image.setAttribute("src", photo.src);
+    image.width = canvas.width = width;
+    image.height = canvas.height = height;
+    canvas.style.opacity = byId("opacity").value / 100;
+    const rows = enlargedIndex(one.height, height), columns = enlargedIndex(one.width, width);
+    const drawn = colors(one, labels), pixels = new ImageData(width, height);
+    const target = new Uint32Array(pixels.data.buffer);
+    for (let y = 0; y < height; y++) {
+      const row = rows[y] * one.width;
+      for (let x = 0; x < width; x++) target[y * width + x] = drawn[row + columns[x]];
+    }
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  const share = (part, whole) => whole > 0 ? (100 * part / whole).toFixed(1) : NOTHING;
+  const grouped = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, "\u202f");
+  const sum = (numbers) => numbers.reduce((one, other) => one + other, 0);
+
+  function cell(row, text, tag = "td") {
+    const made = row.appendChild(document.createElement(tag));
+    made.textContent = text;
+    return made;
+  }
+
+  function fillRow(row, name, counts, reduce, judge) {
+    cell(row, name, "th").scope = "row";
+    for (const rule of RULES) {
+      const kept = reduce(counts.kept[rule]);
+      const pixels = cell(row, grouped(kept));
+      pixels.dataset.rule = rule;
+      pixels.dataset.pixels = kept;
+      cell(row, share(kept, reduce(counts.total[rule]))).className = "strong";
+      if (judge) cell(row, share(reduce(counts.right[rule]), reduce(counts.judged[rule])));
+    }
+    return row;
+  }
+
+  function fillTable(counts, judge) {
+    const table = byId("counts"), columns = judge ? 3 : 2;
+    const head = document.createElement("tr"), groups = document.createElement("tr");
+    groups.className = "groups";
+    cell(groups, "");
+    cell(head, "class", "th");
+    for (const rule of RULES) {
+      cell(groups, rule + " label", "th").colSpan = columns;
+      cell(head, "pixels", "th");
+      cell(head, "kept %", "th");
+      if (judge) cell(head, "right %", "th");
+    }
+    table.tHead.replaceChildren(groups, head);
+    const rows = data.names.map((name, i) => {
+      const row = fillRow(document.createElement("tr"), name, counts, (numbers) => numbers[i], judge);
+      const spot = document.createElement("i");
+      spot.className = "swatch";
+      spot.style.background = "rgb(" + data.palette[i] + ")";
+      row.firstChild.prepend(spot);
+      return row;
+    });
+    table.tBodies[0].replaceChildren(...rows);
+    const foot = document.createElement("tr");
+    foot.className = "total";
+    table.tFoot.replaceChildren(fillRow(foot, "all classes", counts, sum, judge));
+  }
+
+  function chosenValue(key) {
+    const index = Number(byId(key).value);
+    return index < 0 ? null : values(key)[index];
+  }
+
+  function command(chosen) {
+    if (!chosen.any) return null;
+    const wanted = { agreement: chosen.agreement };
+    for (const key of [...KINDS, "probability"]) wanted[key] = chosenValue(key);
+    const order = [...KINDS, "agreement", "probability"];
+    const changes = order.filter((key) => wanted[key] !== data.rules[key]);
+    return "dvc exp run" + changes.map((key) => " -S pseudo_label." + key + "=" + wanted[key]).join("");
+  }
+
+  function range(key, code) {
+    const known = values(key);
+    if (known.length === 0) return null;
+    // A larger code reaches a stricter value; a stricter quantile is a smaller one.
+    if (key === "quantile") return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
+    if (code === 0) return (key === "probability" ? "at most " : "below ") + known[0];
+    return code === known.length ? "from " + known[code - 1] : known[code - 1] + " to " + known[code];
+  }
+
+  function read() {
+    const one = sample();
+    if (!cursor) return;
+    const i = cursor.row * one.width + cursor.column, labels = label(one, settings());
+    const found = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
+    const parts = ["row " + cursor.row + ", column " + cursor.column, "nearest anchor: " + found(one.nearest)];
+    for (const key of KINDS) {
+      const text = range(key, one[key][i]);
+      if (text !== null) parts.push(key.replace("_", " ") + ": " + text);
+    }
+    parts.push("predicted: " + found(one.prediction));
+    parts.push("probability: " + range("probability", one.probability[i]));
+    for (const rule of RULES) parts.push(rule + " label: " + found(labels[rule]));
+    if (one.kind === "labelled") parts.push("truth: " + found(one.truth));
+    byId("readout").textContent = parts.join("; ");
+  }
+
+  function update() {
+    const chosen = settings(), one = sample(), labels = label(one, chosen);
+    const judge = one.kind === "labelled";
+    for (const key of [...KINDS, "probability"]) {
+      const value = chosenValue(key), text = value === null ? "off" : String(value);
+      byId(key).setAttribute("aria-valuetext", text);
+      byId(key).closest("label").querySelector("output").textContent = text;
+    }
+    const opacity = byId("opacity");
+    opacity.closest("label").querySelector("output").textContent = opacity.value + " %";
+    select.colors.querySelector("[value=errors]").disabled = !judge;
+    if (!judge) select.colors.value = "classes";
+    for (const rule of RULES) {
+      draw(rule, one, labels[rule]);
+      const kept = labels[rule].filter((found) => found !== IGNORE).length;
+      byId("kept-" + rule).textContent = rule + " label: " + share(kept, labels[rule].length) + " % of the image";
+    }
+    const same = round().samples.filter((other) => other.kind === one.kind);
+    fillTable(count(select.scope.value === "all" ? same : [one], chosen), judge);
+    const text = command(chosen);
+    byId("copy").disabled = text === null;
+    byId("command").textContent = text === null ? "at least one kind of margin must be on"
+      : text === "dvc exp run" ? text + "  (these are the values of params.yaml)" : text;
+    byId("command").dataset.command = text === null ? "" : text;
+    byId("copied").textContent = "";
+    read();
+  }
+
+  function chooseRound(first) {
+    const kept = first ? 0 : select.image.value;
+    select.image.replaceChildren(...round().samples.map((one, i) => {
+      const option = document.createElement("option");
+      option.value = i;
+      option.textContent = one.name + (one.kind === "labelled" ? " (with truth)" : "");
+      return option;
+    }));
+    select.image.value = Math.min(kept, round().samples.length - 1);
+    const slider = byId("quantile"), before = first ? data.rules.quantile : slider.known;
+    slider.max = Math.max(round().quantiles.length - 1, 0);
+    slider.value = round().quantiles.indexOf(before);
+    byId("slider-quantile").hidden = round().quantiles.length === 0;
+  }
+
+  function move(row, column) {
+    const one = sample();
+    const inside = (value, size) => Math.min(Math.max(value, 0), size - 1);
+    cursor = { row: inside(row, one.height), column: inside(column, one.width) };
+    update();
+  }
+
+  function watch(view) {
+    const point = (event) => {
+      const box = view.getBoundingClientRect(), one = sample();
+      const place = (offset, size, count) => Math.round(offset / size * (count - 1));
+      move(place(event.clientY - box.top, box.height, one.height),
+        place(event.clientX - box.left, box.width, one.width));
+    };
+    view.addEventListener("pointermove", point);
+    view.addEventListener("pointerdown", point);
+    view.addEventListener("pointerleave", () => { cursor = null; update(); });
+    view.addEventListener("blur", () => { cursor = null; update(); });
+    view.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const from = cursor || { row: 0, column: -step[1] };
+      move(from.row + step[0], from.column + step[1]);
+    });
+  }
+
+  async function copy() {
+    const text = byId("command").dataset.command;
+    try {
+      await navigator.clipboard.writeText(text);
+      byId("copied").textContent = "copied";
+    } catch {
+      getSelection().selectAllChildren(byId("command"));
+      byId("copied").textContent = "selected; copy it with the keyboard";
+    }
+  }
+
+  async function start() {
+    await Promise.all(data.rounds.flatMap((one) => one.samples.map(unpack)));
+    for (const key of ["relative_margin", "margin", "probability"]) {
+      byId(key).max = data.scales[key].length - 1;
+      byId(key).value = data.rules[key] === null ? -1 : data.scales[key].indexOf(data.rules[key]);
+    }
+    byId("agreement").checked = data.rules.agreement;
+    select.round.value = data.rounds.length - 1;
+    chooseRound(true);
+    select.round.addEventListener("change", () => { cursor = null; chooseRound(false); update(); });
+    select.image.addEventListener("change", () => { cursor = null; update(); });
+    byId("quantile").addEventListener("input", () => { byId("quantile").known = chosenValue("quantile"); });
+    for (const control of [...KINDS, "probability", "agreement", "opacity"]) {
+      byId(control).addEventListener("input", update);
+    }
+    for (const one of [select.colors, select.scope]) one.addEventListener("change", update);
+    for (const rule of RULES) watch(byId("view-" + rule));
+    byId("copy").addEventListener("click", copy);
+    byId("quantile").known = chosenValue("quantile");
+    byId("explorer").hidden = false;
+    update();
+  }
+
+  start();
+})();
