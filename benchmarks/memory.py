@@ -80,6 +80,7 @@ def stages(iterations: int) -> list[Stage]:
         stage("extract", "extract round1 warmup", lambda n: 2 * n),
         stage("anchors", "anchors round1 round1", lambda n: n),
         stage("pseudo_label", "pseudo_label round1", lambda n: n),
+        stage("evaluate_pseudo_labels", "evaluate_pseudo_labels round1 warmup", validation),
         stage("adapt", "adapt round1 warmup", lambda n: 2 * drawn),
         stage("evaluate", "evaluate round1", validation),
         stage("report", "report", lambda n: n + validation(n)),

@@ -139,7 +139,8 @@ def section(run: Run) -> str:
     return (
         "".join(f"<p>{pieces.escape(note)}</p>" for note in notes)
         + "<noscript><p>This part needs scripts.</p></noscript>"
-        + f'<div id="explorer" hidden>{_choice(content)}{_views()}{_SLIDERS}{_OUTCOME}</div>'
+        + f'<div id="explorer" hidden><div>{_choice(content)}{_views()}{_SLIDERS}{_COMMAND}</div>'
+        + f"<div>{_COUNTS}</div></div>"
         + f'<script type="application/json" id="explorer-data">{data}</script>'
     )
 
@@ -249,9 +250,11 @@ _SLIDERS = (
     '<label class="slider"><span>opacity of the labels: <output></output></span>'
     '<input type="range" min="0" max="100" value="70" id="opacity"></label></fieldset></div>'
 )
-_OUTCOME = (
+_COMMAND = (
     '<div class="command"><button type="button" id="copy">Copy the command</button>'
     '<code id="command"></code><span id="copied" role="status"></span></div>'
+)
+_COUNTS = (
     '<div class="selects"><label>count <select id="explorer-scope">'
     '<option value="image">this image</option><option value="all">all images shown of its kind'
     "</option></select></label></div>"
