@@ -3,7 +3,7 @@
 import click
 
 from cag import __version__
-from cag.commands import models, project, runs
+from cag.commands import models, predict, project, runs
 from cag.stage import run
 
 
@@ -21,6 +21,7 @@ def cli() -> None:
       dvc repro         run the pipeline: data/report/index.html shows what came out
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
+      cag predict       label photographs with a model
 
     \b
     Of the paper's authors:
@@ -35,6 +36,7 @@ COMMANDS = (
     project.data,
     runs.summary,
     runs.results,
+    predict.predict,
     models.weights,
 )
 for command in COMMANDS:
