@@ -3,7 +3,7 @@
 import click
 
 from cag import __version__
-from cag.commands import models, predict, project, runs
+from cag.commands import models, predict, project, pseudo, runs
 from cag.stage import run
 
 
@@ -21,7 +21,9 @@ def cli() -> None:
       dvc repro         run the pipeline: data/report/index.html shows what came out
       cag summary       print the scores of the last run
       cag results       several seeds, and what true target labels would give
+      cag pseudo export write a round's pseudo-labels for other programs to train on
       cag predict       label photographs with a model
+      cag export        write a model as ONNX or pt2 for other programs
 
     \b
     Of the paper's authors:
@@ -36,7 +38,9 @@ COMMANDS = (
     project.data,
     runs.summary,
     runs.results,
+    pseudo.pseudo,
     predict.predict,
+    models.export,
     models.weights,
 )
 for command in COMMANDS:
