@@ -24,7 +24,8 @@ OPSET = 18
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 # Largest difference of logits, as a share of the largest logit, and least share of equal labels.
 TOLERANCE, AGREEMENT = 1e-4, 0.999
-INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], any size; the normalisation is inside"
+LEAST_SIDE = 33  # pixels: of smaller images the encoder's last map has one, which is traced apart
+INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], H and W above 32; normalised inside"
 OUTPUT = "logits: float32 [B, K, H, W] at the images' size; their argmax over K is the train id"
 _EXAMPLE = (2, 3, 100, 157)  # no multiple of a network's stride, so that nothing is traced away
 
@@ -82,7 +83,7 @@ class Comparison(NamedTuple):
 
 
 def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
-    """Trace a network in eval mode on the CPU; batch, height and width stay free.
+    """Trace a network in eval mode on the CPU; batch, height and width (above 32) stay free.
 
     Raises:
         UserError: It cannot be traced.

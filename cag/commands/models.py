@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     """Write MODEL for other programs: ONNX, or pt2 for torch.export.load and AOTInductor.
 
-    Input `images`: float32 [B, 3, H, W], RGB in [0, 1], of any number and size; the normalisation
-    is inside. Output `logits`: float32 [B, K, H, W] at the images' size; the largest of the K is
-    the train id. Names and colours of the classes are in the file (ONNX: metadata properties; pt2:
-    the extra file cag.json).
+    Input `images`: float32 [B, 3, H, W], RGB in [0, 1], of any number and any size above 32; the
+    normalisation is inside. Output `logits`: float32 [B, K, H, W] at the images' size; the largest
+    of the K is the train id. Names and colours of the classes are in the file (ONNX: metadata
+    properties; pt2: the extra file cag.json).
 
     What was written is run and compared with the model on random and real images of several sizes.
     It is kept if the logits differ by rounding alone and the labels are the same.
@@ -76,6 +76,7 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     import torch
 
     from cag.commands.predict import list_images
+    from cag.export import LEAST_SIDE
     from cag.images import read_image
     from cag.scenes import render
 
@@ -93,6 +94,9 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
             (f"scene {look}", render(look, 0, 0, *size)[0])
             for look, size in (("source", (128, 256)), ("target", (180, 300)))
         ]
+    small = [name for name, image in real if min(image.shape[:2]) < LEAST_SIDE]
+    if small:
+        raise UserError(f"{small[0]}: is too small; compare with images above 32 pixels a side")
     return images + [
         (name, torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255) for name, image in real
     ]

@@ -17,7 +17,7 @@ import numpy as np
 from cag.errors import UserError
 from cag.files import atomic_file, write_json
 from cag.images import overlay, read_image, resize, write_image, write_jpeg, write_label
-from cag.layouts import list_folder
+from cag.layouts import EXTENSIONS, list_folder
 
 if TYPE_CHECKING:
     from cag.labels import LabelSpace
@@ -166,7 +166,7 @@ def list_images(given: Sequence[str], out: Path | None = None) -> list[tuple[str
             if other.resolve() != path.resolve():
                 raise UserError(
                     f"{path}: its results would have the same name as those of {other} ({name}); "
-                    "rename one of them, or label them into two folders"
+                    "give the folder above both, or label them into two folders"
                 )
     if not paths:
         raise UserError(f"{', '.join(given)}: no image found")
@@ -185,7 +185,7 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
         wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
         base = Path(*path.parts[:wild])
         for match in map(Path, sorted(glob.glob(text, recursive=True))):
-            if match.is_file():
+            if match.suffix.lower() in EXTENSIONS and match.is_file():
                 yield match.relative_to(base).with_suffix("").as_posix(), match, False
     else:
         raise UserError(f"{path}: no such file or folder; check its name")
