@@ -121,7 +121,7 @@ def test_an_onnx_file_runs_and_says_what_it_is(model, network, traced, tmp_path,
 def test_a_pt2_file_runs_and_says_what_it_is(model, network, traced, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
-    Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(photos / "street.png")
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(photos / "street.png")
     path = tmp_path / "m.pt2"
     cag_export(model, "--format", "pt2", "--out", path, "--images", photos)
     assert "street.png" in capsys.readouterr().out
@@ -155,6 +155,7 @@ def test_comparison_measures_differences():
     assert same.passed and same.difference == 0 and same.agreement == 1
     assert not other.passed and other.agreement in (1, 1 - 1 / 2000)
     assert not less.passed and less.difference == pytest.approx(0.5) and less.agreement == 1
+    assert 0 < less.rounding < 1e-4
     assert less.scale == pytest.approx(logits.abs().max().item())
 
 

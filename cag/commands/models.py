@@ -37,7 +37,8 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     properties; pt2: the extra file cag.json).
 
     What was written is run and compared with the model on random and real images of several sizes.
-    It is kept if the logits differ by rounding alone and the labels are the same.
+    The table shows the largest difference of their logits, beside that of the model's own logits to
+    the same computed in float64. The file is kept if they differ by no more than rounding.
 
     \b
     Examples:
@@ -107,12 +108,12 @@ def _print_comparisons(compared: list) -> None:
     from rich.table import Table
 
     table = Table("images", box=None)
-    for column in ("size", "difference", "logits up to", "same labels, %"):
+    for column in ("size", "difference", "own rounding", "logits up to", "same labels, %"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in compared:
         shape = "x".join(map(str, one.shape))
-        numbers = f"{one.difference:.1e}", f"{one.scale:.3g}", f"{100 * one.agreement:.3f}"
-        table.add_row(one.what, shape, *numbers)
+        errors = f"{one.difference:.1e}", f"{one.rounding:.1e}", f"{one.scale:.3g}"
+        table.add_row(one.what, shape, *errors, f"{100 * one.agreement:.3f}")
     Console().print(table)
 
 
