@@ -114,7 +114,7 @@ def test_an_onnx_file_runs_and_says_what_it_is(model, network, traced, tmp_path,
     (opset,) = [o.version for o in onnx.load(path).opset_import if o.domain in ("", "ai.onnx")]
     assert opset == export.OPSET
     printed = capsys.readouterr().out
-    assert f"opset {opset}" in printed and "100.000" in printed
+    assert f"opset {opset}" in printed and "100.000%" in printed
     assert "1x3x96x160" in printed and "2x3x125x203" in printed and "1x3x128x256" in printed
 
 

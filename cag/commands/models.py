@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
 
     What was written is run and compared with the model on random and real images of several sizes.
     The table shows the largest difference of their logits, beside that of the model's own logits to
-    the same computed in float64. The file is kept if they differ by no more than rounding.
+    the same computed in float64, and the largest logit. The file is kept if they differ by no more
+    than rounding.
 
     \b
     Examples:
@@ -108,13 +110,14 @@ def _print_comparisons(compared: list) -> None:
     from rich.table import Table
 
     table = Table("images", box=None)
-    for column in ("size", "difference", "own rounding", "logits up to", "same labels, %"):
+    for column in ("size", "difference", "own rounding", "largest", "equal labels"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in compared:
         shape = "x".join(map(str, one.shape))
         errors = f"{one.difference:.1e}", f"{one.rounding:.1e}", f"{one.scale:.3g}"
-        table.add_row(one.what, shape, *errors, f"{100 * one.agreement:.3f}")
-    Console().print(table)
+        table.add_row(one.what, shape, *errors, f"{one.agreement:.3%}")
+    # A file is wide enough for every column.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @click.group()
