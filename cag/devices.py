@@ -59,11 +59,13 @@ def one_device(name: str | None) -> Fabric:
     if (device.index or 0) >= there.get(device.type, 0):
         found = ", ".join(f"{kind} ({count})" for kind, count in there.items() if count)
         raise UserError(f"device '{name}' is not here; there are {found}")
-    return Fabric(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=best_precision("auto") if device.type == "cuda" else "32-true",
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on devices that are there and not used
+        return Fabric(
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=best_precision("auto") if device.type == "cuda" else "32-true",
+        )
 
 
 def best_precision(precision: str) -> str:

@@ -107,13 +107,14 @@ def predict(
       cag predict data/models/round3.safetensors photos --out labelled --size 128,256
       cag predict model.safetensors "drive/**/*.jpg" --out labelled --confidence --tile 1024
     """
+    from cag import load
     from cag.segmenter import SMALLEST_TILE
     from cag.stage import progress
 
     if tile and tile < SMALLEST_TILE:
         raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
     found = list_images(images, out)
-    segmenter = load_segmenter(model, device)
+    segmenter = load(model, device)
     _make_folder(out)
     write_json(out / "classes.json", segmenter.label_space.to_dict())
     kinds = [LABELS] + [OVERLAYS] * overlay + [CONFIDENCE] * confidence
@@ -126,17 +127,6 @@ def predict(
         read = photographs(found, size, lambda *failure: failures.append(failure))
         counts = _label(segmenter, advance.waiting(read), out, kinds, tile, batch, advance)
     _summarize(segmenter, counts, len(found), failures, time.monotonic() - began, as_json)
-
-
-def load_segmenter(model: Path, device: str | None) -> Segmenter:
-    """A model for a command; a warning of a library is none of the user's business."""
-    import warnings
-
-    import cag
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return cag.load(model, device)
 
 
 def list_images(given: Sequence[str], out: Path | None = None) -> list[tuple[str, Path]]:
