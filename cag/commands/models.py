@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     "--images",
     multiple=True,
     help="Photographs to compare with too: a file, a folder or a pattern; 4 are taken. "
-    "[default: a built-in scene]",
+    "[default: two built-in scenes]",
 )
 def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
-    """Write MODEL for other programs: ONNX, or pt2 for torch.export.load and AOTInductor.
+    """Write MODEL for other programs: ONNX, or pt2 for torch.export.load.
 
     Input `images`: float32 [B, 3, H, W], RGB in [0, 1], of any number and any size above 32; the
     normalisation is inside. Output `logits`: float32 [B, K, H, W] at the images' size; the largest
@@ -75,7 +75,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
 
 
 def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """Random images of two sizes, and photographs or a built-in scene; float [B, 3, H, W]."""
+    """Random images of two sizes, and photographs or built-in scenes; float [B, 3, H, W]."""
     import torch
 
     from cag.commands.predict import list_images
