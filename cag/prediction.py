@@ -60,44 +60,6 @@ def predict(network: nn.Module, images: Tensor, fabric: Fabric) -> NetworkOutput
     return _forward(network, images.to(fabric.device, non_blocking=True).float() / 255, fabric)
 
 
-@torch.inference_mode()
-def predict_views(
-    network: nn.Module, images: Tensor, views: Views, fabric: Fabric
-) -> NetworkOutput:
-    """The mean of a network's outputs for several views of the same images.
-
-    Where a network errs differently on a lighter, larger or mirrored image, the mean is better than
-    the output for any one of them.
-
-    Args:
-        network: In eval mode, on the device.
-        images: uint8 [B, 3, H, W].
-        views: Every combination of a scale, a gamma and, with `flip`, a mirror image.
-        fabric: Device and precision.
-
-    Returns:
-        Features [B, D, h, w], the views' mean at the size that unscaled images give; and as logits
-        [B, K, h, w] the logarithm of the mean of their probabilities.
-    """
-    images = images.to(fabric.device, non_blocking=True).float() / 255
-    if views.scales == views.gammas == (1.0,) and not views.flip:
-        return _forward(network, images, fabric)
-    size = None if 1.0 in views.scales else _forward(network, images, fabric).features.shape[2:]
-    features = probabilities = 0.0
-    scales = sorted(views.scales, key=lambda scale: scale != 1)  # 1 first: it gives the size
-    for scale, gamma, flip in product(scales, views.gammas, {False, views.flip}):
-        output = _forward(network, _view(images, scale, gamma, flip), fabric)
-        seen = [output.features.float(), output.logits.float().softmax(dim=1)]
-        seen = [part.flip(3) for part in seen] if flip else seen
-        size = size or seen[0].shape[2:]
-        if seen[0].shape[2:] != size:
-            options = {"mode": "bilinear", "align_corners": True}
-            seen = [F.interpolate(part, size, **options) for part in seen]
-        features, probabilities = features + seen[0], probabilities + seen[1]
-    count = len(views.scales) * len(views.gammas) * (1 + views.flip)
-    return NetworkOutput(features / count, (probabilities / count).log())
-
-
 def full_resolution(
     logits: Tensor, size: tuple[int, int], confidence: bool = False
 ) -> tuple[Tensor, ...]:
@@ -134,6 +96,44 @@ def full_resolution(
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits [K, h, w] at an image's size, float32 [K, H, W]; the corners stay the corners."""
     return F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=True)[0]
+
+
+@torch.inference_mode()
+def predict_views(
+    network: nn.Module, images: Tensor, views: Views, fabric: Fabric
+) -> NetworkOutput:
+    """The mean of a network's outputs for several views of the same images.
+
+    Where a network errs differently on a lighter, larger or mirrored image, the mean is better than
+    the output for any one of them.
+
+    Args:
+        network: In eval mode, on the device.
+        images: uint8 [B, 3, H, W].
+        views: Every combination of a scale, a gamma and, with `flip`, a mirror image.
+        fabric: Device and precision.
+
+    Returns:
+        Features [B, D, h, w], the views' mean at the size that unscaled images give; and as logits
+        [B, K, h, w] the logarithm of the mean of their probabilities.
+    """
+    images = images.to(fabric.device, non_blocking=True).float() / 255
+    if views.scales == views.gammas == (1.0,) and not views.flip:
+        return _forward(network, images, fabric)
+    size = None if 1.0 in views.scales else _forward(network, images, fabric).features.shape[2:]
+    features = probabilities = 0.0
+    scales = sorted(views.scales, key=lambda scale: scale != 1)  # 1 first: it gives the size
+    for scale, gamma, flip in product(scales, views.gammas, {False, views.flip}):
+        output = _forward(network, _view(images, scale, gamma, flip), fabric)
+        seen = [output.features.float(), output.logits.float().softmax(dim=1)]
+        seen = [part.flip(3) for part in seen] if flip else seen
+        size = size or seen[0].shape[2:]
+        if seen[0].shape[2:] != size:
+            options = {"mode": "bilinear", "align_corners": True}
+            seen = [F.interpolate(part, size, **options) for part in seen]
+        features, probabilities = features + seen[0], probabilities + seen[1]
+    count = len(views.scales) * len(views.gammas) * (1 + views.flip)
+    return NetworkOutput(features / count, (probabilities / count).log())
 
 
 def _view(images: Tensor, scale: float, gamma: float, flip: bool) -> Tensor:
