@@ -1,3 +1,30 @@
 """Category anchor-guided unsupervised domain adaptation for semantic segmentation."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cag.segmenter import Segmenter
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, device: str | None = None) -> Segmenter:
+    """Read a model that labels images; its file alone is needed, and no network.
+
+    Args:
+        path: A model file (`data/models/*.safetensors`).
+        device: cpu, cuda, cuda:1 or mps; None: the best there is.
+
+    Raises:
+        UserError: The file is missing, damaged or no model; or there is no such device.
+
+    Example:
+        >>> segmenter = cag.load("data/models/round3.safetensors")    # doctest: +SKIP
+        >>> labels = segmenter("street.jpg", size=(128, 256))         # doctest: +SKIP
+    """
+    from cag.segmenter import Segmenter  # not at the top: `import cag` needs no torch
+
+    return Segmenter.from_file(Path(path), device)

@@ -3,48 +3,61 @@
 import click
 
 from cag import __version__
-from cag.commands import inspection, models, project, runs, sweeps
+from cag.commands import inspection, models, predict, project, pseudo, runs, sweeps
 from cag.stage import run
 
+TOUR = {
+    "Start": (project.init, project.preset, project.data, project.scenes),
+    "Run (`dvc repro`) and look (data/report/index.html)": (
+        runs.status,
+        runs.summary,
+        inspection.inspect,
+    ),
+    "Compare": (sweeps.sweep, runs.results),
+    "Use": (predict.predict, models.export, pseudo.pseudo, models.weights),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+NAMES = 16  # characters
+
+
+class Tour(click.Group):
+    """A group whose help shows the commands by topic, in the order of use."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The names in the order of use."""
+        return [command.name for commands in TOUR.values() for command in commands]
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of each topic; of a group, its commands."""
+        for topic, commands in TOUR.items():
+            with formatter.section(topic):
+                formatter.write_dl([line for one in commands for line in _lines(one)])
+
+
+def _lines(command: click.Command) -> list[tuple[str, str]]:
+    """Name and short help, padded so that all topics line up; of a group, those of its commands."""
+    if not isinstance(command, click.Group):
+        return [(command.name.ljust(NAMES), command.short_help)]
+    return [
+        (f"{command.name} {name}".ljust(NAMES), one.short_help)
+        for name, one in command.commands.items()
+    ]
+
+
+@click.group(cls=Tour, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Adapt a segmentation network to images of another world, without labels of it.
 
-    In the order of use:
-
-    \b
-      cag init FOLDER   start a project of your own
-      cag preset NAME   choose a parameter file (params.yaml)
-      cag data check    read the raw data before they are used
-      dvc repro         run the pipeline: data/report/index.html shows what came out
-      cag status        which stages are fresh, stale or missing
-      cag inspect IMAGE what is known of a target image, or of a pixel of it
-      cag sweep show    compare experiments with other thresholds
-      cag summary       print the scores of the last run
-      cag results       several seeds, and what true target labels would give
-
-    \b
-    Of the paper's authors:
-      cag weights import RELEASED OUT   start from their warm-up
+    `cag COMMAND --help` explains a command and shows an example of it. Completion by the Tab key:
+    put `eval "$(_CAG_COMPLETE=bash_source cag)"` into ~/.bashrc (zsh_source, fish_source likewise).
     """
 
 
-COMMANDS = (
-    project.init,
-    project.preset,
-    project.scenes,
-    project.data,
-    runs.status,
-    runs.summary,
-    runs.results,
-    inspection.inspect,
-    sweeps.sweep,
-    models.weights,
-)
-for command in COMMANDS:
-    cli.add_command(command)
+for topic in TOUR.values():
+    for command in topic:
+        cli.add_command(command)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cag.errors import UserError
 from cag.files import inside, is_local, require_space, sha256, write_csv, write_json
-from cag.images import image_size, read_image, read_label, write_image, write_label
+from cag.images import image_size, read_image, read_label, resize, write_image, write_label
 from cag.labels import ClassMap, LabelSpace
 from cag.streams import in_order
 
@@ -307,7 +307,7 @@ def _prepare_item(
     labels = None
     if item.label is not None:
         labels = _read_train_ids(item, folder, image.shape[:2], class_map)  # (H, W)
-    image = _resize(image, size, Image.Resampling.BILINEAR)
+    image = resize(image, size)
     row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
     row["height"], row["width"] = image.shape[:2]
 
@@ -316,7 +316,7 @@ def _prepare_item(
     row["image_sha256"] = sha256(path)
     if labels is not None:
         if label_size == "prepared":
-            labels = _resize(labels, size, Image.Resampling.NEAREST)
+            labels = resize(labels, size, Image.Resampling.NEAREST)
         row["label"], path = _output(out, "labels", split, item.name)
         write_label(path, labels, class_map.label_space.palette_array)
         row["label_sha256"] = sha256(path)
@@ -331,15 +331,6 @@ def _read_train_ids(
         return class_map.encode(raw)
     except UserError as error:
         raise UserError(f"{folder / item.label}: {error}") from None
-
-
-def _resize(
-    array: np.ndarray, size: tuple[int, int] | None, resample: Image.Resampling
-) -> np.ndarray:
-    if size is None or array.shape[:2] == tuple(size):
-        return array
-    height, width = size
-    return np.array(Image.fromarray(array).resize((width, height), resample, reducing_gap=3.0))
 
 
 def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:

@@ -8,6 +8,8 @@ import warnings
 import torch
 from lightning_fabric import Fabric
 
+from cag.errors import UserError
+
 
 def make_fabric(precision: str) -> Fabric:
     """A Fabric on the best device there is; under torchrun, one of its processes.
@@ -33,6 +35,37 @@ def make_fabric(precision: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def one_device(name: str | None) -> Fabric:
+    """A Fabric on one device in this process alone, however it was started; sets nothing globally.
+
+    Args:
+        name: As PyTorch writes it: cpu, cuda, cuda:1, mps. None: the best there is. A GPU computes
+            in `best_precision`, other devices in float32.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device '{name}' is none; expected cpu, cuda, cuda:1 or mps") from None
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= there.get(device.type, 0):
+        found = ", ".join(f"{kind} ({count})" for kind, count in there.items() if count)
+        raise UserError(f"device '{name}' is not here; there are {found}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on devices that are there and not used
+        return Fabric(
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=best_precision("auto") if device.type == "cuda" else "32-true",
+        )
 
 
 def best_precision(precision: str) -> str:

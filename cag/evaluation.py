@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from cag import metrics
 from cag.files import write_csv, write_json
 from cag.labels import LabelSpace
 from cag.networks import SegmentationNetwork
-from cag.prediction import image_batches, predict
+from cag.prediction import full_resolution, image_batches, predict
 from cag.prepared import PreparedImages
 from cag.stage import Advance
 from cag.streams import ahead, in_order, threads, to_cpu
@@ -27,8 +26,7 @@ BATCH_SIZE = 4
 
 def full_resolution_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The predicted class uint8 [H, W] of logits [K, h, w], upsampled with aligned corners."""
-    upsampled = F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=True)
-    return upsampled[0].argmax(0).byte()
+    return full_resolution(logits, size)[0]
 
 
 def predict_labelled(

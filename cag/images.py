@@ -40,6 +40,32 @@ def read_image(path: Path) -> np.ndarray:
     return _read(path, _decode_image)
 
 
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """An opened picture as `read_image` gives it: uint8 [H, W, 3], RGB."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
+        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def resize(
+    array: np.ndarray,
+    size: tuple[int, int] | None,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
+    """Resize an image or label map uint8 [H, W, ...] to (height, width), with antialiasing.
+
+    An array of that size already, or any with None, is returned as it is.
+    """
+    if size is None or array.shape[:2] == tuple(size):
+        return array
+    height, width = size
+    return np.array(Image.fromarray(array).resize((width, height), resample, reducing_gap=3.0))
+
+
 def read_label(path: Path) -> np.ndarray:
     """Read the raw values of a label map, as stored.
 
@@ -65,7 +91,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] RGB as a PNG, whatever the extension; same array, same bytes."""
+    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, whatever the extension.
+
+    The same array gives the same bytes.
+    """
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG", compress_level=1)
 
 
@@ -85,6 +114,16 @@ def write_label(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
 def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W, 3], the colours of train ids uint8 [H, W]; ids without one are black."""
     return _full_palette(palette)[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """An image uint8 [H, W, 3], half covered by the colours of its train ids uint8 [H, W]."""
+    return (image >> 1) + (colorize(labels, palette) >> 1)
+
+
+def write_jpeg(path: Path, array: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] RGB as a JPEG to look at, whatever the extension."""
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="JPEG", quality=90)
 
 
 def _full_palette(palette: np.ndarray) -> np.ndarray:
@@ -107,13 +146,7 @@ def _read(path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
 
 def _decode_image(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
-            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
-            picture = picture.convert("RGBA")
-        return np.array(picture.convert("RGB"))
+        return to_rgb(picture)
 
 
 def _decode_size(path: Path) -> tuple[int, int]:

@@ -170,6 +170,30 @@ class ClassMap:
         found = int(self._search(key))
         return None if found == _UNKNOWN else found
 
+    def decoding(self) -> np.ndarray | None:
+        """The raw value of each train id, uint8 [256]: the inverse of `encode`.
+
+        A class of several values gets the smallest; 255 gets the smallest that is ignored.
+
+        Returns:
+            None where there is no such table: the map has colours, values above 255, a class
+            without values, or no ignored value that is not a class's.
+        """
+        if self.by_color:
+            return None
+        values = {}  # train id -> raw value
+        for value, train_id in zip(self._keys.tolist(), self._ids.tolist(), strict=True):
+            if 0 <= value <= 255:
+                values.setdefault(train_id, value)
+        if IGNORE not in values and self._rest == IGNORE:
+            free = set(range(256)) - set(self._keys.tolist())
+            values |= {IGNORE: max(free)} if free else {}
+        if set(values) != {*range(self.label_space.num_classes), IGNORE}:
+            return None
+        table = np.full(256, values[IGNORE], np.uint8)
+        table[list(values)] = list(values.values())
+        return table
+
     def _class_values(self, raw: np.ndarray) -> np.ndarray:
         """The part of a raw label map that holds the class; [H, W], or [H, W, 3] for colours."""
         if self.channel is not None:

@@ -17,6 +17,8 @@ from cag.networks import NetworkOutput
 from cag.prepared import PreparedImages
 from cag.streams import in_order, threads
 
+UPSAMPLED_VALUES = 2**26  # as many logits at an image's size are in memory at a time
+
 
 class ImageBatch(NamedTuple):
     """Images of one size."""
@@ -56,6 +58,44 @@ def predict(network: nn.Module, images: Tensor, fabric: Fabric) -> NetworkOutput
         fabric: Device and precision.
     """
     return _forward(network, images.to(fabric.device, non_blocking=True).float() / 255, fabric)
+
+
+def full_resolution(
+    logits: Tensor, size: tuple[int, int], confidence: bool = False
+) -> tuple[Tensor, ...]:
+    """The predicted class at an image's own size, from logits upsampled with aligned corners.
+
+    Args:
+        logits: [K, h, w] of an image.
+        size: Its height and width H, W. Where K * H * W values are too many for the memory, some
+            classes are upsampled at a time, which changes nothing.
+        confidence: Whether the probability of the predicted class is wanted too.
+
+    Returns:
+        Classes uint8 [H, W] and, if wanted, their probability float32 [H, W].
+    """
+    step = max(1, UPSAMPLED_VALUES // (size[0] * size[1]))
+    best = classes = total = None
+    for first in range(0, len(logits), step):
+        part = upsampled(logits[first : first + step], size)  # (k, H, W)
+        highest, index = part.max(0)
+        if confidence:
+            total, previous = part.sub_(highest).exp_().sum(0), total
+        if best is None:
+            best, classes = highest, index.byte()
+            continue
+        if confidence:  # sums of exp(logit - highest logit), each with its own highest
+            above = torch.maximum(best, highest)
+            total = total * (highest - above).exp() + previous * (best - above).exp()
+        higher = highest > best
+        classes = torch.where(higher, (index + first).byte(), classes)
+        best = torch.where(higher, highest, best)
+    return (classes, 1 / total) if confidence else (classes,)
+
+
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [K, h, w] at an image's size, float32 [K, H, W]; the corners stay the corners."""
+    return F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=True)[0]
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ ROUND, STORE = "data/rounds/{}", "data/features/{}/target.h5"
 LABELS, CURVES = "pseudo_labels", "threshold_curves.csv"
 
 
-@click.command()
+@click.command(short_help="What is known of a target image or pixel.")
 @click.argument("image")
 @click.option("--round", "round_name", help="Name or number; the last one with pseudo-labels.")
 @click.option("--xy", help="A pixel X,Y of the prepared image, from 0.")

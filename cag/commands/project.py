@@ -36,7 +36,7 @@ TEMPLATE = (
 )
 
 
-@click.command()
+@click.command(short_help="Start a project of your own.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(folder: Path) -> None:
     """Start a project in FOLDER: pipeline, parameters, presets, and the code that they run.
@@ -62,7 +62,7 @@ def init(folder: Path) -> None:
     print(f"{folder}: commit it, then `cag preset` and `dvc repro`")
 
 
-@click.command()
+@click.command(short_help="Choose a parameter file (params.yaml).")
 @click.argument("name", required=False)
 @click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
 def preset(name: str | None, force: bool) -> None:
@@ -100,7 +100,7 @@ def _list_presets(available: dict[str, Path]) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(short_help="Write built-in scenes as raw data to look at.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--images", default=16, show_default=True, help="Images of each look.")
 @click.option("--height", default=256, show_default=True, help="Pixels.")
@@ -131,7 +131,7 @@ def data() -> None:
     """Look at raw data before they are used."""
 
 
-@data.command()
+@data.command(short_help="Read the raw data before they are used.")
 @click.argument("name", type=click.Choice(["source", "target"]), required=False)
 @click.option(
     "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."

@@ -14,7 +14,7 @@ from cag.config import load_all
 from cag.errors import UserError
 
 
-@click.command()
+@click.command(short_help="Which stages are fresh, stale or missing.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
 def status(as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
@@ -41,7 +41,7 @@ def status(as_json: bool) -> None:
     print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
 
 
-@click.command()
+@click.command(short_help="The scores of the last run.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: model -> mIoU, 0 to 1.")
 def summary(as_json: bool) -> None:
     """Print the scores of the last `dvc repro`, and where to look.
@@ -64,7 +64,7 @@ def summary(as_json: bool) -> None:
         print(f"{what:<14}{where}")
 
 
-@click.command()
+@click.command(short_help="Several seeds, the oracle, grids of variants.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas.")
 @click.option("--set", "-S", "overrides", multiple=True, help="As `dvc exp run -S key=value`.")
 @click.option("--grid", type=click.Path(path_type=Path), help="YAML file of variants to compare.")

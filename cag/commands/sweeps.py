@@ -16,7 +16,7 @@ def sweep() -> None:
     """Compare experiments with other thresholds, or any other parameters."""
 
 
-@sweep.command()
+@sweep.command(short_help="Compare experiments with other thresholds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, all rounds.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Write CSV, all rounds.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the scores against --x as PNG.")

@@ -1,0 +1,176 @@
+"""Exported models: the network's logits for images of any number and size, or no file."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cag import cli, export
+from cag.config import Network, Normalization
+from cag.errors import UserError
+from cag.labels import LabelSpace
+from cag.networks import build, save_model
+from cag.prediction import upsampled
+
+SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+CONFIG = Network(
+    architecture="DeepLabV3Plus",
+    encoder="resnet18",
+    encoder_weights=None,
+    options={"decoder_channels": 16},
+    normalization=Normalization(mean=(0.4, 0.5, 0.3), std=(0.2, 0.25, 0.3)),
+)
+SIZES = [(1, 64, 96), (2, 50, 71), (3, 40, 33), (1, 97, 130)]
+
+
+def made(**changes):
+    """A network whose batch norms have seen something."""
+    torch.manual_seed(0)
+    network = build(CONFIG.model_copy(update=changes), SPACE.num_classes)
+    with torch.no_grad():
+        network.train()(torch.rand(2, 3, 64, 96))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def model(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, network, CONFIG, SPACE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(network):
+    return export.trace(network)
+
+
+@pytest.fixture
+def traced(monkeypatch, program):
+    """Tracing takes seconds, and the model is always the same."""
+    monkeypatch.setattr(export, "trace", lambda network: program)
+
+
+def images(count, height, width):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def expected(network, given):
+    return torch.stack([upsampled(one, given.shape[2:]) for one in network(given).logits])
+
+
+def same_at_every_size(program, network):
+    for size in SIZES:
+        given = images(*size)
+        with torch.inference_mode():
+            assert torch.allclose(program(given), expected(network, given), atol=1e-5), size
+
+
+def cag_export(*arguments):
+    cli.cli.main(["export", *map(str, arguments)], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": "mobilenet_v2"},
+        {"architecture": "DeepLabV3PlusPaper"},
+        {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
+    ],
+    ids=lambda changes: changes.get("architecture", changes.get("encoder", "DeepLabV3Plus")),
+)
+def test_a_trace_is_the_network_at_every_size(changes):
+    network = made(**changes)
+    same_at_every_size(export.trace(network).module(), network)
+
+
+def test_an_onnx_file_runs_and_says_what_it_is(model, network, traced, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "m.onnx"
+    cag_export(model, "--format", "onnx", "--out", path)
+    assert list(tmp_path.iterdir()) == [path]  # the weights are in it
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for size in SIZES:
+        given = images(*size)
+        (found,) = session.run(["logits"], {"images": given.numpy()})
+        assert np.abs(found - expected(network, given).numpy()).max() < 1e-4, size
+    (given,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert given.name == "images" and given.shape == ["batch", 3, "height", "width"]
+    assert logits.name == "logits" and logits.shape == ["batch", 3, "height", "width"]
+    properties = session.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["classes"]) == list(SPACE.names)
+    assert json.loads(properties["palette"]) == [list(color) for color in SPACE.palette]
+    assert "[0, 1]" in properties["input"] and "logits" in properties["output"]
+    (opset,) = [o.version for o in onnx.load(path).opset_import if o.domain in ("", "ai.onnx")]
+    assert opset == export.OPSET
+    printed = capsys.readouterr().out
+    assert f"opset {opset}" in printed and "100.000%" in printed
+    assert "1x3x96x160" in printed and "2x3x125x203" in printed and "1x3x128x256" in printed
+
+
+def test_a_pt2_file_runs_and_says_what_it_is(model, network, traced, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(photos / "street.png")
+    path = tmp_path / "m.pt2"
+    cag_export(model, "--format", "pt2", "--out", path, "--images", photos)
+    assert "street.png" in capsys.readouterr().out
+    extra = {"cag.json": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    same_at_every_size(program, network)
+    said = json.loads(extra["cag.json"])
+    assert said["classes"] == list(SPACE.names) and len(said["palette"]) == 3
+
+
+def test_a_file_that_differs_is_not_kept(model, network, traced, tmp_path, monkeypatch, capsys):
+    def wrong(given):
+        return expected(network, given) * 1.001
+
+    monkeypatch.setattr(export, "load_pt2", lambda path: wrong)
+    with pytest.raises(UserError, match="m.pt2: not kept: its logits differ from those of"):
+        cag_export(model, "--format", "pt2", "--out", tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+    assert "random" in capsys.readouterr().out  # the table says by how much
+
+
+def test_comparison_measures_differences():
+    network = made()
+    given = [("some", images(1, 40, 50))]
+    logits = expected(network, given[0][1])
+    flipped = logits.clone()
+    flipped[0, :, 0, 0] = flipped[0, :, 0, 0].flip(0)
+    (same,) = export.compare(network, lambda _: logits, given)
+    (other,) = export.compare(network, lambda _: flipped, given)
+    (less,) = export.compare(network, lambda _: logits - 0.5, given)
+    assert same.passed and same.difference == 0 and same.agreement == 1
+    assert not other.passed and other.agreement in (1, 1 - 1 / 2000)
+    assert not less.passed and less.difference == pytest.approx(0.5) and less.agreement == 1
+    assert 0 < less.rounding < 1e-4
+    assert less.scale == pytest.approx(logits.abs().max().item())
+
+
+def test_what_is_missing_or_wrong_is_one_line(model, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--out is .*m.bin; the name of a pt2 file ends in .pt2"):
+        cag_export(model, "--format", "pt2", "--out", tmp_path / "m.bin")
+    with pytest.raises(UserError, match="no such model"):
+        cag_export(tmp_path / "none", "--format", "pt2", "--out", tmp_path / "m.pt2")
+    Image.fromarray(np.zeros((20, 50, 3), np.uint8)).save(tmp_path / "tiny.png")
+    with pytest.raises(UserError, match="tiny.png: is too small"):
+        cag_export(
+            model, "--format", "pt2", "--out", tmp_path / "m.pt2", "--images", tmp_path / "tiny.png"
+        )
+    (tmp_path / "tiny.png").unlink()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"needs the package onnx.*; run: pip install 'cag\[exp"):
+        cag_export(model, "--format", "onnx", "--out", tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
