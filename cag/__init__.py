@@ -23,7 +23,7 @@ def load(path: str | Path, device: str | None = None) -> Segmenter:
 
     Example:
         >>> segmenter = cag.load("data/models/round3.safetensors")    # doctest: +SKIP
-        >>> labels = segmenter("street.jpg", size=(128, 256))         # doctest: +SKIP
+        >>> labels = segmenter("street.jpg")                          # doctest: +SKIP
     """
     from cag.segmenter import Segmenter  # not at the top: `import cag` needs no torch
 

@@ -187,6 +187,12 @@ def require_one_size(rows: pd.DataFrame) -> None:
         )
 
 
+def common_size(rows: pd.DataFrame) -> tuple[int, int] | None:
+    """The (height, width) that all images of a manifest's rows have, or None."""
+    sizes = rows[["height", "width"]].drop_duplicates().to_numpy()
+    return (int(sizes[0, 0]), int(sizes[0, 1])) if len(sizes) == 1 else None
+
+
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
     """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
 

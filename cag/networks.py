@@ -232,13 +232,26 @@ def _released_key(key: str) -> str:
 
 
 def save_model(
-    path: Path, network: SegmentationNetwork, config: Network, classes: LabelSpace
+    path: Path,
+    network: SegmentationNetwork,
+    config: Network,
+    classes: LabelSpace,
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """Write a model that describes itself: weights, network parameters, class names and palette."""
+    """Write a model that describes itself.
+
+    Args:
+        path: The file, safetensors.
+        network: Its weights.
+        config: Its parameters.
+        classes: Names and palette of its classes.
+        size: (height, width) of the images that it was trained on, if they have one.
+    """
     description = {
         "format": MODEL_FORMAT,
         "network": config.model_dump(mode="json"),
         "classes": classes.to_dict(),
+        "size": size,
     }
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_file(path) as partial:
@@ -282,11 +295,31 @@ def load_model(
     return network.eval(), config, found
 
 
+def image_size(path: Path) -> tuple[int, int] | None:
+    """The (height, width) of the images that a model was trained on; None if it does not say.
+
+    Raises:
+        UserError: The file is missing, damaged or no model of ours.
+    """
+    size = _read_description(path).get("size")
+    whole = isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
+    if size is not None and not (whole and min(size) > 0):
+        raise UserError(f"{path}: damaged description of the model (size {size}); delete it")
+    return None if size is None else (size[0], size[1])
+
+
 def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    description = _read_description(path)
+    try:
+        return description, load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged model file ({error}); delete it and rerun") from None
+
+
+def _read_description(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["cag"])
-        state = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -296,4 +329,4 @@ def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = description.get("format") if isinstance(description, dict) else None
     if found != MODEL_FORMAT:
         raise UserError(f"{path}: model format {found}, expected {MODEL_FORMAT}; rerun its stage")
-    return description, state
+    return description

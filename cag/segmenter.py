@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from cag.devices import one_device
 from cag.images import read_image, resize, to_rgb
 from cag.labels import LabelSpace
-from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, load_model
+from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, image_size, load_model
 from cag.prediction import full_resolution, predict, upsampled
 
 WHOLE_PIXELS = 2048 * 2048  # a larger image is predicted in tiles
@@ -21,6 +22,8 @@ TILE, SMALLEST_TILE = 1024, 2 * INPUT_MULTIPLE
 
 Picture = str | PathLike | Image.Image | np.ndarray | Tensor
 Pixels = tuple[int, int]
+Size = Pixels | Literal["own"]
+OWN = "own"
 
 
 class Segmenter:
@@ -30,17 +33,24 @@ class Segmenter:
         network: The network.
         classes: Its classes.
         device: See `cag.load`.
+        size: (height, width) of the images that it was trained on, if they had one.
 
     Attributes:
         classes: Names of the classes, in the order of their train ids.
         palette: Their colours, uint8 [K, 3].
         num_classes: K.
         device: Where it computes.
+        size: (height, width) to predict at where a call does not say another, or None.
     """
 
     def __init__(
-        self, network: SegmentationNetwork, classes: LabelSpace, device: str | None = None
+        self,
+        network: SegmentationNetwork,
+        classes: LabelSpace,
+        device: str | None = None,
+        size: Pixels | None = None,
     ):
+        self.size = size
         self._fabric = one_device(device)
         self.device = self._fabric.device
         network = network.eval().to(self.device, memory_format=torch.channels_last)
@@ -50,7 +60,7 @@ class Segmenter:
     def from_file(cls, path: Path, device: str | None = None) -> Segmenter:
         """See `cag.load`."""
         network, _, classes = load_model(path)
-        return cls(network, classes, device)
+        return cls(network, classes, device, image_size(path))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -68,15 +78,16 @@ class Segmenter:
         return self.label_space.num_classes
 
     def __call__(
-        self, image: Picture, size: Pixels | None = None, tile: int | None = None
+        self, image: Picture, size: Size | None = None, tile: int | None = None
     ) -> np.ndarray:
         """The predicted train ids of an image.
 
         Args:
             image: A file's path; a Pillow image; uint8 [H, W, 3], [H, W] or [H, W, 4] (alpha is
                 dropped) as numpy array; or a tensor uint8 [3, H, W].
-            size: (height, width) to predict at, best that of the images trained on; the labels keep
-                the image's own size. None: the image's size.
+            size: (height, width) to predict at, or "own" for the image's; the labels have the
+                image's size either way. None: `self.size`, as the pipeline's `evaluate` does, or
+                the image's if that is None.
             tile: See `logits`.
 
         Returns:
@@ -90,7 +101,7 @@ class Segmenter:
         return full_resolution(logits, own)[0].cpu().numpy()
 
     def probabilities(
-        self, image: Picture, size: Pixels | None = None, tile: int | None = None
+        self, image: Picture, size: Size | None = None, tile: int | None = None
     ) -> np.ndarray:
         """The probability of each class, float32 [K, H, W]; arguments as for a call."""
         logits, own = self._one(image, size, tile)
@@ -139,10 +150,14 @@ class Segmenter:
                 weights[part] += weight
         return (total / weights).clamp_min(1e-30).log()
 
-    def _one(self, image: Picture, size: Pixels | None, tile: int | None) -> tuple[Tensor, Pixels]:
+    def seen_size(self, size: Size | None) -> Pixels | None:
+        """The size that images are brought to: what a call says, or `size`; None for their own."""
+        return None if size == OWN else size or self.size
+
+    def _one(self, image: Picture, size: Size | None, tile: int | None) -> tuple[Tensor, Pixels]:
         """Logits [K, h, w] of an image, and its own height and width."""
         pixels = as_rgb(image)  # (H, W, 3)
-        given = torch.from_numpy(resize(pixels, size)).permute(2, 0, 1)[None]
+        given = torch.from_numpy(resize(pixels, self.seen_size(size))).permute(2, 0, 1)[None]
         return self.logits(given, tile)[0], pixels.shape[:2]
 
 

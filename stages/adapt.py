@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from cag.config import load_params
+from cag.datasets import common_size, read_label_space, read_manifest
 from cag.datasets import fingerprint as data_fingerprint
-from cag.datasets import read_label_space
 from cag.devices import best_precision, make_fabric
 from cag.features import read_anchors
 from cag.files import fingerprint, sha256, write_csv
@@ -81,7 +81,8 @@ def main(round_name: str, teacher: str) -> None:
         )
     if fabric.is_global_zero:
         write_csv(Path(CURVE.format(round_name)), curve)
-        save_model(Path(MODEL.format(round_name)), network, network_config, classes)
+        size = common_size(read_manifest(TARGET).query("split == 'train'"))
+        save_model(Path(MODEL.format(round_name)), network, network_config, classes, size)
         checkpoint.delete()
 
 

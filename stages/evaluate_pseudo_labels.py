@@ -29,7 +29,7 @@ from cag.prediction import image_batches, predict_pixels
 from cag.prepared import PreparedImages
 from cag.processes import Processes
 from cag.pseudo_labels import anchor_distances, apply_rules
-from cag.stage import Advance, progress, run
+from cag.stage import Advance, progress, run_stage
 from cag.streams import ahead
 from cag.threshold_curves import LabelledCounts, class_thresholds_at, read_thresholds
 
@@ -196,4 +196,4 @@ def main(round_name: str, teacher: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

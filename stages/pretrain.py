@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from cag.config import load_params
+from cag.datasets import common_size, read_label_space, read_manifest
 from cag.datasets import fingerprint as data_fingerprint
-from cag.datasets import read_label_space
 from cag.devices import best_precision, make_fabric
 from cag.errors import UserError
 from cag.files import fingerprint, sha256, write_csv
@@ -71,7 +71,7 @@ def main() -> None:
         )
     if fabric.is_global_zero:
         write_csv(CURVE, curve)
-        save_model(MODEL, network, params.network, classes)
+        save_model(MODEL, network, params.network, classes, common_size(read_manifest(SOURCE)))
         checkpoint.delete()
 
 

@@ -60,8 +60,8 @@ def align(params: SimpleNamespace) -> None:
     """Train the pretrained model against a discriminator; no label of the target is opened."""
     # A copy should not wait for these, which import torch.
     from cag.adversarial import AdversarialObjective
+    from cag.datasets import common_size, read_label_space, read_manifest
     from cag.datasets import fingerprint as data_fingerprint
-    from cag.datasets import read_label_space
     from cag.devices import best_precision, make_fabric
     from cag.networks import load_model, save_model
     from cag.samples import TrainingSamples, labelled_samples, unlabelled_samples
@@ -110,7 +110,8 @@ def align(params: SimpleNamespace) -> None:
         )
     if fabric.is_global_zero:
         write_csv(CURVE, curve)
-        save_model(MODEL, network, network_config, classes)
+        size = common_size(read_manifest(TARGET).query("split == 'train'"))
+        save_model(MODEL, network, network_config, classes, size)
         checkpoint.delete()
 
 

@@ -183,7 +183,7 @@ def test_nothing_is_written_where_it_cannot_be_right(model, folder, tmp_path):
         predict(tmp_path / "none.safetensors", folder, "--out", out)
     with pytest.raises(UserError, match="notes.txt: cannot be a folder to write to"):
         predict(model, folder / "a.png", "--out", folder / "notes.txt")
-    with pytest.raises(Exception, match="is not height,width in pixels"):
+    with pytest.raises(Exception, match="is neither height,width in pixels"):
         predict(model, folder, "--out", out, "--size", "0,5")
     assert files(tmp_path) == before
 

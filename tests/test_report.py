@@ -479,8 +479,9 @@ def test_stage_names_a_missing_artifact_and_leaves_nothing(project, missing, com
 
 
 def test_class_called_none_keeps_its_name(project):
-    path = project / stage.ROUNDS / "round1/coverage.csv"
-    path.write_text(path.read_text().replace("train", "None"))
+    for name in ("coverage.csv", "threshold_curves.csv"):
+        path = project / stage.ROUNDS / "round1" / name
+        path.write_text(path.read_text().replace("train", "None"))
     rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
     assert stage.read_round("round1", rounds).coverage["class"].tolist() == ["road", "car", "None"]
 

@@ -88,6 +88,16 @@ def test_labels_are_those_of_the_network_at_the_images_size(segmenter, network, 
     assert np.array_equal(labels, expected(network, image).argmax(0))
 
 
+def test_the_size_that_a_model_knows_is_the_default(model, network, tmp_path):
+    save_model(tmp_path / "sized.safetensors", network, CONFIG, SPACE, (40, 60))
+    sized, own = cag.load(tmp_path / "sized.safetensors", "cpu"), cag.load(model, "cpu")
+    image = np.random.default_rng(5).integers(0, 256, (70, 90, 3), np.uint8)
+    assert (sized.size, own.size) == ((40, 60), None)
+    assert np.array_equal(sized(image), own(image, size=(40, 60)))
+    assert np.array_equal(sized(image, size="own"), own(image))
+    assert not np.array_equal(sized(image), own(image))
+
+
 def test_another_size_to_predict_at_keeps_the_labels_size(segmenter, network):
     image = random(100, 90, 3)
     labels = segmenter(image, size=(40, 60))

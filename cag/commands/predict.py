@@ -39,17 +39,18 @@ Predicted = tuple[Photograph, Callable[[], tuple]]
 
 
 class PixelSize(click.ParamType):
-    """Two numbers: H,W."""
+    """Two numbers, H,W, or the word own."""
 
-    name = "H,W"
+    name = "H,W|own"
 
     def convert(self, value, param, ctx):
-        """Return (height, width)."""
-        if isinstance(value, tuple):
+        """Return (height, width), or "own"."""
+        if isinstance(value, tuple) or value == "own":
             return value
         sides = value.replace("x", ",").split(",")
         if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
-            self.fail(f"{value!r} is not height,width in pixels, such as 512,1024", param, ctx)
+            expected = "height,width in pixels, such as 512,1024, nor own"
+            self.fail(f"{value!r} is neither {expected}", param, ctx)
         return int(sides[0]), int(sides[1])
 
 
@@ -62,8 +63,8 @@ class PixelSize(click.ParamType):
 @click.option(
     "--size",
     type=PixelSize(),
-    help="Predict at this size, best that of the images trained on (target.size in params.yaml). "
-    "[default: each image's own]",
+    help="Predict at this size, or at each image's own. [default: that of the images trained on, "
+    "which the model knows]",
 )
 @click.option(
     "--tile",
@@ -86,7 +87,7 @@ def predict(
     out: Path,
     overlay: bool,
     confidence: bool,
-    size: tuple[int, int] | None,
+    size: tuple[int, int] | str | None,
     tile: int | None,
     batch: int,
     device: str | None,
@@ -104,7 +105,7 @@ def predict(
 
     \b
     Examples:
-      cag predict data/models/round3.safetensors photos --out labelled --size 128,256
+      cag predict data/models/round3.safetensors photos --out labelled
       cag predict model.safetensors "drive/**/*.jpg" --out labelled --confidence --tile 1024
     """
     from cag import load
@@ -124,7 +125,8 @@ def predict(
         redirect_stdout(sys.stderr) if as_json else nullcontext(),
         progress("predict", len(found), "images") as advance,
     ):
-        read = photographs(found, size, lambda *failure: failures.append(failure))
+        seen = segmenter.seen_size(size)
+        read = photographs(found, seen, lambda *failure: failures.append(failure))
         counts = _label(segmenter, advance.waiting(read), out, kinds, tile, batch, advance)
     _summarize(segmenter, counts, len(found), failures, time.monotonic() - began, as_json)
 

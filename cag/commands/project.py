@@ -63,7 +63,13 @@ def init(folder: Path) -> None:
 
 
 @click.command(short_help="Choose a parameter file (params.yaml).")
-@click.argument("name", required=False)
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=lambda context, parameter, begun: [
+        path.stem for path in sorted(PRESETS.glob(f"{begun}*.yaml"))
+    ],
+)
 @click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
 def preset(name: str | None, force: bool) -> None:
     """Copy presets/NAME.yaml over params.yaml; without NAME, list the presets.
