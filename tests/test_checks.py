@@ -1,5 +1,6 @@
 """Checks of raw data: what is wrong is listed, and nothing that must stay closed is opened."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,19 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]
+
+
+def test_json_has_what_was_found_and_what_is_wrong(project, capsys):
+    raw = project("gta5_to_cityscapes")
+    write_gta5(raw / "gta5", 3, SIZE, mismatched=1)
+    with pytest.raises(UserError, match="found to be wrong"):
+        call("--json", "source")
+    found = json.loads(capsys.readouterr().out)
+    (train,) = found["domains"]["source"]
+    assert (train["images"], train["left_out"], train["size"]) == (4, 1, list(SIZE))
+    assert sum(row["pixels"] for row in train["values"]) == 3 * SIZE[0] * SIZE[1]
+    assert len(found["problems"]) == len(train["absent"])
+    assert found["disk_bytes"]["free"] == 10**9
 
 
 def test_good_synthia(project, capsys):

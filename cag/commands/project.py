@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import shutil
 import subprocess
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -17,6 +21,9 @@ from cag.datasets import class_difference
 from cag.errors import UserError
 from cag.files import atomic_file, data_root, free_bytes, inside, used_bytes
 from cag.labels import read_class_map
+
+if TYPE_CHECKING:
+    from cag.checks import SplitCheck
 
 PRESETS = Path("presets")
 PARAMS = Path("params.yaml")
@@ -142,7 +149,8 @@ def data() -> None:
 @click.option(
     "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."
 )
-def check(name: str | None, partial: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON, for scripts.")
+def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or both without NAME.
 
     Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
@@ -150,9 +158,25 @@ def check(name: str | None, partial: bool) -> None:
     wrong is listed, and the exit status is then 1.
 
     \b
-    Example:
+    Examples:
       cag preset gta5_to_cityscapes && cag data check source
+      cag data check --json > found.json
     """
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        found = _check(name, partial)
+        problems = found["problems"]
+        if not as_json:
+            for problem in problems[:SHOWN_PROBLEMS]:
+                print(f"wrong: {problem}")
+    if as_json:
+        print(json.dumps(found, indent=2))
+    if problems:
+        more = f", {SHOWN_PROBLEMS} of them" if len(problems) > SHOWN_PROBLEMS else ""
+        raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
+
+
+def _check(name: str | None, partial: bool) -> dict:
+    """Check the domains and print what they have; all that was found, as for JSON."""
     from cag.checks import Disk, check_domain, disk_needed, feature_form, rendered
 
     params = load_all()
@@ -162,7 +186,7 @@ def check(name: str | None, partial: bool) -> None:
     if spaces[0].names != spaces[1].names:
         problems.append(class_difference(*(space.names for space in spaces)))
     form = feature_form(params.network, spaces[0].num_classes)
-    disk = {}
+    disk, domains = {}, {}
     for domain in DOMAINS if name is None else [name]:
         config, class_map = getattr(params, domain), class_maps[domain]
         if config.layout == "scenes":
@@ -172,6 +196,7 @@ def check(name: str | None, partial: bool) -> None:
             found = check_domain(domain, config, where, class_map, partial)
         _print_check(domain, f"{config.layout}, {where}", found)
         problems += [problem for one in found for problem in one.problems]
+        domains[domain] = [_plain(one) for one in found]
         disk[domain] = disk_needed(domain, config, found, params, spaces[0].num_classes, form)
     needed = Disk(*(sum(parts) for parts in zip(*disk.values(), strict=True)))
     there = sum(used_bytes(PREPARED / domain) for domain in disk) + used_bytes(FEATURES)
@@ -185,11 +210,17 @@ def check(name: str | None, partial: bool) -> None:
             f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
             "or take fewer rounds or a smaller size"
         )
-    if problems:
-        shown = problems[:SHOWN_PROBLEMS]
-        print(*(f"wrong: {problem}" for problem in shown), sep="\n")
-        more = f", {len(shown)} of them" if len(problems) > len(shown) else ""
-        raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
+    return {
+        "domains": domains,
+        "disk_bytes": {**needed._asdict(), "free": free},
+        "problems": problems,
+    }
+
+
+def _plain(one: SplitCheck) -> dict:
+    values = None if one.values is None else one.values.drop(columns="label").to_dict("records")
+    fields = {key: getattr(one, key) for key in ("split", "images", "left_out", "size", "absent")}
+    return fields | {"values": values}
 
 
 def _print_check(domain: str, what: str, found: list) -> None:
