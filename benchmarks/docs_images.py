@@ -2,16 +2,21 @@
 
 python -m benchmarks.docs_images
 
+Photographs of the report need chromium and chromedriver.
+
 No stage has labels of target training images; the truth of the README's picture is rendered here,
 from the scenes' own numbers.
 """
 
+import io
 from pathlib import Path
 
 import click
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
+from selenium import webdriver
 
 from cag import plots
 from cag.config import load_all
@@ -32,6 +37,22 @@ PSEUDO_LABELS = "data/rounds/{}/pseudo_labels/{}/{}.png"
 PREDICTIONS = "data/evaluation/{}/predictions/{}.png"
 DOCS = Path("docs")
 IMAGES = DOCS / "images"
+REPORT = Path("data/report")
+SHOTS = {
+    "report.png": None,  # the window
+    "report-explorer.png": "#explorer",
+    "report-features.png": "#features svg",
+}
+EXPLORE = """
+const set = (id, value, event) => {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new Event(event));
+};
+const images = document.getElementById('explorer-image').options;
+set('explorer-image', images[images.length - 1].value, 'change');
+set('relative_margin', 30, 'input');
+"""
 
 
 def rows_of(domain: str, split: str, numbers: list[int]) -> list[pd.Series]:
@@ -132,6 +153,31 @@ def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
     write_panel(DOCS / "overview.png", titles, rows)
 
 
+def photograph_report() -> None:
+    """The report in a browser: its top, the feature space, and the explorer with a slider moved."""
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless", "--no-sandbox", "--hide-scrollbars"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options)
+    try:
+        view = {"width": 1280, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+        driver.get((REPORT / "index.html").resolve().as_uri())
+        # The last image is a validation image, whose truth gives a precision.
+        driver.execute_script(EXPLORE)
+        for name, selector in SHOTS.items():
+            element = driver.find_element("css selector", selector)
+            png = (
+                driver.get_screenshot_as_png() if selector == "body" else element.screenshot_as_png
+            )
+            picture = Image.open(io.BytesIO(png)).convert("RGB")
+            with atomic_file(IMAGES / name) as partial:
+                picture.quantize(256).save(partial, format="PNG", optimize=True)
+            print(IMAGES / name)
+    finally:
+        driver.quit()
+
+
 @click.command(help=__doc__)
 @click.option("--images", default="3,41,88,150", show_default=True, help="Numbers, with commas.")
 def main(images: str) -> None:
@@ -143,6 +189,7 @@ def main(images: str) -> None:
     draw_predictions(classes, ("pretrain", rounds[-1]))
     draw_plots(rounds)
     draw_overview(classes, rounds[-1], numbers)
+    photograph_report()
 
 
 if __name__ == "__main__":

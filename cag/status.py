@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 import networkx
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage import Stage
 from rich.table import Table
@@ -51,7 +52,8 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
     """The state of each stage of a project, in the pipeline's order.
 
     Raises:
-        UserError: It is no DVC project, or its dvc.yaml or params.yaml cannot be understood.
+        UserError: It is no DVC project, its dvc.yaml or params.yaml cannot be understood, or DVC is
+            running there.
     """
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # what is wrong is said once, below
     try:
@@ -59,9 +61,17 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
             stages, graph = list(repo.index.stages), repo.index.graph
             found = repo.status()
             return list(_statuses(stages, graph, found, read_records(project / RECORDS)))
+    except LockError:
+        raise UserError(
+            "DVC is running in this project, and its state is changing; ask again when it is done "
+            "(after a kill: delete .dvc/tmp/rwlock)"
+        ) from None
+    except NotDvcRepoError:
+        raise UserError(
+            f"{project.resolve()}: no DVC project; run this in the folder of one (`cag init`)"
+        ) from None
     except DvcException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{reason}; run this in the folder of a project (`cag init`)") from None
+        raise UserError(" ".join(str(error).split())) from None
 
 
 def _statuses(

@@ -1,6 +1,7 @@
 """`cag status`: the state of each stage, what made it stale, and what the last run has recorded."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -77,8 +78,16 @@ def test_command_prints_a_table_or_json(copy, monkeypatch, capsys):
 
 
 def test_outside_a_project_one_line_says_so(tmp_path):
-    with pytest.raises(UserError, match="not inside of a DVC repository.*run this in the folder"):
+    with pytest.raises(UserError, match="no DVC project; run this in the folder of one"):
         pipeline_status(tmp_path)
+
+
+def test_while_dvc_runs_one_line_says_so(copy):
+    holder = {"pid": os.getppid(), "cmd": "dvc repro"}
+    held = {"write": {str(copy / "data/index/source.csv"): holder}}
+    (copy / ".dvc/tmp/rwlock").write_text(json.dumps(held))
+    with pytest.raises(UserError, match="DVC is running in this project"):
+        pipeline_status(copy)
 
 
 def test_broken_parameters_are_one_line(copy):
