@@ -9,6 +9,7 @@ from the scenes' own numbers.
 """
 
 import io
+import shutil
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from cag import plots
 from cag.config import load_all
 from cag.datasets import read_label_space, read_manifest
 from cag.devices import make_fabric
+from cag.errors import UserError
 from cag.evaluation import full_resolution_prediction
 from cag.files import atomic_file
 from cag.images import colorize, read_image, read_label, write_image
@@ -158,7 +160,11 @@ def photograph_report() -> None:
     options = webdriver.ChromeOptions()
     for argument in ("--headless", "--no-sandbox", "--hide-scrollbars"):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options)
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        raise UserError("chromedriver: not found; install chromium and its driver")
+    # With a path given, selenium fetches nothing.
+    driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
     try:
         view = {"width": 1280, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
@@ -166,10 +172,11 @@ def photograph_report() -> None:
         # The last image is a validation image, whose truth gives a precision.
         driver.execute_script(EXPLORE)
         for name, selector in SHOTS.items():
-            element = driver.find_element("css selector", selector)
-            png = (
-                driver.get_screenshot_as_png() if selector == "body" else element.screenshot_as_png
-            )
+            if selector is None:
+                png = driver.get_screenshot_as_png()
+            else:
+                found = driver.find_elements("css selector", selector)
+                png = next(one for one in found if one.is_displayed()).screenshot_as_png
             picture = Image.open(io.BytesIO(png)).convert("RGB")
             with atomic_file(IMAGES / name) as partial:
                 picture.quantize(256).save(partial, format="PNG", optimize=True)
