@@ -51,6 +51,7 @@ const set = (id, value, event) => {
   control.value = value;
   control.dispatchEvent(new Event(event));
 };
+document.querySelector('nav').style.position = 'static';
 const images = document.getElementById('explorer-image').options;
 set('explorer-image', images[images.length - 1].value, 'change');
 set('relative_margin', 30, 'input');
@@ -166,7 +167,7 @@ def photograph_report() -> None:
     # With a path given, selenium fetches nothing.
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
     try:
-        view = {"width": 1280, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        view = {"width": 1280, "height": 1250, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
         driver.get((REPORT / "index.html").resolve().as_uri())
         # The last image is a validation image, whose truth gives a precision.
@@ -179,7 +180,7 @@ def photograph_report() -> None:
                 png = next(one for one in found if one.is_displayed()).screenshot_as_png
             picture = Image.open(io.BytesIO(png)).convert("RGB")
             with atomic_file(IMAGES / name) as partial:
-                picture.quantize(256).save(partial, format="PNG", optimize=True)
+                picture.save(partial, format="PNG", optimize=True)
             print(IMAGES / name)
     finally:
         driver.quit()

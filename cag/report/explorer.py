@@ -139,8 +139,8 @@ def section(run: Run) -> str:
     return (
         "".join(f"<p>{pieces.escape(note)}</p>" for note in notes)
         + "<noscript><p>This part needs scripts.</p></noscript>"
-        + f'<div id="explorer" hidden><div>{_choice(content)}{_views()}{_SLIDERS}{_COMMAND}</div>'
-        + f"<div>{_COUNTS}</div></div>"
+        + f'<div id="explorer" hidden>{_choice(content)}{_views()}<div class="beside">'
+        + f"<div>{_SLIDERS}{_COMMAND}</div><div>{_COUNTS}</div></div></div>"
         + f'<script type="application/json" id="explorer-data">{data}</script>'
     )
 
