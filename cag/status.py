@@ -13,6 +13,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import Stage
 from rich.table import Table
+from rich.text import Text
 
 from cag.errors import UserError
 from cag.files import used_bytes
@@ -126,10 +127,9 @@ def status_table(statuses: Sequence[StageStatus]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for one in statuses:
-        style = _STYLES[one.state]
         table.add_row(
             one.stage,
-            f"[{style}]{one.state}[/{style}]",
+            Text(one.state, _STYLES[one.state]),
             _moment(one.started),
             "" if one.seconds is None else f"{one.seconds:.1f} s",
             "" if one.images_per_second is None else f"{one.images_per_second:.1f}",

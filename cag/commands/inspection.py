@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from cag.commands.terminal import print_table
 from cag.config import load_params
 from cag.errors import UserError
 from cag.files import atomic_file, inside
@@ -150,7 +150,6 @@ def _draw(out: Path, image: Path, found, classes, size, point, title: str) -> No
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
     print(
         f"{result['image']} in {result['round']} (teacher {result['teacher']}): "
         f"{result['width']} x {result['height']} pixels, {result['pixels']} of the features"
@@ -160,22 +159,22 @@ def _print(result: dict[str, Any]) -> None:
             "its label PNGs are of other thresholds than params.yaml has now; shown are the latter"
         )
     if "pixel" in result:
-        _print_pixel(console, result["pixel"])
-    _print_rows(console, result["classes"])
-    _print_rows(console, result["quantiles"])
+        _print_pixel(result["pixel"])
+    _print_rows(result["classes"])
+    _print_rows(result["quantiles"])
 
 
-def _print_pixel(console: Console, pixel: dict[str, Any]) -> None:
+def _print_pixel(pixel: dict[str, Any]) -> None:
     place = pixel["feature_pixel"]
     print(f"pixel {pixel['x']},{pixel['y']}: row {place['row']}, column {place['column']}")
-    _print_rows(console, pixel["distances"])
+    _print_rows(pixel["distances"])
     print(
         f"nearest {pixel['nearest']}: d1 {pixel['nearest_distance']:.4g}, "
         f"d2 {pixel['second_distance']:.4g}, margin {pixel['margin']:.4g}, "
         f"relative margin {pixel['relative_margin']:.4f}"
     )
     print(f"predicted {pixel['prediction']}: probability {pixel['probability']:.4f}")
-    _print_rows(console, pixel["rules"])
+    _print_rows(pixel["rules"])
     labels = pixel["labels"]
     training = " and ".join(labels["training"])
     print(
@@ -184,7 +183,7 @@ def _print_pixel(console: Console, pixel: dict[str, Any]) -> None:
     )
 
 
-def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     """Dicts of the same keys as a table; numbers stand to the right."""
     table = Table(box=None)
     for key, value in rows[0].items():
@@ -192,7 +191,7 @@ def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
         table.add_column(key.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    print_table(table)
 
 
 def _cell(value: Any) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from rich.table import Table
 
 from cag.commands.template import template
+from cag.commands.terminal import print_table
 from cag.errors import UserError
 from cag.files import atomic_file
 
@@ -106,9 +107,6 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
 
 
 def _print_comparisons(compared: list) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("images", box=None)
     for column in ("size", "difference", "own rounding", "largest", "equal labels"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -116,8 +114,7 @@ def _print_comparisons(compared: list) -> None:
         shape = "x".join(map(str, one.shape))
         errors = f"{one.difference:.1e}", f"{one.rounding:.1e}", f"{one.scale:.3g}"
         table.add_row(one.what, shape, *errors, f"{one.agreement:.3%}")
-    # A file is wide enough for every column.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(table)
 
 
 @click.group()
