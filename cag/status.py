@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import networkx
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.stage import Stage
 from rich.table import Table
@@ -52,17 +52,22 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
     """The state of each stage of a project, in the pipeline's order.
 
     Raises:
-        UserError: It is no DVC project, or its dvc.yaml or params.yaml cannot be understood.
+        UserError: It is no DVC project, DVC is at work in it, or its dvc.yaml or params.yaml cannot
+            be understood.
     """
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # what is wrong is said once, below
     try:
         with Repo(project) as repo:
             stages, graph = list(repo.index.stages), repo.index.graph
             found = repo.status()
-            return list(_statuses(stages, graph, found, read_records(project / RECORDS)))
+            return list(
+                _statuses(stages, graph, found, read_records(Path(repo.root_dir) / RECORDS))
+            )
     except DvcException as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{reason}; run this in the folder of a project (`cag init`)") from None
+        if isinstance(error, NotDvcRepoError):
+            reason += "; run this in the folder of a project (`cag init`)"
+        raise UserError(reason) from None
 
 
 def _statuses(

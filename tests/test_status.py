@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from project import digests, finished_project, merged, read_params, write_params
 
 from cag import cli
@@ -79,6 +80,12 @@ def test_command_prints_a_table_or_json(copy, monkeypatch, capsys):
 def test_outside_a_project_one_line_says_so(tmp_path):
     with pytest.raises(UserError, match="not inside of a DVC repository.*run this in the folder"):
         pipeline_status(tmp_path)
+
+
+def test_while_dvc_runs_one_line_says_so(copy):
+    with Repo(copy) as repo, repo.lock, pytest.raises(UserError, match="acquire lock") as caught:
+        pipeline_status(copy)
+    assert "run this in the folder" not in str(caught.value)
 
 
 def test_broken_parameters_are_one_line(copy):
