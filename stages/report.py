@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from cag import plots, report
 from cag.config import load_params
-from cag.datasets import read_label_space, read_manifest
+from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
 from cag.features import (
     Sample,
@@ -110,9 +110,8 @@ def read_features(
 
 def target_sample(store: TargetStore, seed: int) -> Sample:
     """Draw target pixels by predicted class; one image is in memory at a time."""
-    indices = report.evenly_spaced(range(len(store.names)), FEATURE_IMAGES)
     samples = []
-    for index in indices:
+    for index in evenly_spaced(len(store.names), FEATURE_IMAGES):
         features, prediction, _ = read_target_row(store, index)
         draws = pixel_draws(seed, [index], prediction.shape[1:])
         samples.append(sample_pixels(features, prediction, draws, FEATURES_PER_CLASS))
@@ -261,8 +260,7 @@ def collect(params) -> report.Run:
 
 def sample(rows: pd.DataFrame, params) -> list[pd.Series]:
     """Pick the manifest rows whose pictures are shown."""
-    picks = report.evenly_spaced(range(len(rows)), params.report.images)
-    return [rows.iloc[index] for index in picks]
+    return [rows.iloc[index] for index in evenly_spaced(len(rows), params.report.images)]
 
 
 def trained_models(rounds: dict) -> list[str]:

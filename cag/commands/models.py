@@ -51,7 +51,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     from cag import export as exports
     from cag.networks import load_model
 
-    if out.suffix != exports.SUFFIXES[form]:
+    if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
     if form == "onnx":
         exports.require_packages("onnx", "onnxscript", "onnxruntime")
@@ -80,6 +80,7 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     import torch
 
     from cag.commands.predict import list_images
+    from cag.datasets import evenly_spaced
     from cag.export import LEAST_SIDE
     from cag.images import read_image
     from cag.scenes import render
@@ -91,7 +92,7 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     ]
     if given:
         found = list_images(given)
-        chosen = [found[i] for i in np.linspace(0, len(found) - 1, min(4, len(found))).astype(int)]
+        chosen = [found[i] for i in evenly_spaced(len(found), 4)]
         real = [(path.name, read_image(path)) for _, path in chosen]
     else:
         real = [
