@@ -150,8 +150,8 @@ def load_onnx(path: Path) -> Run:
     """Read what `write_onnx` wrote, for the CPU: a function from images to logits."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    model = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(model.run(["logits"], {"images": images.numpy()})[0])
 
 
 @torch.inference_mode()

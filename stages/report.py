@@ -28,7 +28,7 @@ from cag.features import (
     read_target_store,
     sample_pixels,
 )
-from cag.files import atomic_folder, inside
+from cag.files import atomic_folder, inside, write_csv
 from cag.images import read_image, read_label
 from cag.pseudo_labels import anchor_distances
 from cag.report.run_card import times_table
@@ -190,6 +190,12 @@ def plain(params) -> dict:
     return values(vars(params))
 
 
+def own_records(params) -> list[Mapping]:
+    """The records of this run's stages: those of rounds that are no more are left out."""
+    names = {"", "source", "target", *params.rounds, *params.evaluated}
+    return [one for stage, one in read_records().items() if stage.partition("@")[2] in names]
+
+
 def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the learning curves there are; a model passed through untrained has none."""
     paths = {model: CURVES / f"{model}.csv" for model in models}
@@ -252,7 +258,7 @@ def collect(params) -> report.Run:
         validation=compared,
         rules=params.pseudo_label,
         parameters=plain(params),
-        records=list(read_records().values()),
+        records=own_records(params),
         fingerprints=checksums(),
         locations=locations(),
     )
@@ -325,9 +331,7 @@ def write(result: report.Run) -> None:
         for name, figure in draw(result).items():
             plots.save_png(figure, folder / name)
         if result.records:
-            times_table(result.records).to_csv(
-                folder / "times.csv", index=False, lineterminator="\n"
-            )
+            write_csv(folder / "times.csv", times_table(result.records))
 
 
 def _existing(path: Path, stage: str) -> Path:

@@ -535,6 +535,7 @@ def test_stage_writes_the_times_of_the_records_there_are(project):
         '{"stage": "pretrain", "started": "2020-01-01", "seconds": 2.5, "device": "a, b"}'
     )
     (folder / "broken.json").write_text("{")
+    (folder / "adapt@round9.json").write_text('{"stage": "adapt@round9"}')  # of another run
     run_stage()
     assert (project / "data/report/times.csv").read_text() == (
         "stage,started,seconds,images,images_per_second,device\n"
