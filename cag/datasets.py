@@ -266,6 +266,11 @@ def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
     )
 
 
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Indices of `count` images spread over all `total`, the first and the last among them."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
 def fingerprint(folder: Path) -> str:
     """Return a SHA-256 (hex) that names a prepared data set's content.
 

@@ -22,7 +22,6 @@ from cag.networks import SegmentationNetwork
 from cag.prediction import upsampled
 
 OPSET = 18
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 # How much logits may differ: as a share of the largest, or times the network's own rounding error,
 # which is large where a deep network amplifies it; and the least share of equal labels.
 TOLERANCE, ROUNDING, AGREEMENT = 1e-4, 10, 0.99
@@ -151,8 +150,8 @@ def load_onnx(path: Path) -> Run:
     """Read what `write_onnx` wrote, for the CPU: a function from images to logits."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    model = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(model.run(["logits"], {"images": images.numpy()})[0])
 
 
 @torch.inference_mode()

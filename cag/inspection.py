@@ -219,12 +219,13 @@ def find_image(names: Sequence[str], wanted: str) -> int:
     Raises:
         UserError: None or several are meant; some names are given.
     """
-    path = PurePosixPath(wanted).with_suffix("").as_posix() if wanted else ""
+    path = PurePosixPath(wanted)
+    path = path.with_suffix("").as_posix() if path.name else ""
     exact = [i for i, name in enumerate(names) if wanted == name or f"/{path}".endswith(f"/{name}")]
     # Of names such as a/b and b the longer one is what a path means.
     if exact:
         return max(exact, key=lambda index: len(names[index]))
-    parts = [i for i, name in enumerate(names) if wanted and (wanted in name or path in name)]
+    parts = [i for i, name in enumerate(names) if path and (wanted in name or path in name)]
     if len(parts) == 1:
         return parts[0]
     if parts:

@@ -173,7 +173,8 @@ class ClassMap:
     def decoding(self) -> np.ndarray | None:
         """The raw value of each train id, uint8 [256]: the inverse of `encode`.
 
-        A class of several values gets the smallest; 255 gets the smallest that is ignored.
+        A class of several values gets the smallest; 255 gets the smallest of `ignore`, or the
+        largest that is listed nowhere where that is `rest`.
 
         Returns:
             None where there is no such table: the map has colours, values above 255, a class

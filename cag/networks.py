@@ -295,7 +295,7 @@ def load_model(
     return network.eval(), config, found
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
+def trained_size(path: Path) -> tuple[int, int] | None:
     """The (height, width) of the images that a model was trained on; None if it does not say.
 
     Raises:
@@ -323,7 +323,10 @@ def _read_description(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged model file ({error}); delete it and rerun") from None
+        raise UserError(
+            f"{path}: damaged model file, or none ({error}); one of the pipeline's comes back when "
+            "it is deleted, by `dvc repro`"
+        ) from None
     except KeyError:
         raise UserError(f"{path}: no model of this program: it has no description") from None
     found = description.get("format") if isinstance(description, dict) else None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+matplotlib.rcParams["text.parse_math"] = False  # a name is text, whatever it spells
 DPI = 144
 RULES = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
 # Rules of the threshold curves: what their thresholds are, and how their lines are drawn.

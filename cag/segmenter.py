@@ -14,7 +14,7 @@ from torch import Tensor
 from cag.devices import one_device
 from cag.images import read_image, resize, to_rgb
 from cag.labels import LabelSpace
-from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, image_size, load_model
+from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, load_model, trained_size
 from cag.prediction import full_resolution, predict, upsampled
 
 WHOLE_PIXELS = 2048 * 2048  # a larger image is predicted in tiles
@@ -60,7 +60,7 @@ class Segmenter:
     def from_file(cls, path: Path, device: str | None = None) -> Segmenter:
         """See `cag.load`."""
         network, _, classes = load_model(path)
-        return cls(network, classes, device, image_size(path))
+        return cls(network, classes, device, trained_size(path))
 
     @property
     def classes(self) -> tuple[str, ...]:

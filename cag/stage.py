@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -23,6 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cag.errors import UserError
 from cag.files import write_json
 
+# What the disk refuses, rather than what a program does wrong.
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
 RECORDS = Path(".scratch/runs")
 T = TypeVar("T")
 _END = object()
@@ -37,6 +43,8 @@ def is_main_process() -> bool:
 def run(main: Callable[..., None]) -> int | None:
     """Run a click command; a UserError becomes one line on stderr and exit status 1.
 
+    So does what the disk refuses: no space, no permission, a file where a folder should be.
+
     A termination is an exception too, so that what is half written is removed.
 
     Returns:
@@ -47,6 +55,12 @@ def run(main: Callable[..., None]) -> int | None:
         return main.main(standalone_mode=False)
     except UserError as error:
         _print_error(error)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        where = "the disk" if error.filename is None else error.filename
+        _print_error(UserError(f"{where}: {error.strerror}; free space, or use another folder"))
         sys.exit(1)
     except click.ClickException as error:
         error.show()
@@ -208,11 +222,3 @@ def progress(what: str, total: int, unit: str, images: int | None = None) -> Ite
     _finished.append(advance)
     if is_main_process():
         print(f"{what}: {advance.done} {unit} in {advance.seconds:.1f} s, {advance.rate(unit)}")
-
-
-def tracked(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
-    """Pass items on while a progress bar counts them."""
-    with progress(what, total, unit) as advance:
-        for item in items:
-            yield item
-            advance()

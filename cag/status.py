@@ -14,6 +14,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage import Stage
 from rich.table import Table
+from rich.text import Text
 
 from cag.errors import UserError
 from cag.files import used_bytes
@@ -52,15 +53,16 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
     """The state of each stage of a project, in the pipeline's order.
 
     Raises:
-        UserError: It is no DVC project, its dvc.yaml or params.yaml cannot be understood, or DVC is
-            running there.
+        UserError: It is no DVC project, DVC is at work in it, or its dvc.yaml or params.yaml cannot
+            be understood.
     """
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # what is wrong is said once, below
     try:
         with Repo(project) as repo:
             stages, graph = list(repo.index.stages), repo.index.graph
             found = repo.status()
-            return list(_statuses(stages, graph, found, read_records(project / RECORDS)))
+            records = read_records(Path(repo.root_dir) / RECORDS)
+            return list(_statuses(stages, graph, found, records))
     except LockError:
         raise UserError(
             "DVC is running in this project, and its state is changing; ask again when it is done "
@@ -136,10 +138,9 @@ def status_table(statuses: Sequence[StageStatus]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for one in statuses:
-        style = _STYLES[one.state]
         table.add_row(
             one.stage,
-            f"[{style}]{one.state}[/{style}]",
+            Text(one.state, _STYLES[one.state]),
             _moment(one.started),
             "" if one.seconds is None else f"{one.seconds:.1f} s",
             "" if one.images_per_second is None else f"{one.images_per_second:.1f}",

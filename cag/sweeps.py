@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 from rich.table import Table
 
 from cag.errors import UserError
+from cag.results import METRICS, PARAMS
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
 
 WORKSPACE = "workspace"
-PARAMS, LOCK, TIMES = "params.yaml", "dvc.lock", "data/report/times.csv"
+LOCK, TIMES = "dvc.lock", "data/report/times.csv"
 COVERAGE = "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
-SCORES = "data/evaluation/{}/metrics.json"
 RULES = ("anchor", "probability")
 FINISHED = "finished"
 FIXED = ("experiment", "state")
@@ -42,7 +46,7 @@ def sweep_table(all_commits: bool = False) -> pd.DataFrame:
         NaN or None where something is not known.
 
     Raises:
-        UserError: Not in a DVC repository, or it cannot be read.
+        UserError: Not in the folder of a DVC repository, or it has no commit or cannot be read.
     """
     # DVC takes a second, which the other commands need not spend.
     from dvc.exceptions import DvcException
@@ -50,6 +54,8 @@ def sweep_table(all_commits: bool = False) -> pd.DataFrame:
 
     try:
         with Repo(".") as repo:
+            if not os.path.samefile(repo.root_dir, "."):  # DVC's paths are of the root
+                raise UserError(f"run this in the project's folder, {repo.root_dir}")
             found = repo.experiments.show(all_commits=all_commits)
             found = [state.dumpd() for state in found]
             rows = [_row(name, state, data) for name, state, data in _experiments(found)]
@@ -152,6 +158,8 @@ def terminal_table(table: pd.DataFrame) -> Table:
 
 def _experiments(found: list[dict]) -> Iterator[tuple[str, str, dict | None]]:
     """Name, state and data of the workspace and of each experiment."""
+    if not found:
+        raise UserError("no commit yet, from which experiments start: `git add .`, `git commit`")
     workspace, *commits = found
     yield WORKSPACE, FINISHED, workspace["data"]
     for commit in commits:
@@ -183,14 +191,15 @@ def _results(
     from dvc.api import DVCFileSystem
 
     files = DVCFileSystem(repo=".", rev=revision)
-    if not files.exists(LOCK):
+    lock = _read(files, LOCK)
+    if lock is None:
         return {}, None
-    fresh = fresh_stages(yaml.safe_load(files.read_text(LOCK)), params)
+    fresh = fresh_stages(yaml.safe_load(lock), params)
     results = {}
     for name in params.get("rounds", {}):
-        path = COVERAGE.format(name)
-        if f"pseudo_label@{name}" in fresh and files.exists(path):
-            coverage = pd.read_csv(io.StringIO(files.read_text(path)), keep_default_na=False)
+        text = _read(files, COVERAGE.format(name)) if f"pseudo_label@{name}" in fresh else None
+        if text is not None:
+            coverage = pd.read_csv(io.StringIO(text), keep_default_na=False)
             for rule in RULES:
                 share = coverage[rule].sum() / coverage["nearest"].sum()
                 results[f"{name}.coverage.{rule}"] = float(share)
@@ -199,13 +208,19 @@ def _results(
             for rule in RULES:
                 results[f"{name}.precision.{rule}"] = scores.get(rule, {}).get("precision")
     for model in params.get("evaluated", []):
-        scores = metrics.get(SCORES.format(model))
+        scores = metrics.get(METRICS.format(model))
         if f"evaluate@{model}" in fresh and scores:
             results[f"{model}.miou"] = scores["miou"]
-    times = None
-    if "report" in fresh and files.exists(TIMES):
-        times = stages_run(pd.read_csv(io.StringIO(files.read_text(TIMES))))
-    return results, times
+    text = _read(files, TIMES) if "report" in fresh else None
+    return results, None if text is None else stages_run(pd.read_csv(io.StringIO(text)))
+
+
+def _read(files: DVCFileSystem, path: str) -> str | None:
+    """A file's text; None where there is no such file, or DVC's cache has lost it."""
+    try:
+        return files.read_text(path, encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]:
@@ -277,10 +292,8 @@ def _is_result(key: str) -> bool:
     return key.endswith(".miou") or ".coverage." in key or ".precision." in key
 
 
-def _order(key: str) -> tuple[int, str]:
-    return next(
-        i for i, part in enumerate((".coverage.", ".precision.", ".miou")) if part in key
-    ), ""
+def _order(key: str) -> int:
+    return next(i for i, part in enumerate((".coverage.", ".precision.", ".miou")) if part in key)
 
 
 def _numbers(values: pd.Series) -> pd.Series:

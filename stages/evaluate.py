@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cag import metrics, plots
 from cag.config import load_params
-from cag.datasets import read_shared_label_space
+from cag.datasets import evenly_spaced, read_shared_label_space
 from cag.devices import make_fabric
 from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
 from cag.files import inside
@@ -28,7 +28,7 @@ def draw_panels(
 ) -> None:
     """Show `count` of the images beside their prediction and truth."""
     rows = []
-    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int):
+    for index in evenly_spaced(len(images), count):
         image, label, name = images[index]
         maps = (read_label(predictions / f"{name}.png"), label.numpy())
         rows.append([image.permute(1, 2, 0).numpy(), *(colorize(m, palette) for m in maps)])

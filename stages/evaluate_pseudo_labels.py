@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import click
 import h5py
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from cag import plots
 from cag.anchors import resize_labels
 from cag.config import PseudoLabel, Views, load_params
-from cag.datasets import read_manifest, read_shared_label_space
+from cag.datasets import evenly_spaced, read_manifest, read_shared_label_space
 from cag.devices import make_fabric
 from cag.features import create_store, read_anchors
 from cag.files import write_csv, write_json
@@ -62,13 +61,6 @@ def labelled_images() -> PreparedImages | None:
     """The validation images; None where there are no labelled ones, which is normal."""
     labelled = read_manifest(TARGET).query("split == 'val' and label != ''")
     return None if labelled.empty else PreparedImages(TARGET, "val", with_labels=True)
-
-
-def evenly_spaced(images: PreparedImages | None, count: int) -> list[int]:
-    """Indices of `count` images spread over all."""
-    if images is None:
-        return []
-    return np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
 
 
 def label_pixels(
@@ -129,7 +121,7 @@ def score(
     batches = [] if images is None else images.batches(params.extract.batch_size)
     own = batches[processes.rank :: processes.count]
     total, part = (sum(map(len, some)) for some in (batches, own))
-    shown = {i: str(n) for n, i in enumerate(evenly_spaced(images, params.report.images))}
+    shown = {i: str(n) for n, i in enumerate(evenly_spaced(total, params.report.images))}
     counts = LabelledCounts(len(rules.anchors), rules.grid, fabric.device)
     outcomes = torch.zeros(len(RULES), 5, dtype=torch.int64, device=fabric.device)
     how = (network, rules.anchors, params.extract.target_views, fabric)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from cag import plots, report
 from cag.config import load_params
-from cag.datasets import read_label_space, read_manifest
+from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
 from cag.features import (
     Sample,
@@ -28,7 +28,7 @@ from cag.features import (
     read_target_store,
     sample_pixels,
 )
-from cag.files import atomic_folder, inside
+from cag.files import atomic_folder, inside, write_csv
 from cag.images import read_image, read_label
 from cag.pseudo_labels import anchor_distances
 from cag.report.run_card import times_table
@@ -110,9 +110,8 @@ def read_features(
 
 def target_sample(store: TargetStore, seed: int) -> Sample:
     """Draw target pixels by predicted class; one image is in memory at a time."""
-    indices = report.evenly_spaced(range(len(store.names)), FEATURE_IMAGES)
     samples = []
-    for index in indices:
+    for index in evenly_spaced(len(store.names), FEATURE_IMAGES):
         features, prediction, _ = read_target_row(store, index)
         draws = pixel_draws(seed, [index], prediction.shape[1:])
         samples.append(sample_pixels(features, prediction, draws, FEATURES_PER_CLASS))
@@ -191,6 +190,12 @@ def plain(params) -> dict:
     return values(vars(params))
 
 
+def own_records(params) -> list[Mapping]:
+    """The records of this run's stages: those of rounds that are no more are left out."""
+    names = {"", "source", "target", *params.rounds, *params.evaluated}
+    return [one for stage, one in read_records().items() if stage.partition("@")[2] in names]
+
+
 def read_curves(models: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the learning curves there are; a model passed through untrained has none."""
     paths = {model: CURVES / f"{model}.csv" for model in models}
@@ -253,7 +258,7 @@ def collect(params) -> report.Run:
         validation=compared,
         rules=params.pseudo_label,
         parameters=plain(params),
-        records=list(read_records().values()),
+        records=own_records(params),
         fingerprints=checksums(),
         locations=locations(),
     )
@@ -261,8 +266,7 @@ def collect(params) -> report.Run:
 
 def sample(rows: pd.DataFrame, params) -> list[pd.Series]:
     """Pick the manifest rows whose pictures are shown."""
-    picks = report.evenly_spaced(range(len(rows)), params.report.images)
-    return [rows.iloc[index] for index in picks]
+    return [rows.iloc[index] for index in evenly_spaced(len(rows), params.report.images)]
 
 
 def trained_models(rounds: dict) -> list[str]:
@@ -327,9 +331,7 @@ def write(result: report.Run) -> None:
         for name, figure in draw(result).items():
             plots.save_png(figure, folder / name)
         if result.records:
-            times_table(result.records).to_csv(
-                folder / "times.csv", index=False, lineterminator="\n"
-            )
+            write_csv(folder / "times.csv", times_table(result.records))
 
 
 def _existing(path: Path, stage: str) -> Path:

@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(project):
             pseudo_export("--out", project / "out", *arguments)
         assert not (project / "out").exists() and not list(project.glob(".out*"))
 
-    refused("--round is 3; params.yaml has round1, round2", "--round", "3")
+    refused("--round is '3'; params.yaml has round1, round2", "--round", "3")
     (project / "classes.yaml").write_text(CLASSES.replace("sky", "heaven"))
     refused("classes.yaml: has other classes than data/prepared/target")
     (project / "classes.yaml").write_text(CLASSES)

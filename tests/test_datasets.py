@@ -14,6 +14,7 @@ import cag.datasets
 from cag.datasets import (
     COLUMNS,
     Item,
+    evenly_spaced,
     fingerprint,
     prepare_split,
     read_label_space,
@@ -336,3 +337,12 @@ def test_fingerprint_follows_the_content(tmp_path):
     with open(second / "manifest.csv", "a") as manifest:
         manifest.write("train,b,images/train/b.png,,8,12,0,\n")
     assert fingerprint(first) != fingerprint(second)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, []), (1, [0]), (3, [0, 4, 9]), (10, list(range(10))), (99, list(range(10)))],
+)
+def test_evenly_spaced(count, expected):
+    assert evenly_spaced(10, count) == expected
+    assert evenly_spaced(0, count) == []

@@ -107,5 +107,6 @@ def test_images_are_found_by_name_part_and_path():
         find_image(names, "a/fr")
     with pytest.raises(UserError, match="none of the 4 target training images; nearest: .*frame_1"):
         find_image(names, "frame_19")
-    with pytest.raises(UserError, match="none of the 4"):
-        find_image(names, "")
+    for nothing in ("", ".", "/"):
+        with pytest.raises(UserError, match="none of the 4"):
+            find_image(names, nothing)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from cag.config import Network, Normalization
 from cag.errors import UserError
 from cag.labels import LabelSpace
-from cag.networks import build, image_size, load_model, save_model
+from cag.networks import build, load_model, save_model, trained_size
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT.parent / "shared/weights/mobilenet_v2_imagenet.safetensors"
@@ -338,14 +338,14 @@ def test_metadata_rewritten_as_they_were_are_accepted(model_file):
 def test_a_model_knows_the_size_of_its_images(model_file, tmp_path):
     network, *description_of = load_model(model_file)
     save_model(tmp_path / "sized", network, *description_of, (32, 48))
-    assert image_size(tmp_path / "sized") == (32, 48)
-    assert image_size(model_file) is None
+    assert trained_size(tmp_path / "sized") == (32, 48)
+    assert trained_size(model_file) is None
 
 
 @pytest.mark.parametrize("size", ["big", [1], [0, 5], [1.5, 2], {}])
 def test_a_damaged_size_is_one_line(model_file, size):
     with pytest.raises(UserError, match="damaged description of the model"):
-        image_size(rewritten(model_file, cag=description(size=size)))
+        trained_size(rewritten(model_file, cag=description(size=size)))
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,23 @@ def test_inspect_tells_what_the_label_maps_hold(finished, tmp_path, monkeypatch,
         cli.main(["inspect", "nothing"], standalone_mode=False)
 
 
+def test_inspect_says_what_is_of_other_images(finished, tmp_path, monkeypatch, capsys):
+    project = shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(project)
+    inspect = ["inspect", "target_00003", "--json"]
+    path = project / "data/rounds/round2/pseudo_labels/anchor/target_00003.png"
+    path.unlink()
+    Image.new("P", (5, 3)).save(path)
+    cli.main(inspect, standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["as_written"] is False
+    manifest = project / "data/prepared/target/manifest.csv"
+    text = manifest.read_text().replace(",target_00003,", ",other,")
+    manifest.unlink()
+    manifest.write_text(text)
+    with pytest.raises(UserError, match="no training image target_00003 any more; run `dvc repro`"):
+        cli.main(inspect, standalone_mode=False)
+
+
 @pytest.mark.parametrize("model", EVALUATED)
 def test_evaluation(finished, model):
     folder = finished / "data/evaluation" / model

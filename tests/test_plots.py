@@ -9,7 +9,7 @@ from PIL import Image
 
 from cag import plots
 
-NAMES = ("road", "car", "train")
+NAMES = ("road", r"$\car$", "train")  # no formula
 
 
 def coverage(anchor=(60, 20, 0)):
@@ -56,6 +56,7 @@ FIGURES = (
     "thresholds",
     "quality",
     "inspect",
+    "sweep",
 )
 CONFIGURED = {"margin": None, "relative_margin": 0.25, "quantile": None, "probability": 0.5}
 
@@ -90,7 +91,7 @@ def sweep(theme=plots.LIGHT):
 def inspection(theme=plots.LIGHT):
     pictures = {"image": np.full((8, 16, 3), 90, np.uint8), "heat": np.linspace(0, 1, 128)}
     pictures["heat"] = pictures["heat"].reshape(8, 16)
-    return plots.inspection_figure(pictures, {"road": (128, 64, 128)}, (3, 2), "a", theme)
+    return plots.inspection_figure(pictures, {NAMES[1]: (128, 64, 128)}, (3, 2), "a", theme)
 
 
 def texts(axes):
@@ -133,7 +134,7 @@ def test_per_class_sorts_by_change_and_marks_losses():
     before, after = np.array([0.6, 0.2, np.nan]), np.array([0.4, 0.5, np.nan])
     figure = plots.per_class_figure(before, after, NAMES)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["car", "road", "train"]
+    assert labels == [NAMES[1], "road", "train"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["before", "after (lower)", "after (higher)"]
 
@@ -141,7 +142,7 @@ def test_per_class_sorts_by_change_and_marks_losses():
 def test_coverage_shares_by_hand():
     shares = plots.coverage_shares(coverage()).set_index("class")
     assert shares.loc["road"].tolist() == [0.6, 0.8, 50 / 90]
-    assert shares.loc["car"].tolist() == [0.5, 0.25, 0.5]
+    assert shares.loc[NAMES[1]].tolist() == [0.5, 0.25, 0.5]
     assert shares.loc["train"].isna().all()
     assert shares.loc["all classes"].tolist() == [80 / 140, 90 / 140, 60 / 110]
 

@@ -300,18 +300,16 @@ def test_page_stays_below_five_megabytes(monkeypatch):
     assert len(report.page(run).encode()) < 5_000_000
 
 
+def test_of_nothing_labelled_no_share_is_right():
+    rules = RULES.model_copy(update={"probability": 1.0})
+    page = report.page(dataclasses.replace(make_run(), rules=rules))
+    assert "round1 \u00b7 probability label \u00b7 \u2013 % right" in page
+
+
 def test_large_pictures_become_thumbnails():
     page = report.page(make_run(size=(500, 1000)))
     widths = [int(a["width"]) for tag, a in Page(page).tags if tag == "img" and "width" in a]
     assert len(widths) == 16 and set(widths) == {pieces.THUMBNAIL}
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, []), (1, [0]), (3, [0, 4, 9]), (10, list(range(10))), (99, list(range(10)))],
-)
-def test_evenly_spaced(count, expected):
-    assert report.evenly_spaced(range(10), count) == expected
 
 
 # ---------------------------------------------------------------------------------------- stage
@@ -537,6 +535,7 @@ def test_stage_writes_the_times_of_the_records_there_are(project):
         '{"stage": "pretrain", "started": "2020-01-01", "seconds": 2.5, "device": "a, b"}'
     )
     (folder / "broken.json").write_text("{")
+    (folder / "adapt@round9.json").write_text('{"stage": "adapt@round9"}')  # of another run
     run_stage()
     assert (project / "data/report/times.csv").read_text() == (
         "stage,started,seconds,images,images_per_second,device\n"

@@ -1,5 +1,6 @@
 """How a stage runs: a user's error in one line, progress with a rate, silence beside rank 0."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import cag.stage
 from cag.errors import UserError
 from cag.files import atomic_file
-from cag.stage import RECORDS, is_main_process, progress, run, run_stage, tracked
+from cag.stage import RECORDS, is_main_process, progress, run, run_stage
 
 
 def command(body):
@@ -93,9 +94,27 @@ def test_a_users_error_under_a_progress_bar_is_still_one_line(capsys):
     assert capsys.readouterr() == ("", "error: a.png: not an image\n")
 
 
-def test_a_defect_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run(command(lambda: 1 / 0))
+@pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "none")])
+def test_a_defect_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        run(command(lambda: fail(error)))
+
+
+def test_what_the_disk_refuses_is_one_line_and_status_1(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for body, said in (
+        (
+            lambda: (tmp_path / "file/below").write_text(""),
+            f"{tmp_path}/file/below: Not a directory",
+        ),
+        (lambda: tmp_path.write_text(""), f"{tmp_path}: Is a directory"),
+        (lambda: fail(OSError(errno.ENOSPC, "No space left on device")), "the disk: No space left"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run(command(body))
+        assert caught.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {said}")
 
 
 def test_wrong_usage_is_clicks_to_explain(capsys, monkeypatch):
@@ -182,11 +201,6 @@ def test_another_process_gives_rank_0_the_first_word(capsys, monkeypatch):
         run(command(lambda: fail(UserError("a.png: not an image"))))
     assert caught.value.code == 1 and sum(waited) > 1
     assert capsys.readouterr() == ("", "error (process 2): a.png: not an image\n")
-
-
-def test_tracked_passes_everything_on(capsys):
-    assert list(tracked(iter("abc"), "label", 3, "images")) == ["a", "b", "c"]
-    assert capsys.readouterr().out.startswith("label: 3 images in ")
 
 
 @pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])

@@ -4,6 +4,7 @@ import io
 
 import pandas as pd
 import pytest
+import yaml
 from rich.console import Console
 
 from cag import sweeps
@@ -83,6 +84,24 @@ def test_experiments_of_every_state_are_named(monkeypatch):
     ]
     assert [bool(row["results"]) for row in rows] == [True, True, False, False]
     assert sweeps._changed([row["params"] for row in rows]) == ["pseudo_label.margin"]
+
+
+def test_without_a_commit_one_line_says_so():
+    with pytest.raises(UserError, match="no commit yet"):
+        list(sweeps._experiments([]))
+
+
+def test_what_the_cache_has_lost_is_not_known():
+    class Files:
+        def read_text(self, path, encoding):
+            if path != sweeps.LOCK:
+                raise FileNotFoundError(path)
+            return yaml.safe_dump({"stages": {"pseudo_label@round1": stage(), "report": stage()}})
+
+    assert sweeps._read(Files(), sweeps.TIMES) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dvc.api.DVCFileSystem", lambda **_: Files())
+        assert sweeps._results(None, {"rounds": {"round1": {}}}, {}) == ({}, None)
 
 
 def table():

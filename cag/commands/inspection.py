@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+import numpy as np
+import pandas as pd
 from rich.table import Table
 
+from cag.commands.rounds import chosen_round
+from cag.commands.terminal import print_table
 from cag.config import load_params
 from cag.errors import UserError
 from cag.files import atomic_file, inside
@@ -39,7 +42,7 @@ def inspect(
       cag inspect target_00012
       cag inspect target_00012 --round round1 --xy 120,64 --out sign.png
     """
-    from cag.datasets import read_label_space, read_manifest
+    from cag.datasets import read_label_space
     from cag.features import read_anchors, read_target_row, read_target_store
     from cag.images import read_label
     from cag.inspection import (
@@ -58,7 +61,7 @@ def inspect(
     store = read_target_store(Path(STORE.format(chosen)))
     index = find_image(store.names, image)
     name = store.names[index]
-    row = read_manifest(TARGET).query("split == 'train'").set_index("name").loc[name]
+    row = _manifest_row(name)
     size = int(row["height"]), int(row["width"])
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
     own = class_thresholds_at(config.quantile, *read_thresholds(folder / CURVES, classes.names))
@@ -76,7 +79,7 @@ def inspect(
         "height": size[0],
         "width": size[1],
         # Otherwise the PNGs are of other thresholds than params.yaml has now.
-        "as_written": all((a == b).all() for a, b in zip(written, computed, strict=True)),
+        "as_written": all(map(np.array_equal, written, computed)),
         **describe_image(found, classes.names),
     }
     point = None
@@ -100,19 +103,22 @@ def inspect(
 def _round(given: str | None, rounds: list[str]) -> str:
     """The round that is meant: by name, by number from 1, or the last one that has labels."""
     ready = [name for name in rounds if (Path(ROUND.format(name)) / LABELS).is_dir()]
-    if given is None:
-        if not ready:
-            raise UserError("no round has pseudo-labels; `dvc repro` makes them")
-        return ready[-1]
-    if given not in rounds and given.isdecimal() and 1 <= int(given) <= len(rounds):
-        given = rounds[int(given) - 1]
-    if given not in rounds:
-        raise UserError(f"--round is '{given}'; there are {', '.join(rounds)}")
-    if given not in ready:
+    chosen = chosen_round(given, ready if given is None and ready else rounds)
+    if chosen not in ready:
         raise UserError(
-            f"{given} has no pseudo-labels; `dvc repro pseudo_label@{given}` makes them"
+            f"{chosen} has no pseudo-labels; `dvc repro pseudo_label@{chosen}` makes them"
         )
-    return given
+    return chosen
+
+
+def _manifest_row(name: str) -> pd.Series:
+    """The row of a target training image."""
+    from cag.datasets import read_manifest
+
+    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
+    if name not in rows.index:
+        raise UserError(f"{TARGET}: has no training image {name} any more; run `dvc repro` first")
+    return rows.loc[name]
 
 
 def _point(xy: str) -> tuple[int, int]:
@@ -150,7 +156,6 @@ def _draw(out: Path, image: Path, found, classes, size, point, title: str) -> No
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
     print(
         f"{result['image']} in {result['round']} (teacher {result['teacher']}): "
         f"{result['width']} x {result['height']} pixels, {result['pixels']} of the features"
@@ -160,22 +165,22 @@ def _print(result: dict[str, Any]) -> None:
             "its label PNGs are of other thresholds than params.yaml has now; shown are the latter"
         )
     if "pixel" in result:
-        _print_pixel(console, result["pixel"])
-    _print_rows(console, result["classes"])
-    _print_rows(console, result["quantiles"])
+        _print_pixel(result["pixel"])
+    _print_rows(result["classes"])
+    _print_rows(result["quantiles"])
 
 
-def _print_pixel(console: Console, pixel: dict[str, Any]) -> None:
+def _print_pixel(pixel: dict[str, Any]) -> None:
     place = pixel["feature_pixel"]
     print(f"pixel {pixel['x']},{pixel['y']}: row {place['row']}, column {place['column']}")
-    _print_rows(console, pixel["distances"])
+    _print_rows(pixel["distances"])
     print(
         f"nearest {pixel['nearest']}: d1 {pixel['nearest_distance']:.4g}, "
         f"d2 {pixel['second_distance']:.4g}, margin {pixel['margin']:.4g}, "
         f"relative margin {pixel['relative_margin']:.4f}"
     )
     print(f"predicted {pixel['prediction']}: probability {pixel['probability']:.4f}")
-    _print_rows(console, pixel["rules"])
+    _print_rows(pixel["rules"])
     labels = pixel["labels"]
     training = " and ".join(labels["training"])
     print(
@@ -184,7 +189,7 @@ def _print_pixel(console: Console, pixel: dict[str, Any]) -> None:
     )
 
 
-def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+def _print_rows(rows: list[dict[str, Any]]) -> None:
     """Dicts of the same keys as a table; numbers stand to the right."""
     table = Table(box=None)
     for key, value in rows[0].items():
@@ -192,7 +197,7 @@ def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
         table.add_column(key.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    print_table(table)
 
 
 def _cell(value: Any) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+from rich.table import Table
 
 from cag.commands.template import template
+from cag.commands.terminal import print_table
 from cag.errors import UserError
 from cag.files import atomic_file
 
@@ -50,7 +51,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     from cag import export as exports
     from cag.networks import load_model
 
-    if out.suffix != exports.SUFFIXES[form]:
+    if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
     if form == "onnx":
         exports.require_packages("onnx", "onnxscript", "onnxruntime")
@@ -79,6 +80,7 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     import torch
 
     from cag.commands.predict import list_images
+    from cag.datasets import evenly_spaced
     from cag.export import LEAST_SIDE
     from cag.images import read_image
     from cag.scenes import render
@@ -90,7 +92,7 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     ]
     if given:
         found = list_images(given)
-        chosen = [found[i] for i in np.linspace(0, len(found) - 1, min(4, len(found))).astype(int)]
+        chosen = [found[i] for i in evenly_spaced(len(found), 4)]
         real = [(path.name, read_image(path)) for _, path in chosen]
     else:
         real = [
@@ -106,9 +108,6 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
 
 
 def _print_comparisons(compared: list) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("images", box=None)
     for column in ("size", "difference", "own rounding", "largest", "equal labels"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -116,8 +115,7 @@ def _print_comparisons(compared: list) -> None:
         shape = "x".join(map(str, one.shape))
         errors = f"{one.difference:.1e}", f"{one.rounding:.1e}", f"{one.scale:.3g}"
         table.add_row(one.what, shape, *errors, f"{one.agreement:.3%}")
-    # A file is wide enough for every column.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(table)
 
 
 @click.group()

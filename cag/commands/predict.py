@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import numpy as np
+from rich.table import Table
 
+from cag.commands.terminal import print_table
 from cag.errors import UserError
 from cag.files import atomic_file, write_json
 from cag.images import overlay, read_image, resize, write_image, write_jpeg, write_label
@@ -349,11 +351,8 @@ def _summarize(
 
 
 def _print_shares(classes: Sequence[str], shares: np.ndarray) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("class", box=None)
     table.add_column("pixels, %", justify="right")
     for name, share in zip(classes, shares, strict=True):
         table.add_row(name, f"{100 * share:.2f}")
-    Console().print(table)
+    print_table(table)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from cag.commands.template import PACKAGES, template
+from cag.commands.terminal import print_table
 from cag.config import load_all
 from cag.datasets import class_difference
 from cag.errors import UserError
@@ -110,7 +110,7 @@ def _list_presets(available: dict[str, Path]) -> None:
         comment = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         lines = [line.removeprefix("# ") for line in comment if line.startswith("# ")]
         table.add_row(name, " ".join(lines))
-    Console().print(table)
+    print_table(table)
 
 
 @click.command(short_help="Write built-in scenes as raw data to look at.")
@@ -237,7 +237,7 @@ def _print_check(domain: str, what: str, found: list) -> None:
         for row in one.values.head(SHOWN_VALUES).itertuples():
             share = f"{100 * row.pixels / total:.3f}"
             table.add_row(str(row.value), row[2], share, str(row.images))
-        Console().print(table)
+        print_table(table)
         if len(one.values) > SHOWN_VALUES:
             print(f"  and {len(one.values) - SHOWN_VALUES} more label values")
         if one.absent:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cag import cityscapes
+from cag.commands.rounds import chosen_round
 from cag.config import load_params
 from cag.errors import UserError
 from cag.files import atomic_folder, inside, write_csv, write_json
@@ -76,7 +77,7 @@ def export(out: Path, layout: str, round_name: str | None, rule: str, copy: bool
     from cag.streams import in_order, threads
 
     params = load_params("rounds", "target")
-    name = _round(round_name, list(params.rounds))
+    name = chosen_round(round_name, list(params.rounds))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not an empty folder; name a new one")
     classes = read_label_space(TARGET)
@@ -109,18 +110,6 @@ def export(out: Path, layout: str, round_name: str | None, rule: str, copy: bool
         write_json(folder / "classes.json", classes.to_dict())
     share = 1 - counts[IGNORE] / max(1, counts.sum())
     print(f"{out}: {len(rows)} images, {share:.1%} of the pixels labelled ({name}, rule {rule})")
-
-
-def _round(given: str | None, rounds: list[str]) -> str:
-    if not rounds:
-        raise UserError("params.yaml: rounds is empty, so there are no pseudo-labels")
-    if given is None:
-        return rounds[-1]
-    if given in rounds:
-        return given
-    if given.isdecimal() and 1 <= int(given) <= len(rounds):
-        return rounds[int(given) - 1]
-    raise UserError(f"--round is {given}; params.yaml has {', '.join(rounds)}")
 
 
 def _decoding(target: Any, classes: LabelSpace) -> np.ndarray | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from cag.commands.terminal import print_table
 from cag.config import load_all
 from cag.errors import UserError
 
@@ -33,8 +32,7 @@ def status(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(one) for one in statuses], indent=2))
         return
-    wide = None if sys.stdout.isatty() else 160
-    Console(width=wide).print(status_table(statuses))
+    print_table(status_table(statuses))
     behind = sum(one.state != FRESH for one in statuses)
     size = sum(one.bytes for one in statuses) / 1e9
     rest = f"{behind} not fresh: `dvc repro` sees to them" if behind else "all fresh"
@@ -55,7 +53,7 @@ def summary(as_json: bool) -> None:
     if as_json:
         print(json.dumps(workspace_scores(), indent=2))
         return
-    Console().print(workspace_table())
+    print_table(workspace_table())
     for what, where in (
         ("pseudo-labels", "data/rounds/<round>/pseudo_labels/"),
         ("panels", "data/evaluation/<model>/panels.png"),
@@ -105,6 +103,4 @@ def results(
         from cag.files import write_csv
 
         write_csv(out, scores)
-    # A file is wide enough for every column.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(results_table(scores) if grid is None else grid_table(scores))
+    print_table(results_table(scores) if grid is None else grid_table(scores))

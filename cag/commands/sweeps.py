@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from cag.commands.terminal import print_table
 from cag.files import atomic_file, write_csv
 
 
@@ -52,5 +51,4 @@ def show(
     if as_json:
         print(table.to_json(orient="records", indent=2))
     else:
-        # A file is wide enough for every column.
-        Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(table))
+        print_table(terminal_table(table))

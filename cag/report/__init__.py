@@ -14,7 +14,6 @@ from cag.report.document import page
 from cag.report.tables import (
     BASELINE,
     baseline_of,
-    evenly_spaced,
     iou_of,
     per_class_table,
     results_table,
@@ -31,7 +30,6 @@ __all__ = [
     "TrainingSample",
     "ValidationSample",
     "baseline_of",
-    "evenly_spaced",
     "iou_of",
     "page",
     "per_class_table",

@@ -15,9 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cag.datasets import evenly_spaced
 from cag.pseudo_labels import relative_margins
 from cag.report import pieces
 from cag.report.contents import Maps, Run
+from cag.report.tables import same_threshold
 
 MOST_VALUES = 255  # of a slider; so many and none are what 8 bits count
 MOST_PIXELS = 2**16  # of an embedded map; of larger ones every second, third ... row and column
@@ -71,8 +73,8 @@ def quantile_values(thresholds: Mapping[float, np.ndarray], configured: float | 
     known = sorted(thresholds, reverse=True)
     if len(known) <= MOST_VALUES:
         return known
-    picks = np.linspace(0, len(known) - 1, MOST_VALUES - 1).round().astype(int)
-    chosen = {known[i] for i in picks} | {q for q in known if _same(q, configured)}
+    picks = evenly_spaced(len(known), MOST_VALUES - 1)
+    chosen = {known[i] for i in picks} | {q for q in known if same_threshold(q, configured)}
     return sorted(chosen, reverse=True)
 
 
@@ -127,14 +129,16 @@ def section(run: Run) -> str:
     ]
     quantile = run.rules.quantile
     known = [one.class_thresholds for one in run.rounds.values()]
-    if quantile is not None and not all(any(_same(q, quantile) for q in one) for one in known):
+    if quantile is not None and not all(
+        any(same_threshold(q, quantile) for q in one) for one in known
+    ):
         notes.append(
             f"The class thresholds of the configured quantile {quantile:g} are not known: the "
             "sliders start without it, and the picture differs from the run's pseudo-labels."
         )
     step = content["step"]
     if step > 1:
-        notes.append(f"Of these large maps every {step}th row and column is shown and counted.")
+        notes.append(f"Of these large maps one row and column in {step} is shown and counted.")
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         "".join(f"<p>{pieces.escape(note)}</p>" for note in notes)
@@ -202,7 +206,10 @@ def _round_content(run: Run, name: str, shown: Sequence, scales: Mapping) -> dic
         )
     # The configured value stands for the known one that is equal in float32.
     configured = run.rules.quantile
-    exact = [configured if _same(q, configured) else float(str(np.float32(q))) for q in quantiles]
+    exact = [
+        configured if same_threshold(q, configured) else float(str(np.float32(q)))
+        for q in quantiles
+    ]
     return {"name": name, "quantiles": exact, "samples": samples}
 
 
@@ -267,7 +274,3 @@ def _reached(values: Sequence[float], found: np.ndarray, side: str) -> np.ndarra
     """How many of the values each pixel reaches ("right": by being equal, too), uint8."""
     thresholds = np.array(values, np.float32)
     return np.searchsorted(thresholds, found.astype(np.float32), side).astype(np.uint8)
-
-
-def _same(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and np.float32(one) == np.float32(other)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from cag.labels import IGNORE
-from cag.pseudo_labels import active, agreeing, confident
+from cag.pseudo_labels import apply_rules
 from cag.report import pieces
 from cag.report.contents import LabelledSample, Maps, Run, TrainingSample
-from cag.report.tables import baseline_of
+from cag.report.tables import baseline_of, same_threshold
 
 # Colours that colour-blind readers tell apart; what has none is black.
 ALIKE, DIFFERENT, ONE = (0, 114, 178), (213, 94, 0), (150, 150, 150)
@@ -74,12 +74,12 @@ def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray
         found = [
             classes
             for quantile, classes in run.rounds[name].class_thresholds.items()
-            if np.float32(quantile) == np.float32(rules.quantile)
+            if same_threshold(quantile, rules.quantile)
         ]
         if not found:
             return None
         thresholds = torch.from_numpy(found[0])
-    nearest, first, second, prediction, probability = (
+    *distances, prediction, probability = (
         torch.from_numpy(part)
         for part in (
             maps.nearest,
@@ -89,10 +89,8 @@ def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray
             maps.probability,
         )
     )
-    labels = active(nearest, first, second, rules.margin, rules.relative_margin, thresholds)
-    if rules.agreement:
-        labels = agreeing(labels, prediction)
-    return labels.numpy(), confident(prediction, probability, rules.probability).numpy()
+    labels = apply_rules(distances, prediction, probability, rules, thresholds)
+    return labels[0].numpy(), labels[1].numpy()
 
 
 def _training_card(run: Run, index: int, sample: TrainingSample) -> str:
@@ -141,7 +139,7 @@ def _labelled_card(run: Run, index: int, sample: LabelledSample) -> str:
         for rule, labels in zip(("anchor", "probability"), by_rule, strict=False):
             judged = _errors(labels, maps.truth)
             right, wrong = ((judged == kind).sum() for kind in (0, 1))
-            precision = pieces.percent(right / max(right + wrong, 1))
+            precision = pieces.percent(right / (right + wrong) if right + wrong else None)
             shown += [
                 picture(labels, f"{name} · {rule} label"),
                 picture(judged, f"{name} · {rule} label · {precision} % right", _palette(ERRORS)),

@@ -62,11 +62,9 @@ def per_class_table(before: Mapping, after: Mapping, names: Sequence[str]) -> pd
     return table.sort_values("change", ascending=False, kind="stable", ignore_index=True)
 
 
-def evenly_spaced(items: Sequence, count: int) -> list:
-    """Pick `count` items spread over the whole sequence, the first and the last among them."""
-    count = min(count, len(items))
-    picks = np.linspace(0, len(items) - 1, count).round().astype(int) if count else []
-    return [items[index] for index in picks]
+def same_threshold(one: float | None, other: float | None) -> bool:
+    """Whether two thresholds are one as a float32, in which pixels are compared with them."""
+    return one is not None and other is not None and np.float32(one) == np.float32(other)
 
 
 def number(value: float | None) -> float:
