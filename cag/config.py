@@ -534,6 +534,19 @@ def load_all(path: str | Path = "params.yaml") -> SimpleNamespace:
     return params
 
 
+def plain(params: SimpleNamespace) -> dict[str, Any]:
+    """Parameters as nested mappings of plain values."""
+
+    def values(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump()
+        if isinstance(value, dict):
+            return {key: values(item) for key, item in value.items()}
+        return value
+
+    return values(vars(params))
+
+
 def _refer(path: str | Path, key: str, found: str, known: list[str]) -> None:
     if found not in known:
         raise UserError(f"{path}: {key} is '{found}'; at this point there are {', '.join(known)}")

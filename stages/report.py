@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel
 
 from cag import plots, report
-from cag.config import load_params
+from cag.config import load_params, plain
 from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
 from cag.features import (
@@ -32,6 +31,7 @@ from cag.files import atomic_folder, inside, write_csv
 from cag.images import read_image, read_label
 from cag.pseudo_labels import anchor_distances
 from cag.report.run_card import times_table
+from cag.seed_scores import read_seed_scores
 from cag.stage import read_records, run_stage
 from cag.threshold_curves import decimal, read_thresholds
 
@@ -177,19 +177,6 @@ def checksums() -> list[tuple[str, str]]:
     ]
 
 
-def plain(params) -> dict:
-    """All parameters as nested mappings."""
-
-    def values(value):
-        if isinstance(value, BaseModel):
-            return value.model_dump()
-        if isinstance(value, Mapping):
-            return {key: values(item) for key, item in value.items()}
-        return value
-
-    return values(vars(params))
-
-
 def own_records(params) -> list[Mapping]:
     """The records of this run's stages: those of rounds that are no more are left out."""
     names = {"", "source", "target", *params.rounds, *params.evaluated}
@@ -258,6 +245,7 @@ def collect(params) -> report.Run:
         validation=compared,
         rules=params.pseudo_label,
         parameters=plain(params),
+        seeds=read_seed_scores(plain(params)),
         records=own_records(params),
         fingerprints=checksums(),
         locations=locations(),

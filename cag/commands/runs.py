@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import print_table
-from cag.config import load_all
+from cag.config import load_all, plain
 from cag.errors import UserError
 
 
@@ -82,6 +82,8 @@ def results(
     """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
 
     With --grid, each variant of a file runs with each seed: its name, then a list of key=value.
+    Without --grid and --set, the report shows the scores when it is made anew
+    (`dvc repro --force --single-item report`).
 
     \b
     Examples:
@@ -90,15 +92,18 @@ def results(
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
     from cag.results import grid_table, read_grid, results_table, run_experiments
+    from cag.seed_scores import write_seed_scores
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
-    load_all()
+    params = load_all()
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
+    if grid is None and not overrides:
+        write_seed_scores(scores.drop(columns="variant"), plain(params))
     if out is not None:
         from cag.files import write_csv
 

@@ -103,3 +103,4 @@ class Run:
     records: Sequence[Mapping] = ()  # of the stages' runs
     fingerprints: Sequence[tuple[str, str]] = ()  # what, checksum
     locations: Sequence[tuple[str, str]] = ()  # what, path
+    seeds: pd.DataFrame | None = None  # seed, mIoU of each model and of the oracle

@@ -12,6 +12,7 @@ from cag import plots
 from cag.report import explorer, feature_space, gallery, pieces, run_card
 from cag.report.contents import Run
 from cag.report.tables import baseline_of, iou_of, per_class_table, results_table
+from cag.seed_scores import spread
 
 
 def page(run: Run) -> str:
@@ -135,7 +136,38 @@ def _results(run: Run) -> str:
         "Bar chart of the mIoU of each model; the numbers are in the table above.",
         "plot small",
     )
-    return f"<p>{note}</p>" + pieces.table("mIoU by model", heads, rows) + figure
+    return f"<p>{note}</p>" + pieces.table("mIoU by model", heads, rows) + figure + _seeds(run)
+
+
+def _seeds(run: Run) -> str:
+    """What `cag results` found with several seeds, the oracle among it."""
+    if run.seeds is None:
+        return ""
+    table = spread(run.seeds)
+    rows = [
+        [
+            pieces.th(row["model"]),
+            pieces.td(pieces.percent(row["miou"]), "strong"),
+            pieces.td(pieces.percent(row["deviation"])),
+            pieces.change(row["change"]),
+            *(pieces.td(pieces.percent(score)) for score in run.seeds[row["model"]]),
+        ]
+        for row in table.to_dict("records")
+    ]
+    heads = ["model", "mean mIoU %", "± deviation", "change"]
+    heads += [f"seed {seed}" for seed in run.seeds["seed"]]
+    note = (
+        "With several seeds, by `cag results`. The oracle has trained on true target labels; where "
+        "they are those of validation images, on one half for the other."
+    )
+    figure = pieces.figure(
+        lambda theme: plots.miou_figure(table, theme),
+        "Bar chart of the mean mIoU of each model; the numbers are in the table above.",
+        "plot small",
+    )
+    title = f"Mean over {len(run.seeds)} seeds"
+    head = f'<h3 class="part">Several seeds</h3><p>{note}</p>'
+    return head + pieces.table(title, heads, rows) + figure
 
 
 def _classes(run: Run) -> str:
