@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from cag import plots
-from cag.config import load_all
+from cag.config import RULES, load_all
 from cag.datasets import read_label_space, read_manifest
 from cag.devices import make_fabric
 from cag.evaluation import full_resolution_prediction
@@ -76,7 +76,7 @@ def draw_domains(classes: LabelSpace) -> None:
 
 def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list[int]) -> None:
     """Target training images with the pseudo-labels of both rules in two rounds."""
-    columns = [(name, rule) for name in (first, last) for rule in ("anchor", "probability")]
+    columns = [(name, rule) for name in (first, last) for rule in RULES]
     rows = [
         [
             read_image(TARGET / row["image"]),

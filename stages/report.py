@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 
 from cag import plots, report
-from cag.config import load_params
+from cag.config import RULES, load_params
 from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
 from cag.features import (
@@ -210,7 +210,7 @@ def training_sample(
     labels = {
         name: tuple(
             read_label(inside(ROUNDS / name / "pseudo_labels" / rule, f"{row['name']}.png"))
-            for rule in ("anchor", "probability")
+            for rule in RULES
         )
         for name in maps
     }
