@@ -20,7 +20,7 @@ from PIL import Image
 from selenium import webdriver
 
 from cag import plots
-from cag.config import load_all
+from cag.config import RULES, load_all
 from cag.datasets import read_label_space, read_manifest
 from cag.devices import make_fabric
 from cag.errors import UserError
@@ -100,7 +100,7 @@ def draw_domains(classes: LabelSpace) -> None:
 
 def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list[int]) -> None:
     """Target training images with the pseudo-labels of both rules in two rounds."""
-    columns = [(name, rule) for name in (first, last) for rule in ("anchor", "probability")]
+    columns = [(name, rule) for name in (first, last) for rule in RULES]
     rows = [
         [
             read_image(TARGET / row["image"]),

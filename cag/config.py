@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -34,6 +35,7 @@ BATCH_NORM = (
     "whose batch-norm statistics the network keeps: `mixed`, those of both domains (the paper); "
     "`target`, the target's alone; `frozen`, the ones it has"
 )
+RULES = ("anchor", "probability")  # of pseudo-labels, in the order of their maps
 DISCRIMINATOR_MINIMUM = 32  # pixels, of which five halvings leave one
 
 
@@ -545,6 +547,15 @@ def plain(params: SimpleNamespace) -> dict[str, Any]:
         return value
 
     return values(vars(params))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested mappings with its path in dots; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _refer(path: str | Path, key: str, found: str, known: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -347,25 +348,27 @@ def threshold_curves_figure(
     grid = _styled(figure.subplots(2, 2).flat, theme)
     figure.set(facecolor=theme.surface, layout_engine="constrained")
     colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
+    drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
     for axes, (rule, (unit, _)) in zip(grid, THRESHOLDS.items(), strict=True):
         rows = curves[curves["rule"] == rule]
         # A quantile's share is the quantile itself: what it comes to is the question.
         height = "class_threshold" if rule == "quantile" else "share"
         for name, line in rows.groupby("class", sort=False):
-            axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2, label=name)
+            (drawn[name],) = axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2)
         if rule == "quantile":
             axes.set(ylabel="least relative margin of the class", ylim=(0, None))
         else:
             pixels = rows.groupby("threshold")["pixels"].sum()
             whole = pixels / max(pixels.max(), 1)
-            axes.plot(whole.index, whole, color=theme.ink, linewidth=2.6, label="all classes")
+            (whole_line,) = axes.plot(whole.index, whole, color=theme.ink, linewidth=2.6)
             axes.set(ylabel="share of the class's pixels", ylim=(0, 1.02))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _mark_threshold(axes, configured.get(rule), theme)
         last = rows.loc[rows["pixels"] > 0, "threshold"].max()
         axes.set(xlabel=unit, title=rule.replace("_", " "), xlim=(0, last if last > 0 else 1))
         axes.grid(color=theme.grid, linewidth=0.8)
-    _legend(figure, grid, theme, "outside right center", columns=1)
+    entries = [*drawn.items(), ("all classes", whole_line)]
+    _place_legend(figure, entries, theme, "outside right center", columns=1)
     return figure
 
 
@@ -383,7 +386,9 @@ def pseudo_label_quality_figure(
     Returns:
         the figure; a class that is never labelled has an empty plot.
     """
-    classes = list(dict.fromkeys(curves["class"]))
+    # By their places in the blocks of a threshold: a class may be called "all", too.
+    places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
+    classes = [rows for _, rows in curves.groupby(places)]
     classes = [*classes[-1:], *classes[:-1]]
     columns = 5 if len(classes) > 4 else max(1, len(classes))
     lines = max(1, -(-len(classes) // columns))
@@ -392,9 +397,10 @@ def pseudo_label_quality_figure(
         figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat, theme
     )
     figure.set(facecolor=theme.surface, layout_engine="constrained")
-    for axes, name in zip(grid, classes, strict=False):
-        _quality(axes, curves[curves["class"] == name], configured, theme)
-        axes.set_title("all classes" if name == classes[0] else name, color=theme.ink, fontsize=10)
+    for i, (axes, rows) in enumerate(zip(grid, classes, strict=False)):
+        _quality(axes, rows, configured, theme)
+        title = rows["class"].iloc[0] if i else "all classes"
+        axes.set_title(title, color=theme.ink, fontsize=10)
     for axes in grid[len(classes) :]:
         axes.set_axis_off()
     if not classes:
@@ -551,28 +557,22 @@ def _share_axis(axes: Axes, theme: Theme) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _legend(
-    figure: Figure,
-    axes: Axes | Sequence[Axes],
-    theme: Theme,
-    place: str = "outside upper left",
-    columns: int = 6,
-) -> None:
-    """Put one legend beside the plots; a name drawn in several of them is listed once."""
-    found: dict[str, object] = {}
+def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
+    """Put one legend above the plots; a name drawn in several of them is listed once."""
+    found: dict[str, Artist] = {}
     for one in axes if isinstance(axes, Sequence) else [axes]:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(
-            found.values(),
-            found.keys(),
-            loc=place,
-            ncols=columns,
-            frameon=False,
-            labelcolor=theme.ink,
-            fontsize=9,
-        )
+    _place_legend(figure, list(found.items()), theme, "outside upper left", columns=6)
+
+
+def _place_legend(
+    figure: Figure, entries: Sequence[tuple[str, Artist]], theme: Theme, place: str, columns: int
+) -> None:
+    if entries:
+        names, handles = zip(*entries, strict=True)
+        look = {"frameon": False, "labelcolor": theme.ink, "fontsize": 9}
+        figure.legend(handles, names, loc=place, ncols=columns, **look)
 
 
 def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:

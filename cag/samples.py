@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cag.config import Augmentation
+from cag.config import RULES, Augmentation
 from cag.datasets import read_manifest
 from cag.errors import UserError
 from cag.images import read_image, read_label
@@ -64,7 +64,7 @@ def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
     samples = [
         Sample(
             folder / row.image,
-            tuple(pseudo_labels / rule / f"{row.name}.png" for rule in ("anchor", "probability")),
+            tuple(pseudo_labels / rule / f"{row.name}.png" for rule in RULES),
         )
         for row in _rows(folder, "train").itertuples(index=False, name="Row")
     ]

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from rich.table import Table
 
+from cag.config import RULES, dotted
 from cag.errors import UserError
 from cag.results import METRICS, PARAMS
 
@@ -22,7 +23,6 @@ WORKSPACE = "workspace"
 LOCK, TIMES = "dvc.lock", "data/report/times.csv"
 COVERAGE = "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
-RULES = ("anchor", "probability")
 FINISHED = "finished"
 FIXED = ("experiment", "state")
 TIME = ("seconds", "stages")
@@ -172,7 +172,7 @@ def _experiments(found: list[dict]) -> Iterator[tuple[str, str, dict | None]]:
 
 def _row(name: str, state: str, data: dict | None) -> dict[str, Any]:
     params = ((data or {}).get("params") or {}).get(PARAMS, {}).get("data") or {}
-    row = {"experiment": name, "state": state, "params": dict(_flat(params)), "results": {}}
+    row = {"experiment": name, "state": state, "params": dict(dotted(params)), "results": {}}
     row |= {"seconds": None, "stages": None}
     if state == FINISHED and params:
         metrics = {key: value.get("data") for key, value in (data["metrics"] or {}).items()}
@@ -271,14 +271,6 @@ def stages_run(times: pd.DataFrame) -> pd.DataFrame:
     started = pd.to_datetime(times["started"], format="ISO8601", utc=True)
     first = started[times["stage"] == "index"]
     return times[started >= first.iloc[0]] if len(first) else times
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _changed(params: list[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cag import plots
 from cag.anchors import resize_labels
-from cag.config import PseudoLabel, Views, load_params
+from cag.config import RULES, PseudoLabel, Views, load_params
 from cag.datasets import evenly_spaced, read_manifest, read_shared_label_space
 from cag.devices import make_fabric
 from cag.features import create_store, read_anchors
@@ -35,7 +35,6 @@ from cag.threshold_curves import LabelledCounts, class_thresholds_at, read_thres
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, ROUND = "data/models/{}.safetensors", "data/rounds/{}"
 EVALUATION = "data/pseudo_label_evaluation/{}"
-RULES = ("anchor", "probability")
 SAMPLE = ("nearest", "nearest_distance", "second_distance", "prediction", "probability", "truth")
 Pixels = tuple[Tensor, ...]  # of a batch: the maps of SAMPLE, [B, h, w]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cag import plots
 from cag.anchors import resize_labels
-from cag.config import PseudoLabel, load_params
+from cag.config import RULES, PseudoLabel, load_params
 from cag.datasets import read_label_space, read_manifest
 from cag.devices import make_fabric
 from cag.errors import UserError
@@ -33,7 +33,6 @@ from cag.threshold_curves import ThresholdCounts, curve_table, threshold_grid
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
-RULES = ("anchor", "probability")
 Row = tuple[Tensor, Tensor, Tensor]  # of an image: features, prediction, probability
 Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]
 

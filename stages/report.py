@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cag import plots, report
-from cag.config import load_params, plain
+from cag.config import RULES, load_params, plain
 from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
 from cag.features import (
@@ -197,7 +197,7 @@ def training_sample(
     labels = {
         name: tuple(
             read_label(inside(ROUNDS / name / "pseudo_labels" / rule, f"{row['name']}.png"))
-            for rule in ("anchor", "probability")
+            for rule in RULES
         )
         for name in maps
     }

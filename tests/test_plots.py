@@ -189,6 +189,19 @@ def test_quality_marks_the_threshold_in_use():
     assert points == [[[0.2, 0.75]], [[0.4, 0.5]]]
 
 
+def test_classes_may_be_called_all_or_begin_with_an_underscore():
+    table, odd = threshold_curves(), ("_background_", "all", "train")
+    named = table.assign(**{"class": table["class"].replace(dict(zip(NAMES, odd, strict=True)))})
+    quality = plots.pseudo_label_quality_figure(named, CONFIGURED)
+    assert [axes.get_title() for axes in quality.axes] == ["all classes", *odd]
+    for axes, plain in zip(quality.axes, figure("quality").axes, strict=True):
+        for line, other in zip(axes.lines, plain.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+    rows = named[table["class"] != "all"]
+    drawn = plots.threshold_curves_figure(rows, odd, np.eye(3) * 200, CONFIGURED)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == [*odd, "all classes"]
+
+
 def test_quality_of_nothing_says_so():
     figure = plots.pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
     assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"

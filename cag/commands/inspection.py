@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cag.commands.rounds import chosen_round
 from cag.commands.terminal import print_table
-from cag.config import load_params
+from cag.config import RULES, load_params
 from cag.errors import UserError
 from cag.files import atomic_file, inside
 
@@ -67,10 +67,7 @@ def inspect(
     own = class_thresholds_at(config.quantile, *read_thresholds(folder / CURVES, classes.names))
     features, prediction, probability = read_target_row(store, index)
     found = inspect_image(features, prediction, probability, anchors, config, own)
-    written = [
-        read_label(inside(folder / LABELS / rule, f"{name}.png"))
-        for rule in ("anchor", "probability")
-    ]
+    written = [read_label(inside(folder / LABELS / rule, f"{name}.png")) for rule in RULES]
     computed = [enlarge(labels, size).numpy() for labels in (found.by_anchor, found.by_probability)]
     result = {
         "image": name,

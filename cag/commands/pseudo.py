@@ -14,7 +14,7 @@ import pandas as pd
 
 from cag import cityscapes
 from cag.commands.rounds import chosen_round
-from cag.config import load_params
+from cag.config import RULES, load_params
 from cag.errors import UserError
 from cag.files import atomic_folder, inside, write_csv, write_json
 from cag.images import read_label, write_image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cag.labels import LabelSpace
 
 TARGET, PSEUDO_LABELS = Path("data/prepared/target"), "data/rounds/{}/pseudo_labels"
-RULES = {"anchor": ("anchor",), "probability": ("probability",), "both": ("anchor", "probability")}
+CHOICES = {**{rule: (rule,) for rule in RULES}, "both": RULES}
 SPLIT = "train"
 
 
@@ -46,7 +46,7 @@ def pseudo() -> None:
 @click.option("--round", "round_name", help="Its name or number. [default: the last]")
 @click.option(
     "--rule",
-    type=click.Choice(list(RULES)),
+    type=click.Choice(list(CHOICES)),
     default="both",
     show_default=True,
     help="both: the label that either rule gives; where they give two, none.",
@@ -84,7 +84,7 @@ def export(out: Path, layout: str, round_name: str | None, rule: str, copy: bool
     decoding = _decoding(params.target, classes)
     rows = read_manifest(TARGET).query(f"split == '{SPLIT}'").sort_values("name")
     names = cityscapes.cityscapes_names(rows["name"].tolist())
-    labels = [Path(PSEUDO_LABELS.format(name)) / kind for kind in RULES[rule]]
+    labels = [Path(PSEUDO_LABELS.format(name)) / kind for kind in CHOICES[rule]]
 
     with atomic_folder(out) as folder, progress("export", len(rows), "images") as advance:
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cag.config import RULES
 from cag.datasets import evenly_spaced
 from cag.pseudo_labels import relative_margins
 from cag.report import pieces
@@ -233,7 +234,7 @@ def _views() -> str:
         f'aria-label="{rule} label; arrow keys read the pixels"><img alt="">'
         f'<canvas id="canvas-{rule}" width="1" height="1"></canvas></div>'
         f'<figcaption id="kept-{rule}"></figcaption></figure>'
-        for rule in ("anchor", "probability")
+        for rule in RULES
     )
     return (
         f'<div class="views">{stacks}</div>'

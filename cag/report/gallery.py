@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cag.config import RULES
 from cag.labels import IGNORE
 from cag.pseudo_labels import apply_rules
 from cag.report import pieces
@@ -104,7 +105,7 @@ def _training_card(run: Run, index: int, sample: TrainingSample) -> str:
             shown.append(
                 pieces.label_map(nearest, f"{name} · nearest anchor", sample.name, palette)
             )
-        for rule, labels in (("anchor", anchor), ("probability", probability)):
+        for rule, labels in zip(RULES, (anchor, probability), strict=True):
             kept = pieces.percent(float((labels != IGNORE).mean()))
             caption = f"{name} · {rule} label · {kept} %"
             shown.append(pieces.label_map(labels, caption, sample.name, palette))
@@ -136,7 +137,7 @@ def _labelled_card(run: Run, index: int, sample: LabelledSample) -> str:
             picture(maps.nearest, f"{name} · nearest anchor"),
         ]
         by_rule = rule_labels(run, name, maps) or ()
-        for rule, labels in zip(("anchor", "probability"), by_rule, strict=False):
+        for rule, labels in zip(RULES, by_rule, strict=False):
             judged = _errors(labels, maps.truth)
             right, wrong = ((judged == kind).sum() for kind in (0, 1))
             precision = pieces.percent(right / (right + wrong) if right + wrong else None)

@@ -1,9 +1,10 @@
 """What was run: parameters, versions, times, and checksums of the data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from cag.config import dotted
 from cag.report import pieces
 from cag.report.contents import Run
 
@@ -75,9 +76,9 @@ def _parameters(run: Run) -> str:
     rows = [
         [
             f'<th scope="row"><code>{pieces.escape(key)}</code></th>',
-            f'<td class="word"><code>{pieces.escape(value)}</code></td>',
+            f'<td class="word"><code>{pieces.escape(_yaml(value))}</code></td>',
         ]
-        for key, value in _flat(run.parameters)
+        for key, value in dotted(run.parameters)
     ]
     table = pieces.table("Parameters of the run", ["key", "value"], rows)
     return (
@@ -85,16 +86,8 @@ def _parameters(run: Run) -> str:
     )
 
 
-def _flat(values: Mapping, path: str = "") -> Iterator[tuple[str, str]]:
-    """Each value's path in dots and its text, as YAML would write it."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", _yaml(value)
-
-
 def _yaml(value: object) -> str:
+    """A value as YAML would write it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
