@@ -40,8 +40,8 @@ FINISHED = {"Success", "Failed"}
 POLL_SECONDS = 10
 
 
-def workspace_scores() -> dict[str, float]:
-    """The mIoU of each model of the last run, in [0, 1].
+def workspace_scores() -> dict[str, float | None]:
+    """The mIoU of each model of the last run, in [0, 1]; None where no pixel has a known label.
 
     Raises:
         UserError: There is no run.
@@ -54,7 +54,10 @@ def workspace_scores() -> dict[str, float]:
 
 def workspace_table() -> Table:
     """The same as a table."""
-    scores = workspace_scores()
+    scores = {
+        model: float("nan") if score is None else score
+        for model, score in workspace_scores().items()
+    }
     table = Table("model", title=TITLE)
     table.add_column("mIoU", justify="right")
     table.add_column("against source only", justify="right")

@@ -111,6 +111,16 @@ def test_ablations_change_parameters_that_exist(tmp_path):
         load_all(path)
 
 
+def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model, score in (("pretrain", "null"), ("round1", "0.3")):
+        path = tmp_path / f"data/evaluation/{model}/metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"miou": {score}}}')
+    assert row(results.workspace_table(), "round1")[1:] == ["30.0", "+nan"]
+    assert results.workspace_scores()["pretrain"] is None
+
+
 def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for model, miou in (("pretrain", 0.25), ("round1", 0.301)):
