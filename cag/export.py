@@ -101,13 +101,13 @@ def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
         raise _failed("this network cannot be traced", error) from None
 
 
-def write_pt2(path: Path, program: torch.export.ExportedProgram, classes: LabelSpace) -> None:
-    """Write a program that `torch.export.load` reads; its file cag.json holds the classes."""
+def write_pt2(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
+    """Write a program that `torch.export.load` reads; its file cag.json holds `metadata`."""
     with open(path, "wb") as file, _quiet():
-        torch.export.save(program, file, extra_files={"cag.json": json.dumps(metadata(classes))})
+        torch.export.save(program, file, extra_files={"cag.json": json.dumps(about)})
 
 
-def write_onnx(path: Path, program: torch.export.ExportedProgram, classes: LabelSpace) -> None:
+def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
     """Write an ONNX model in one file; each entry of `metadata` is a property, as JSON.
 
     Raises:
@@ -128,16 +128,29 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, classes: Label
         raise _failed("this network cannot be translated to ONNX", error) from None
     for value in (*model.model.graph.inputs, *model.model.graph.outputs):
         value.shape = type(value.shape)([free.get(i, d) for i, d in enumerate(value.shape)])
-    for key, entry in metadata(classes).items():
+    for key, entry in about.items():
         text = entry if isinstance(entry, str) else json.dumps(entry)
         model.model.metadata_props[key] = text
     model.save(path, external_data=False)
 
 
-def metadata(classes: LabelSpace) -> dict:
-    """What an exported model says of itself: classes, palette, input and output."""
-    palette = [list(color) for color in classes.palette]
-    return {"classes": list(classes.names), "palette": palette, "input": INPUT, "output": OUTPUT}
+def metadata(classes: LabelSpace, size: tuple[int, int] | None) -> dict:
+    """What an exported model says of itself.
+
+    Args:
+        classes: Its classes.
+        size: (height, width) of the images that it was trained on, if known.
+
+    Returns:
+        classes, palette, size ([height, width] or None), input and output.
+    """
+    return {
+        "classes": list(classes.names),
+        "palette": [list(color) for color in classes.palette],
+        "size": None if size is None else list(size),
+        "input": INPUT,
+        "output": OUTPUT,
+    }
 
 
 def load_pt2(path: Path) -> Run:

@@ -48,7 +48,10 @@ def workspace_scores() -> dict[str, float | None]:
     """
     paths = sorted(EVALUATION.glob("*/metrics.json"))
     if not paths:
-        raise UserError(f"{EVALUATION}: no scores; `dvc repro` makes them")
+        raise UserError(
+            f"{EVALUATION}: no scores; `dvc repro` makes them where target validation images have "
+            "labels and `evaluated` in params.yaml names models"
+        )
     return {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
 
 

@@ -24,6 +24,7 @@ LOCK, TIMES = "dvc.lock", "data/report/times.csv"
 COVERAGE = "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
 FINISHED = "finished"
+_SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
 FIXED = ("experiment", "state")
 TIME = ("seconds", "stages")
 
@@ -134,17 +135,22 @@ def terminal_table(table: pd.DataFrame) -> Table:
     last = rounds[-1] if rounds else ""
     shown = [key for key in table if key.startswith((f"{last}.coverage", f"{last}.precision"))]
     scores = [key for key in table if key.endswith(".miou")]
-    result = Table(title=f"coverage and precision: {last}'s pseudo-labels; all in %")
+    labels = f"coverage and precision: {last}'s pseudo-labels; " if last else ""
+    result = Table(title=f"{labels}all in %")
     parameters = changed_parameters(table)
-    for key in (*FIXED, *parameters):
-        result.add_column(key.split(".")[-1], overflow="fold")
+    result.add_column("experiment", no_wrap=True)
+    result.add_column("state", no_wrap=True)
+    for key in parameters:
+        result.add_column(key.split(".")[-1].replace("_", " "), overflow="fold")
     for key in shown:
         _, what, rule = key.split(".")
-        result.add_column(f"{what} {rule}", justify="right")
+        result.add_column(
+            f"{_SHORT[what]}\n{_SHORT.get(rule, rule)}", justify="right", no_wrap=True
+        )
     for key in scores:
-        result.add_column(f"mIoU {key.removesuffix('.miou')}", justify="right")
-    result.add_column("minutes", justify="right")
-    result.add_column("stages run", justify="right")
+        result.add_column(f"mIoU\n{key.removesuffix('.miou')}", justify="right", no_wrap=True)
+    result.add_column("minutes", justify="right", no_wrap=True)
+    result.add_column("stages\nrun", justify="right", no_wrap=True)
     for _, row in table.iterrows():
         stages = _text(row["stages"]).split()
         result.add_row(

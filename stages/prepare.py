@@ -47,7 +47,7 @@ def render_scenes(
     ]
     height, width = config.size
     total = sum(task[2] for task in tasks)
-    with ProcessPoolExecutor() as pool, progress("render scenes", total, "images") as advance:
+    with ProcessPoolExecutor() as pool, progress("render scenes", total, "images", 0) as advance:
         futures = [
             pool.submit(write_dataset, path, domain, SCENES_SEED, count, height, width, first, lab)
             for path, first, count, lab in tasks

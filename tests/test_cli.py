@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -41,6 +42,9 @@ def test_changed_params_are_kept_unless_confirmed(folder, monkeypatch):
     monkeypatch.setattr(
         project.click, "confirm", lambda *_, **__: (_ for _ in ()).throw(project.click.Abort)
     )
+    with pytest.raises(UserError, match="--force overwrites it"):  # nobody there to ask
+        call("preset", "camvid_day_to_dusk")
+    monkeypatch.setattr(project.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     with pytest.raises(project.click.Abort):
         call("preset", "camvid_day_to_dusk")
     assert yaml.safe_load(params.read_text())["seed"] == 7

@@ -43,7 +43,7 @@ def network():
 @pytest.fixture(scope="module")
 def model(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, network, CONFIG, SPACE)
+    save_model(path, network, CONFIG, SPACE, (48, 64))
     return path
 
 
@@ -109,6 +109,7 @@ def test_an_onnx_file_runs_and_says_what_it_is(model, network, traced, tmp_path,
     assert logits.name == "logits" and logits.shape == ["batch", 3, "height", "width"]
     properties = session.get_modelmeta().custom_metadata_map
     assert json.loads(properties["classes"]) == list(SPACE.names)
+    assert json.loads(properties["size"]) == [48, 64]
     assert json.loads(properties["palette"]) == [list(color) for color in SPACE.palette]
     assert "[0, 1]" in properties["input"] and "logits" in properties["output"]
     (opset,) = [o.version for o in onnx.load(path).opset_import if o.domain in ("", "ai.onnx")]
@@ -129,6 +130,7 @@ def test_a_pt2_file_runs_and_says_what_it_is(model, network, traced, tmp_path, c
     program = torch.export.load(path, extra_files=extra).module()
     same_at_every_size(program, network)
     said = json.loads(extra["cag.json"])
+    assert said["size"] == [48, 64]
     assert said["classes"] == list(SPACE.names) and len(said["palette"]) == 3
 
 

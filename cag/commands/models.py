@@ -35,8 +35,9 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
 
     Input `images`: float32 [B, 3, H, W], RGB in [0, 1], of any number and any size above 32; the
     normalisation is inside. Output `logits`: float32 [B, K, H, W] at the images' size; the largest
-    of the K is the train id. Names and colours of the classes are in the file (ONNX: metadata
-    properties; pt2: the extra file cag.json).
+    of the K is the train id. Names and colours of the classes and the size of the images that the
+    model was trained on are in the file (ONNX: metadata properties; pt2: the extra file cag.json):
+    `cag predict` brings images to that size, who runs the file must do so.
 
     What was written is run and compared with the model on random and real images of several sizes.
     The table shows the largest difference of their logits, beside that of the model's own logits to
@@ -49,7 +50,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
       cag export data/models/round3.safetensors --format pt2 --out round3.pt2 --images photos
     """
     from cag import export as exports
-    from cag.networks import load_model
+    from cag.networks import load_model, trained_size
 
     if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
@@ -63,7 +64,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
         "pt2": (exports.write_pt2, exports.load_pt2),
     }[form]
     with atomic_file(out) as partial:
-        write(partial, program, classes)
+        write(partial, program, exports.metadata(classes, trained_size(model)))
         compared = list(exports.compare(network, load(partial), given))
         _print_comparisons(compared)
         if not all(one.passed for one in compared):

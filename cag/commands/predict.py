@@ -110,13 +110,16 @@ def predict(
       cag predict data/models/round3.safetensors photos --out labelled
       cag predict model.safetensors "drive/**/*.jpg" --out labelled --confidence --tile 1024
     """
+    found = list_images(images, out)
+    if not model.is_file():  # said before torch is loaded
+        raise UserError(f"{model}: no such model; `dvc repro` makes data/models/*.safetensors")
+
     from cag import load
     from cag.segmenter import SMALLEST_TILE
     from cag.stage import progress
 
     if tile and tile < SMALLEST_TILE:
         raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
-    found = list_images(images, out)
     segmenter = load(model, device)
     _make_folder(out)
     write_json(out / "classes.json", segmenter.label_space.to_dict())
@@ -345,8 +348,8 @@ def _summarize(
         print(*(f"passed over: {error}" for _, error in shown), sep="\n", file=sys.stderr)
         more = f", {len(shown)} of them" if len(failures) > len(shown) else ""
         raise UserError(
-            f"{len(failures)} of {images} images could not be read; listed above{more}; the others "
-            "are labelled"
+            f"{len(failures)} of {images} images could not be read; listed above{more}"
+            + ("; the others are labelled" if done else "")
         )
 
 

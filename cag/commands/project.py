@@ -98,6 +98,8 @@ def preset(name: str | None, force: bool) -> None:
         filecmp.cmp(PARAMS, path, shallow=False) for path in available.values()
     )
     if changed and not force:
+        if not sys.stdin.isatty():
+            raise UserError(f"{PARAMS} has changes that no preset holds; --force overwrites it")
         click.confirm(f"{PARAMS} has changes that no preset holds; overwrite it?", abort=True)
     with atomic_file(PARAMS) as partial:
         shutil.copyfile(available[name], partial)
@@ -151,7 +153,7 @@ def data() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON, for scripts.")
 def check(name: str | None, partial: bool, as_json: bool) -> None:
-    """Read all raw images and labels of params.yaml: source, target, or both without NAME.
+    """Read all raw images and labels of params.yaml: source, target, or else both.
 
     Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
     `prepare` and `extract` will take. Labels of target training images are never opened. What is

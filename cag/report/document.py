@@ -243,6 +243,7 @@ def _anchors(run: Run) -> str:
                 pieces.class_th(row["class"], run.label_space),
                 pieces.td(pieces.count(row["images"])),
                 pieces.td(pieces.count(row["pixels"])),
+                pieces.td(pieces.percent(row.get("recall"))),
                 pieces.td(pieces.decimal(row["norm"])),
                 pieces.td(
                     pieces.NOTHING
@@ -254,7 +255,7 @@ def _anchors(run: Run) -> str:
             ]
             for row in one.anchors.to_dict("records")
         ]
-        heads = ["class", "images", "pixels", "norm", "nearest other", "distance"]
+        heads = ["class", "images", "pixels", "recall %", "norm", "nearest other", "distance"]
         table = pieces.table(
             f"Anchors of {name}, from source features of {one.anchor_teacher}", heads, rows
         )
@@ -268,7 +269,9 @@ def _anchors(run: Run) -> str:
         return ""
     note = (
         "Norms and distances are in the units of the features, as is the anchor rule's margin: "
-        "a margin near the distance between two anchors leaves few pixels of either class."
+        "a margin near the distance between two anchors leaves few pixels of either class. "
+        "Recall is the share of a class's source pixels that the teacher finds; below "
+        "anchors.min_recall the class has no anchor."
     )
     return f"<p>{note}</p>" + "".join(blocks)
 
