@@ -73,7 +73,10 @@ def read_round(name: str, rounds: dict, features: report.Features | None = None)
             keep_default_na=False,
             na_values={column: ["", "nan"] for column in numbers},
         )
-        for path, numbers in ((coverage, ()), (anchors, ("norm", "distance", "nearest_anchor")))
+        for path, numbers in (
+            (coverage, ()),
+            (anchors, ("recall", "norm", "distance", "nearest_anchor")),
+        )
     ]
     entry = rounds[name]
     teacher = rounds[entry.anchors].teacher

@@ -66,7 +66,8 @@ def coverage(names=NAMES):
 
 
 def anchors(names=NAMES):
-    values = {"images": [5, 4, 0], "pixels": [12345, 400, 0], "norm": [7.25, 9.5, np.nan]}
+    values = {"images": [5, 4, 0], "pixels": [12345, 400, 0], "recall": [0.875, 0.25, np.nan]}
+    values["norm"] = [7.25, 9.5, np.nan]
     nearest = [names[1], names[0], np.nan]
     return pd.DataFrame(
         {"class": names, **values, "nearest_anchor": nearest, "distance": [4.75, 4.75, np.nan]}
@@ -211,8 +212,8 @@ def test_coverage_and_anchors_are_tabulated(whole_page):
     assert [row[0] for row in distances] == ["class", "road", "car"]  # train has no anchor
     road, car = features().anchors[:2].astype(np.float64)
     assert distances[1][1:] == ["", f"{np.linalg.norm(road - car):.1f}"]
-    assert anchor_table[1] == ["road", "5", "12\u202f345", "7.25", "car", "4.75"]
-    assert anchor_table[3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013"]
+    assert anchor_table[1] == ["road", "5", "12\u202f345", "87.5", "7.25", "car", "4.75"]
+    assert anchor_table[3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013", "\u2013"]
 
 
 def test_run_card_shows_parameters_times_and_checksums(whole_page):

@@ -38,7 +38,7 @@ class Round:
     teacher: str  # the model that made the pseudo-labels
     anchor_teacher: str  # the model whose source features the anchors are means of
     coverage: pd.DataFrame  # class, nearest, anchor, probability, agree: pixel counts
-    anchors: pd.DataFrame  # class, images, pixels, norm, nearest_anchor, distance
+    anchors: pd.DataFrame  # class, images, pixels, recall, norm, nearest_anchor, distance
     # quantile -> float32 [K], each class's least relative margin at it; empty: not known
     class_thresholds: Mapping[float, np.ndarray] = field(default_factory=dict)
     features: Features | None = None

@@ -243,7 +243,7 @@ def _anchors(run: Run) -> str:
                 pieces.class_th(row["class"], run.label_space),
                 pieces.td(pieces.count(row["images"])),
                 pieces.td(pieces.count(row["pixels"])),
-                pieces.td(pieces.percent(row.get("recall"))),
+                pieces.td(pieces.percent(row["recall"])),
                 pieces.td(pieces.decimal(row["norm"])),
                 pieces.td(
                     pieces.NOTHING
