@@ -78,7 +78,7 @@ def make_run() -> report.Run:
             "warmup",
             coverage(NAMES),
             pd.DataFrame({"class": NAMES}).assign(
-                images=1, pixels=2, norm=1.0, nearest_anchor="road", distance=2.0
+                images=1, pixels=2, recall=0.5, norm=1.0, nearest_anchor="road", distance=2.0
             ),
             {quantile: histogram.thresholds(quantile).numpy() for quantile in QUANTILES},
             report.Features(anchors, *points, *points),
