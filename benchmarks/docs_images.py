@@ -79,8 +79,7 @@ def write_panel(path: Path, titles: list[str], rows: list[list[np.ndarray]]) -> 
 
 def write_figure(path: Path, figure) -> None:
     """Write a plot."""
-    with atomic_file(path) as partial:
-        plots.save_png(figure, partial)
+    plots.save_png(figure, path)
     print(path)
 
 

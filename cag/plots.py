@@ -16,9 +16,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from cag.files import atomic_file
+
 matplotlib.rcParams["text.parse_math"] = False  # a name is text, whatever it spells
 DPI = 144
-RULES = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
+MARKERS = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
 # Rules of the threshold curves: what their thresholds are, and how their lines are drawn.
 THRESHOLDS = {
     "margin": ("d2 - d1, in units of the features", "-"),
@@ -522,8 +524,9 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG: the same figure gives the same bytes."""
-    Path(path).write_bytes(png_bytes(figure))
+    """Write a figure as PNG, atomically: the same figure gives the same bytes."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(png_bytes(figure))
 
 
 def _scaled(picture: np.ndarray, width: int, height: int) -> Image.Image:
@@ -588,7 +591,7 @@ def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
 def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:
     positions = np.arange(len(shares))
     axes.axhline(len(shares) - 1.5, color=theme.muted, linewidth=0.8)  # above "all classes"
-    for color, (rule, marker) in zip(theme.cycle, RULES.items(), strict=False):
+    for color, (rule, marker) in zip(theme.cycle, MARKERS.items(), strict=False):
         values = shares[rule].to_numpy()
         beyond = values > 1.1
         axes.scatter(

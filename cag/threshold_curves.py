@@ -16,7 +16,7 @@ from cag.errors import UserError
 from cag.labels import IGNORE
 from cag.pseudo_labels import MarginHistogram, relative_margins
 
-RULES = ("margin", "relative_margin", "quantile", "probability")
+KINDS = ("margin", "relative_margin", "quantile", "probability")
 COLUMNS = ("rule", "threshold", "class", "pixels", "share", "class_threshold")
 MEASURES = ("precision", "recall")
 ALL = "all"  # stands for the classes together
@@ -48,7 +48,7 @@ def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
         "quantile": [i / 50 for i in range(1, 51)],
         "probability": [*hundredths, 0.995, 0.999],
     }
-    configured = {rule: getattr(config, rule) for rule in RULES}
+    configured = {rule: getattr(config, rule) for rule in KINDS}
     given = {rule: [] if value is None else [value] for rule, value in configured.items()}
     return {
         rule: torch.tensor([*values, *given[rule]], dtype=torch.float32).unique()
@@ -112,12 +112,12 @@ class ThresholdCounts:
         reaching = _at_least(self._relative.counts)
         edges = (class_thresholds * reaching.shape[1]).long().to(reaching.device)  # [K, T]
         labelled["quantile"] = reaching.gather(1, edges)
-        return {rule: labelled[rule].cpu() for rule in RULES}
+        return {rule: labelled[rule].cpu() for rule in KINDS}
 
     def totals(self) -> dict[str, Tensor]:
         """Pixels that each rule decides on: nearest to, or predicted as, the class; int64 [K]."""
         counts = {rule: counts.sum(dim=1).cpu() for rule, counts in self._passed.items()}
-        return {rule: counts.get(rule, counts["margin"]) for rule in RULES}
+        return {rule: counts.get(rule, counts["margin"]) for rule in KINDS}
 
     def _count(self, rule: str, classes: Tensor, values: Tensor) -> None:
         counts, edges = self._passed[rule], self._grid[rule]
@@ -154,7 +154,7 @@ def curve_table(
     labelled, totals = counts.labelled(class_thresholds), counts.totals()
     tables = [
         _rows(names, rule, grid[rule], labelled[rule], totals[rule], class_thresholds)
-        for rule in RULES
+        for rule in KINDS
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -216,7 +216,7 @@ class LabelledCounts:
         cuts = torch.cat([class_thresholds, torch.full_like(class_thresholds[:1], math.nan)])
         truth = _with_sum(self._truth.cpu())
         tables = []
-        for rule in RULES:
+        for rule in KINDS:
             pixels, known, right = (_with_sum(counts[rule]) for counts in labelled)  # [K + 1, T]
             table = _rows([*names, ALL], rule, grid[rule], pixels, _with_sum(whole[rule]), cuts)
             table["precision"] = _shares(right, known)
@@ -240,7 +240,7 @@ def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor]
     """
     table = read_curves(path)
     grid, count = {}, len(names)
-    for rule in RULES:
+    for rule in KINDS:
         rows = table[table["rule"] == rule]
         values = rows["threshold"].to_numpy(dtype=np.float32)
         if not len(rows) or list(rows["class"]) != list(names) * (len(rows) // count):

@@ -245,3 +245,12 @@ def test_panel_enlarges_label_colours_without_inventing_any():
 def test_panel_refuses_rows_that_do_not_fit(rows):
     with pytest.raises(ValueError, match="at least one row, and 2 pictures"):
         plots.panel(rows, ["image", "truth"])
+
+
+def test_a_figure_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(plots, "png_bytes", lambda figure: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plots.save_png(None, path)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

@@ -12,7 +12,7 @@ from cag.pseudo_labels import active, anchor_distances, confident
 from cag.threshold_curves import (
     ALL,
     COLUMNS,
-    RULES,
+    KINDS,
     LabelledCounts,
     ThresholdCounts,
     class_thresholds_at,
@@ -83,7 +83,7 @@ def test_counts_are_those_of_the_rules(grid, pixels):
     cuts = counts.class_thresholds(grid["quantile"])
     table = curve_table(NAMES, grid, counts, cuts)
     assert tuple(table.columns) == COLUMNS
-    for rule in RULES:
+    for rule in KINDS:
         rows = table[table["rule"] == rule]
         assert len(rows) == K * len(grid[rule]) and len(grid[rule]) >= 50
         whole = per_class(pixels[3] if rule == "probability" else pixels[0])
@@ -105,7 +105,7 @@ def test_margins_reach_as_far_as_any_pixel(anchors):
 
 
 def test_configured_thresholds_are_in_the_grid(grid):
-    for rule in RULES:
+    for rule in KINDS:
         assert np.float32(getattr(CONFIG, rule)) in grid[rule].numpy()
         assert (grid[rule].diff() > 0).all()
 
@@ -126,7 +126,7 @@ def test_a_pixel_of_nan_passes_nothing(grid):
     nan, zero = torch.full((1,), torch.nan), torch.zeros(1, dtype=torch.uint8)
     counts = counted(grid, (zero, nan, nan, zero, nan))
     labelled = counts.labelled(torch.full((K, 1), 0.5))
-    assert not any(labelled[rule].sum() for rule in RULES)
+    assert not any(labelled[rule].sum() for rule in KINDS)
     assert counts.totals()["margin"].tolist() == [1, 0, 0, 0]
 
 
@@ -135,7 +135,7 @@ def test_thresholds_are_read_back_as_they_were(grid, pixels, tmp_path):
     cuts = counts.class_thresholds(grid["quantile"])
     write_csv(tmp_path / "curves.csv", curve_table(NAMES, grid, counts, cuts))
     read, own = read_thresholds(tmp_path / "curves.csv", NAMES)
-    assert all(torch.equal(read[rule], grid[rule]) for rule in RULES)
+    assert all(torch.equal(read[rule], grid[rule]) for rule in KINDS)
     assert torch.equal(own, cuts)
     used = class_thresholds_at(CONFIG.quantile, read, own)
     assert torch.equal(used, counts.class_thresholds(torch.tensor([CONFIG.quantile]))[:, 0])
@@ -154,7 +154,7 @@ def test_precision_and_recall_equal_numpys(grid, pixels):
     table = counts.table(NAMES, grid, cuts)
     assert list(table["class"][: K + 1]) == [*NAMES, ALL]
     known = truth.numpy() < 255
-    for rule in RULES:
+    for rule in KINDS:
         rows = table[table["rule"] == rule]
         for i, (threshold, own) in enumerate(rows.groupby("threshold")):
             labels = labels_at(rule, pixels, threshold, cuts, i).numpy()

@@ -15,7 +15,7 @@ from cag.commands.rounds import chosen_round
 from cag.commands.terminal import print_table
 from cag.config import RULES, load_params
 from cag.errors import UserError
-from cag.files import atomic_file, inside
+from cag.files import inside
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 ROUND, STORE = "data/rounds/{}", "data/features/{}/target.h5"
@@ -148,8 +148,7 @@ def _draw(out: Path, image: Path, found, classes, size, point, title: str) -> No
         for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
         if i in present
     }
-    with atomic_file(out) as partial:
-        plots.save_png(plots.inspection_figure(pictures, legend, point, title), partial)
+    plots.save_png(plots.inspection_figure(pictures, legend, point, title), out)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import print_table
-from cag.files import atomic_file, write_csv
+from cag.files import write_csv
 
 
 @click.group()
@@ -46,8 +46,7 @@ def show(
 
         parameter = swept_parameter(table, x)
         figure = plots.sweep_figure(swept_points(table, parameter), parameter)
-        with atomic_file(plot) as partial:
-            plots.save_png(figure, partial)
+        plots.save_png(figure, plot)
     if as_json:
         print(table.to_json(orient="records", indent=2))
     else:

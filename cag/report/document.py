@@ -213,7 +213,7 @@ def _coverage(run: Run) -> str:
         total = index == len(classes) - 1
         cells = [pieces.th(name) if total else pieces.class_th(name, run.label_space)]
         for table in shares.values():
-            cells += [pieces.td(pieces.percent(table.at[index, rule])) for rule in plots.RULES]
+            cells += [pieces.td(pieces.percent(table.at[index, rule])) for rule in plots.MARKERS]
         rows.append(cells)
     figure = pieces.figure(
         lambda theme: plots.coverage_figure(
@@ -227,8 +227,8 @@ def _coverage(run: Run) -> str:
         "names the class more often). "
         "agreement: of the pixels labelled by either rule, those that both label alike."
     )
-    groups = [("", 1), *((name, len(plots.RULES)) for name in shares)]
-    heads = ["class", *(f"{rule} %" for _ in shares for rule in plots.RULES)]
+    groups = [("", 1), *((name, len(plots.MARKERS)) for name in shares)]
+    heads = ["class", *(f"{rule} %" for _ in shares for rule in plots.MARKERS)]
     table = pieces.table(
         "Pseudo-label coverage by class and round", heads, rows[:-1], groups, rows[-1]
     )
