@@ -18,15 +18,10 @@ from torch import Tensor
 
 from benchmarks.measure import numerics
 from cag.anchors import class_sums
-from cag.config import Network
+from cag.config.networks import Network
+from cag.deploy.released import RELEASED_CLASSES, RELEASED_NETWORK, convert_released_weights
 from cag.losses import adaptation_loss
-from cag.networks import (
-    RELEASED_CLASSES,
-    RELEASED_NETWORK,
-    SegmentationNetwork,
-    build,
-    convert_released_weights,
-)
+from cag.networks import SegmentationNetwork, build
 from cag.pseudo_labels import active, anchor_distances, by_probability
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden"

@@ -19,19 +19,20 @@ import torch
 from PIL import Image
 from selenium import webdriver
 
-from cag import plots
-from cag.config import RULES, load_all
-from cag.datasets import read_label_space, read_manifest
-from cag.devices import make_fabric
-from cag.errors import UserError
+from cag.analysis import plots
+from cag.config.base import RULES
+from cag.config.parameters import load_all
+from cag.datasets.images import colorize, read_image, read_label, write_image
+from cag.datasets.labels import LabelSpace, read_class_map
+from cag.datasets.prepared import read_label_space, read_manifest
 from cag.evaluation import full_resolution_prediction
-from cag.files import atomic_file
-from cag.images import colorize, read_image, read_label, write_image
-from cag.labels import LabelSpace, read_class_map
 from cag.networks import load_model
 from cag.prediction import predict
+from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
+from cag.runtime.program import run
 from cag.scenes import render
-from cag.stage import run
 
 PREPARED = Path("data/prepared")
 TARGET = PREPARED / "target"

@@ -42,12 +42,13 @@ from benchmarks.steps import (
     random_network,
     random_problem,
 )
-from cag.config import Training, load_all
-from cag.errors import UserError
+from cag.config.parameters import load_all
+from cag.config.training import Training
 from cag.features import target_bytes
 from cag.networks import SegmentationNetwork
 from cag.pseudo_labels import anchor_distances
-from cag.stage import run
+from cag.runtime.errors import UserError
+from cag.runtime.program import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = ROOT / "presets/gta5_to_cityscapes.yaml"

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cag.anchors import class_sums
-from cag.labels import IGNORE
+from cag.datasets.labels import IGNORE
 from cag.losses import distance_loss
 from cag.pseudo_labels import anchor_margins, by_anchor
-from cag.stage import cpu_name, run
+from cag.runtime.program import cpu_name, run
 
 ANCHORS = Path(__file__).resolve().parents[1] / "tests/golden/anchors.npy"
 HEIGHT, WIDTH = 128, 224

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cag.stage import cpu_name
+from cag.runtime.program import cpu_name
 
 PRECISIONS = ("float32", "TF32", "bf16")
 

@@ -23,10 +23,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from cag.errors import UserError
-from cag.files import atomic_file
-from cag.images import write_image
-from cag.stage import run
+from cag.datasets.images import write_image
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
+from cag.runtime.program import run
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 32, 64

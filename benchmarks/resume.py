@@ -30,11 +30,13 @@ import torch
 import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cag.config import load_params
-from cag.files import sha256
+from cag.config.parameters import load_all
 from cag.networks import build
-from cag.stage import cpu_name, progress, run
-from cag.training import SAVE_EVERY, SAVE_SHARE, Checkpoint, Objective, _state
+from cag.runtime.files import sha256
+from cag.runtime.program import cpu_name, run
+from cag.runtime.progress import progress
+from cag.training.loop import SAVE_EVERY, SAVE_SHARE, Checkpoint, _state
+from cag.training.objectives import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
@@ -368,7 +370,7 @@ def checkpoint_cost(preset: str, folder: Path) -> tuple[int, int, float]:
     Returns:
         Parameters, bytes of the file, and median seconds of a save.
     """
-    params = load_params("network", "adapt", path=ROOT / f"presets/{preset}.yaml")
+    params = load_all(ROOT / f"presets/{preset}.yaml")
     objective = Objective(build(params.network, CLASSES), None)
     parameters = list(objective.parameters())
     for parameter in parameters:

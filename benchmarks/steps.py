@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cag.adaptation import AdaptationObjective
 from cag.anchors import resize_labels
-from cag.config import Network
-from cag.labels import IGNORE
+from cag.config.networks import Network
+from cag.datasets.labels import IGNORE
 from cag.losses import AdaptationLosses
 from cag.networks import NetworkOutput, SegmentationNetwork, build
-from cag.training import AdaptationObjective, Batch, make_optimizer
+from cag.training.objectives import Batch, make_optimizer
 
 CLASSES = 19
 

@@ -14,9 +14,9 @@ import torch
 from benchmarks.gpu import ROOT
 from benchmarks.measure import alternating_seconds, cores, machine, table
 from benchmarks.steps import Problem, Step, ladder, random_problem
-from cag.config import load_all
+from cag.config.parameters import load_all
 from cag.networks import SegmentationNetwork
-from cag.stage import run
+from cag.runtime.program import run
 
 PRESET = ROOT / "presets/scenes.yaml"
 RUNGS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cag.segmenter import Segmenter
+    from cag.deploy.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,6 @@ def load(path: str | Path, device: str | None = None) -> Segmenter:
         >>> segmenter = cag.load("data/models/round3.safetensors")    # doctest: +SKIP
         >>> labels = segmenter("street.jpg")                          # doctest: +SKIP
     """
-    from cag.segmenter import Segmenter  # not at the top: `import cag` needs no torch
+    from cag.deploy.segmenter import Segmenter
 
     return Segmenter.from_file(Path(path), device)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cag.config import Training, Warmup
-from cag.losses import cross_entropy
+from cag.config.training import Training
+from cag.config.warmup import Warmup
 from cag.networks import SegmentationNetwork
-from cag.training import Batch, TwoDomainObjective, upsampled
+from cag.training.cross_entropy import cross_entropy
+from cag.training.objectives import Batch, TwoDomainObjective, upsampled
 
 CHANNELS = (64, 128, 256, 512, 1)
 BETAS = (0.9, 0.99)  # of the discriminator's Adam

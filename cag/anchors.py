@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cag.labels import IGNORE
-from cag.precision import full_precision
+from cag.datasets.labels import IGNORE
+from cag.runtime.errors import UserError
+from cag.runtime.precision import full_precision
 
 
 def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
@@ -222,3 +226,24 @@ def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)[:, None]
     one_hot = labels.new_empty((labels.shape[0], num_classes, labels.shape[2]), dtype=torch.float32)
     return torch.eq(labels, classes, out=one_hot)
+
+
+def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
+    """Anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
+
+    Raises:
+        UserError: The file is missing, damaged, or of other classes or another feature width.
+    """
+    try:
+        with open(path, "rb") as file:
+            anchors = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged .npy file ({error}); delete it and rerun") from None
+    if anchors.shape != (num_classes, width) or anchors.dtype.kind != "f":
+        raise UserError(
+            f"{path}: {anchors.dtype} of shape {anchors.shape}; expected floats of shape "
+            f"({num_classes}, {width}), one row per class as wide as the features"
+        )
+    return torch.from_numpy(anchors.astype(np.float32))

@@ -4,7 +4,7 @@ import click
 
 from cag import __version__
 from cag.commands import inspection, models, predict, project, pseudo, runs, sweeps
-from cag.stage import run
+from cag.runtime.program import run
 
 TOUR = {
     "Start": (project.init, project.preset, project.data, project.scenes),

@@ -13,13 +13,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cag import metrics
-from cag.files import write_csv, write_json
-from cag.labels import LabelSpace
+from cag.datasets.labels import LabelSpace
+from cag.datasets.prepared import PreparedImages
 from cag.networks import SegmentationNetwork
 from cag.prediction import full_resolution, image_batches, predict
-from cag.prepared import PreparedImages
-from cag.stage import Advance
-from cag.streams import ahead, in_order, threads, to_cpu
+from cag.runtime.files import write_csv, write_json
+from cag.runtime.overlap import ahead, in_order, threads, to_cpu
+from cag.runtime.progress import Advance
 
 BATCH_SIZE = 4
 

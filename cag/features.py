@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums
-from cag.errors import UserError
-from cag.files import atomic_file
-from cag.labels import IGNORE
-from cag.seeds import mix
+from cag.datasets.labels import IGNORE
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
+from cag.runtime.seeds import mix
 
 SOURCE_KEYS = (
     "names",
@@ -357,24 +357,3 @@ def _readable(file: h5py.File) -> Iterator[None]:
 
 def _write_names(file: h5py.File, names: Sequence[str]) -> None:
     file.create_dataset("names", data=np.array(names, dtype=object), dtype=h5py.string_dtype())
-
-
-def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
-    """Anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
-
-    Raises:
-        UserError: The file is missing, damaged, or of other classes or another feature width.
-    """
-    try:
-        with open(path, "rb") as file:
-            anchors = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged .npy file ({error}); delete it and rerun") from None
-    if anchors.shape != (num_classes, width) or anchors.dtype.kind != "f":
-        raise UserError(
-            f"{path}: {anchors.dtype} of shape {anchors.shape}; expected floats of shape "
-            f"({num_classes}, {width}), one row per class as wide as the features"
-        )
-    return torch.from_numpy(anchors.astype(np.float32))

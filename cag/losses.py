@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cag.anchors import IGNORE, agreeing_labels, class_sums, resize_labels
-from cag.precision import full_precision
-
-Divisor = Callable[[Tensor], Tensor]
-
-
-def own_count(count: Tensor) -> Tensor:
-    """What a mean over a whole batch divides by: the count itself, a scalar of at least 0."""
-    return count
+from cag.anchors import agreeing_labels, class_sums, resize_labels
+from cag.datasets.labels import IGNORE
+from cag.runtime.precision import full_precision
+from cag.training.cross_entropy import Divisor, cross_entropy, labelled_pixels, own_count, quotient
 
 
 class AdaptationLosses(NamedTuple):
@@ -74,7 +68,7 @@ def adaptation_loss(
         pasted: bool [B', h', w'], target pixels that show a piece of the source and bear its labels
             (`cag.mixing`): they weigh as on the source, pseudo-labels 1. None: none.
         divisor: Gives what each mean divides by, from the count (or weight) that it is over: in one
-            of several processes the mean of theirs (`cag.sharing.mean_over_processes`).
+            of several processes the mean of theirs (`training.global_batch.mean_over_processes`).
 
     Returns:
         `AdaptationLosses`, float32 scalars.
@@ -154,60 +148,7 @@ def distance_loss(
             return _pixel_distance(features.float(), labels, anchors, seen, valid, divisor)
         labels = agreeing_labels(labels, logits.detach())
         terms, pairs = _class_mean_terms(features, labels, anchors, seen, valid, min_pixels)
-        return _quotient(10 * terms.sum(), pairs.sum(), divisor)
-
-
-def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
-    """Weights that make rare classes count more: (median frequency / frequency) ^ power.
-
-    Not in the paper, whose cross-entropy is plain (power 0). A short training on few images never
-    learns classes of a percent of the pixels without; 1 is median frequency balancing.
-
-    Args:
-        pixels: integer [K], labelled pixels of each class.
-        power: at least 0.
-
-    Returns:
-        float32 [K]; 0 for a class without pixels.
-    """
-    seen = pixels > 0
-    frequency = pixels.double().masked_fill(~seen, torch.nan)
-    weights = (frequency.nanmedian() / frequency) ** power
-    return weights.masked_fill(~seen, 0).float()
-
-
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None = None,
-    divisor: Divisor = own_count,
-) -> Tensor:
-    """Mean cross-entropy over the labelled pixels; 0 with a zero gradient where there is none.
-
-    Args:
-        logits: float [B, K, h, w].
-        labels: integer [B, h, w]; others than 0..K-1 ignored.
-        class_weights: float [K]; the mean is then weighted by the pixels' classes. None: all 1.
-        divisor: as for `adaptation_loss`.
-
-    Returns:
-        float32 scalar.
-    """
-    labelled = _labelled(labels, logits.shape[1])
-    labels = labels.long().masked_fill(~labelled, IGNORE)
-    total = F.cross_entropy(
-        logits.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum"
-    )
-    if class_weights is None:
-        return _quotient(total, labelled.sum(), divisor)
-    weight = (class_weights[labels.masked_fill(~labelled, 0)] * labelled).sum()
-    return _quotient(total, weight, divisor)
-
-
-def _quotient(total: Tensor, count: Tensor, divisor: Divisor) -> Tensor:
-    """A sum over what its mean is over; 0 where that is nothing."""
-    count = divisor(count)
-    return total / count.masked_fill(count == 0, 1)
+        return quotient(10 * terms.sum(), pairs.sum(), divisor)
 
 
 def _target_cross_entropy(
@@ -220,11 +161,11 @@ def _target_cross_entropy(
     """Mean over the labelled pixels, those pasted from the source weighted by their classes."""
     if class_weights is None or pasted is None:
         return cross_entropy(logits, labels, None, divisor)
-    labelled = _labelled(labels, logits.shape[1])
+    labelled = labelled_pixels(labels, logits.shape[1])
     labels = labels.long().masked_fill(~labelled, IGNORE)
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     weights = class_weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
-    return _quotient((losses * weights).sum(), weights.sum(), divisor)
+    return quotient((losses * weights).sum(), weights.sum(), divisor)
 
 
 def _kinds_of_labels(
@@ -274,7 +215,7 @@ def _pixel_distance(
     divisor: Divisor,
 ) -> Tensor:
     """The paper's loss: mean L2 distance of labelled pixels to their anchors."""
-    labelled = _labelled(labels, len(anchors)).flatten()
+    labelled = labelled_pixels(labels, len(anchors)).flatten()
     classes = labels.flatten().long().masked_fill(~labelled, 0)
     counted = labelled & seen[classes]  # [B h w]
     own = anchors.t().contiguous().index_select(1, classes)  # [D, B h w]
@@ -283,9 +224,4 @@ def _pixel_distance(
     # the root has no gradient at 0: a pixel on its anchor has nowhere to go
     pulled = counted & valid[classes] & (squares > 0)
     distances = squares.masked_fill(~pulled, 1).sqrt().masked_fill(~pulled, 0)
-    return _quotient(distances.sum(), counted.sum(), divisor)
-
-
-def _labelled(labels: Tensor, num_classes: int) -> Tensor:
-    """Where labels of any integer dtype are in 0..num_classes-1, bool."""
-    return (labels >= 0) & (labels < num_classes)
+    return quotient(distances.sum(), counted.sum(), divisor)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Uniform = Callable[[int, int, torch.device], Tensor]
-
-
-def uniform(images: int, numbers: int, device: torch.device) -> Tensor:
-    """Numbers [images, numbers] in [0, 1) from torch's global random state of the device."""
-    return torch.rand(images, numbers, device=device)
+from cag.training.global_batch import Uniform, uniform
 
 
 def chosen_classes(labels: Tensor, num_classes: int, draw: Uniform = uniform) -> Tensor:

@@ -14,37 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cag.config import Network, Normalization
+from cag.config.networks import Network
+from cag.datasets.labels import LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
-from cag.errors import UserError
-from cag.files import atomic_file, encoder_weights_file
-from cag.labels import LabelSpace
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, encoder_weights_file
 
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
 MODEL_FORMAT = 1
-# The network of the authors' checkpoints: 19 classes, inputs in [0, 1] without normalisation.
-RELEASED_NETWORK = Network(
-    architecture="DeepLabV3PlusPaper",
-    encoder="resnet101",
-    encoder_weights=None,
-    options={},
-    normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-)
-RELEASED_CLASSES = 19
-# Beginnings of a checkpoint's keys and of ours.
-RELEASED_KEYS = {
-    "backbone.": "encoder.",
-    **{f"aspp.aspp{i + 1}.atrous_conv.": f"decoder.aspp.convs.{i}.0." for i in range(4)},
-    **{f"aspp.aspp{i + 1}.bn.": f"decoder.aspp.convs.{i}.1." for i in range(4)},
-    "aspp.global_avg_pool.": "decoder.aspp.convs.4.",
-    "aspp.conv1.": "decoder.aspp.project.0.",
-    "aspp.bn1.": "decoder.aspp.project.1.",
-    "decoder.conv1.": "decoder.low_level.0.",
-    "decoder.bn1.": "decoder.low_level.1.",
-    "decoder.last_conv.8.": "classifier.",
-    "decoder.last_conv.": "decoder.last.",
-}
 # Arguments of the library's networks that are not the user's to give, or would do nothing here.
 NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
@@ -188,47 +166,6 @@ def _hub_state(name: str, weights: str, path: Path) -> dict[str, Tensor]:
             f"nor to be had from the hub ({type(error).__name__}); put the file there, set "
             "CAG_WEIGHTS to its folder, go online, or set network.encoder_weights to null"
         ) from None
-
-
-def convert_released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of one of the authors' checkpoints for the network of `RELEASED_NETWORK`.
-
-    Args:
-        state: A checkpoint's `DeepLab.model_state`: 680 tensors.
-
-    Returns:
-        The same tensors under the keys of `build(RELEASED_NETWORK, 19)`, in its order.
-
-    Raises:
-        UserError: A key is missing or too many, or a tensor has another shape; the first is named.
-    """
-    with torch.device("meta"):
-        expected = build(RELEASED_NETWORK, RELEASED_CLASSES).state_dict()
-    released = {_released_key(key): key for key in expected}
-    missing = [key for key in released if key not in state]
-    unknown = [key for key in state if key not in released]
-    if missing or unknown:
-        first = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is not one of them"
-        raise UserError(
-            f"released weights: {len(state)} keys, expected the {len(released)} of the authors' "
-            f"DeepLab v3+ on ResNet-101; {first}"
-        )
-    for key, ours in released.items():
-        found, shape = state[key], list(expected[ours].shape)
-        if not isinstance(found, Tensor) or list(found.shape) != shape:
-            what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"released weights: '{key}' is {what}, expected {shape}: the authors' "
-                f"DeepLab v3+ on ResNet-101 with {RELEASED_CLASSES} classes"
-            )
-    return {ours: state[key] for key, ours in released.items()}
-
-
-def _released_key(key: str) -> str:
-    for theirs, ours in RELEASED_KEYS.items():
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
-    return key
 
 
 def save_model(

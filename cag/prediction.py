@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from cag.config import Views
+from cag.config.extract import Views
+from cag.datasets.prepared import PreparedImages
 from cag.networks import NetworkOutput
-from cag.prepared import PreparedImages
-from cag.streams import in_order, threads
+from cag.runtime.overlap import in_order, threads
 
 UPSAMPLED_VALUES = 2**26  # as many logits at an image's size are in memory at a time
 

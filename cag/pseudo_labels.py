@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cag.labels import IGNORE
-from cag.precision import full_precision
+from cag.datasets.labels import IGNORE
+from cag.runtime.precision import full_precision
 
 if TYPE_CHECKING:
-    from cag.config import PseudoLabel
+    from cag.config.pseudo_labels import PseudoLabel
 
 _CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary that stays in a CPU's cache
 _SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones

@@ -4,29 +4,35 @@ from pathlib import Path
 
 import click
 
-from cag.config import load_params
-from cag.datasets import common_size, read_label_space, read_manifest
-from cag.datasets import fingerprint as data_fingerprint
-from cag.devices import best_precision, make_fabric
-from cag.features import read_anchors
-from cag.files import fingerprint, sha256, write_csv
+from cag.adaptation import AdaptationObjective
+from cag.anchors import read_anchors
+from cag.config.adaptation import Adapt
+from cag.config.anchors import Anchors
+from cag.config.base import load_params
+from cag.config.training import Run
+from cag.datasets.prepared import common_size, read_label_space, read_manifest
+from cag.datasets.prepared import fingerprint as data_fingerprint
 from cag.networks import load_model, save_model
-from cag.samples import TrainingSamples, labelled_samples, pseudo_labelled_samples
-from cag.seeds import mix
-from cag.stage import progress, run_stage
-from cag.training import (
-    AdaptationObjective,
-    Checkpoint,
-    shared_batches,
-    source_class_weights,
-    train,
-)
+from cag.runtime.devices import best_precision, make_fabric
+from cag.runtime.files import fingerprint, sha256, write_csv
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
+from cag.runtime.seeds import mix
+from cag.training.loop import Checkpoint, shared_batches, train
+from cag.training.objectives import source_class_weights
+from cag.training.samples import TrainingSamples, labelled_samples, pseudo_labelled_samples
 
-SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "anchors", "adapt")
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, CURVE = "data/models/{}.safetensors", "data/curves/{}.csv"
 ROUND = "data/rounds/{}"
 CHECKPOINT = ".scratch/adapt-{}/checkpoint.pt"
+
+
+class Params(Run):
+    """The declared parameters."""
+
+    anchors: Anchors
+    adapt: Adapt
 
 
 @click.command(help=__doc__)
@@ -34,7 +40,7 @@ CHECKPOINT = ".scratch/adapt-{}/checkpoint.pt"
 @click.argument("teacher")
 def main(round_name: str, teacher: str) -> None:
     """Write the student `data/models/<round>.safetensors` of TEACHER, and its learning curve."""
-    params = load_params(*SECTIONS)
+    params = load_params(Params)
     config, folder = params.adapt, Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
     teacher_path = Path(MODEL.format(teacher))

@@ -9,17 +9,24 @@ import torch
 from torch import Tensor
 
 from cag.anchors import AnchorMean, class_recall, nearest_other_anchor, reliable
-from cag.config import Anchors, load_params
-from cag.datasets import read_label_space
-from cag.errors import UserError
+from cag.config.anchors import Anchors
+from cag.config.base import Section, load_params
+from cag.datasets.prepared import read_label_space
 from cag.features import SOURCE_KEYS, open_store, read_array
-from cag.files import atomic_file, write_csv
-from cag.stage import run_stage
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, write_csv
+from cag.runtime.program import run_stage
 
 SOURCE = Path("data/prepared/source")
 STORE = "data/features/{}/source.h5"
 ANCHORS, TABLE = "data/rounds/{}/anchors.npy", "data/rounds/{}/anchors.csv"
 IMAGES_AT_ONCE = 256
+
+
+class Params(Section):
+    """The declared parameters."""
+
+    anchors: Anchors
 
 
 def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean, Tensor]:
@@ -62,7 +69,7 @@ def anchor_table(
 @click.argument("features_of")
 def main(round_name: str, features_of: str) -> None:
     """Write a round's `anchors.npy` and `anchors.csv` from the source features of FEATURES_OF."""
-    config = load_params("anchors").anchors
+    config = load_params(Params).anchors
     names = read_label_space(SOURCE).names
     mean, recall = average(Path(STORE.format(features_of)), config, len(names))
     anchors = reliable(mean.compute(), recall, config.min_recall)

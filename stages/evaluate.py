@@ -7,20 +7,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cag import metrics, plots
-from cag.config import load_params
-from cag.datasets import evenly_spaced, read_shared_label_space
-from cag.devices import make_fabric
+from cag import metrics
+from cag.analysis import plots
+from cag.config.base import Precision, Section, load_params
+from cag.config.evaluation import Evaluate
+from cag.datasets.images import colorize, read_label, write_image, write_label
+from cag.datasets.prepared import PreparedImages, evenly_spaced, read_shared_label_space
 from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
-from cag.files import inside
-from cag.images import colorize, read_label, write_image, write_label
 from cag.networks import load_model
-from cag.prepared import PreparedImages
-from cag.processes import Processes
-from cag.stage import progress, run_stage
+from cag.runtime.devices import make_fabric
+from cag.runtime.files import inside
+from cag.runtime.processes import Processes
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, EVALUATION = "data/models/{}.safetensors", "data/evaluation/{}"
+
+
+class Params(Section):
+    """The declared parameters."""
+
+    precision: Precision
+    evaluate: Evaluate
 
 
 def draw_panels(
@@ -40,7 +49,7 @@ def draw_panels(
 @click.argument("model")
 def main(model: str) -> None:
     """Write `data/evaluation/<model>/`: metrics, tables, predictions and pictures."""
-    params = load_params("precision", "evaluate")
+    params = load_params(Params)
     classes = read_shared_label_space(SOURCE, TARGET)
     network, _, _ = load_model(Path(MODEL.format(model)), classes)
     images = PreparedImages(TARGET, "val", with_labels=True)

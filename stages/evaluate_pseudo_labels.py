@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import h5py
@@ -15,28 +14,45 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cag import plots
-from cag.anchors import resize_labels
-from cag.config import RULES, PseudoLabel, Views, load_params
-from cag.datasets import evenly_spaced, read_manifest, read_shared_label_space
-from cag.devices import make_fabric
-from cag.features import create_store, read_anchors
-from cag.files import write_csv, write_json
+from cag.analysis import plots
+from cag.analysis.threshold_curves import LabelledCounts, class_thresholds_at, read_thresholds
+from cag.anchors import read_anchors, resize_labels
+from cag.config.base import RULES, Precision, Section, load_params
+from cag.config.evaluation import Report
+from cag.config.extract import Extract, Views
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.prepared import (
+    PreparedImages,
+    evenly_spaced,
+    read_manifest,
+    read_shared_label_space,
+)
+from cag.features import create_store
 from cag.metrics import labelling_outcome, labelling_scores
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import image_batches, predict_pixels
-from cag.prepared import PreparedImages
-from cag.processes import Processes
 from cag.pseudo_labels import anchor_distances, apply_rules
-from cag.stage import Advance, progress, run_stage
-from cag.streams import ahead
-from cag.threshold_curves import LabelledCounts, class_thresholds_at, read_thresholds
+from cag.runtime.devices import make_fabric
+from cag.runtime.files import write_csv, write_json
+from cag.runtime.overlap import ahead
+from cag.runtime.processes import Processes
+from cag.runtime.program import run_stage
+from cag.runtime.progress import Advance, progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, ROUND = "data/models/{}.safetensors", "data/rounds/{}"
 EVALUATION = "data/pseudo_label_evaluation/{}"
 SAMPLE = ("nearest", "nearest_distance", "second_distance", "prediction", "probability", "truth")
 Pixels = tuple[Tensor, ...]  # of a batch: the maps of SAMPLE, [B, h, w]
+
+
+class Params(Section):
+    """The declared parameters."""
+
+    precision: Precision
+    extract: Extract
+    pseudo_label: PseudoLabel
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def score(
     images: PreparedImages | None,
     network: SegmentationNetwork,
     rules: Rules,
-    params: SimpleNamespace,
+    params: Params,
     fabric: Fabric,
     processes: Processes,
     folder: Path,
@@ -160,7 +176,7 @@ def summary(scores: dict[str, dict[str, float]], count: int) -> str:
 @click.argument("teacher")
 def main(round_name: str, teacher: str) -> None:
     """Write `data/pseudo_label_evaluation/<round>/`: curves, metrics and samples."""
-    params = load_params("precision", "extract", "pseudo_label", "report")
+    params = load_params(Params)
     classes = read_shared_label_space(SOURCE, TARGET)
     names, config, source = classes.names, params.pseudo_label, Path(ROUND.format(round_name))
     thresholds = read_thresholds(source / "threshold_curves.csv", names)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import torch
@@ -15,10 +14,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cag.anchors import resize_labels
-from cag.config import load_params
-from cag.datasets import fingerprint as data_fingerprint
-from cag.datasets import read_shared_label_space
-from cag.devices import make_fabric
+from cag.config.base import Precision, Section, Seed, load_params
+from cag.config.extract import Extract
+from cag.datasets.prepared import PreparedImages, read_shared_label_space
+from cag.datasets.prepared import fingerprint as data_fingerprint
 from cag.features import (
     SHARD_FORMAT,
     SOURCE_SHARD_KEYS,
@@ -36,22 +35,31 @@ from cag.features import (
     write_source_shard,
     write_target_shard,
 )
-from cag.files import atomic_folder, fingerprint, require_space, sha256
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import ImageBatch, image_batches, predict, predict_pixels
-from cag.prepared import PreparedImages
-from cag.processes import Processes
-from cag.seeds import mix
-from cag.stage import progress, run_stage
-from cag.streams import ahead, to_cpu
+from cag.runtime.devices import make_fabric
+from cag.runtime.files import atomic_folder, fingerprint, require_space, sha256
+from cag.runtime.overlap import ahead, to_cpu
+from cag.runtime.processes import Processes
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
+from cag.runtime.seeds import mix
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = "data/models/{}.safetensors"
 FEATURES, SCRATCH = "data/features/{}", ".scratch/extract-{}"
 
 
+class Params(Section):
+    """The declared parameters."""
+
+    seed: Seed
+    precision: Precision
+    extract: Extract
+
+
 def source_output(
-    batch: ImageBatch, network: SegmentationNetwork, params: SimpleNamespace, fabric: Fabric
+    batch: ImageBatch, network: SegmentationNetwork, params: Params, fabric: Fabric
 ) -> tuple[Tensor, ...]:
     """A source batch's statistics and sample of pixels, field by field."""
     features, logits = predict(network, batch.images, fabric)
@@ -63,7 +71,7 @@ def source_output(
 
 
 def target_output(
-    batch: ImageBatch, network: SegmentationNetwork, params: SimpleNamespace, fabric: Fabric
+    batch: ImageBatch, network: SegmentationNetwork, params: Params, fabric: Fabric
 ) -> tuple[Tensor, ...]:
     """A target batch's features, prediction and probability."""
     return predict_pixels(network, batch.images, params.extract.target_views, fabric)
@@ -142,7 +150,7 @@ def publish(folder: Path, source: Domain, target: Domain, per_class: int) -> Non
 @click.argument("teacher")
 def main(round_name: str, teacher: str) -> None:
     """Write `source.h5`, `target.h5` and `target/` of a round with the model TEACHER."""
-    params = load_params("seed", "precision", "extract")
+    params = load_params(Params)
     config, model, folder = params.extract, Path(MODEL.format(teacher)), FEATURES.format(round_name)
     classes = read_shared_label_space(SOURCE, TARGET)
     network, _, _ = load_model(model, classes)

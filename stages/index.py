@@ -5,8 +5,12 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from cag.config import Network, Source, Target, Warmup, load_all
-from cag.files import (
+from cag.config.datasets import Source, Target
+from cag.config.networks import Network
+from cag.config.parameters import load_all
+from cag.config.warmup import Warmup
+from cag.datasets.layouts import index_folder, splits
+from cag.runtime.files import (
     data_root,
     encoder_weights_file,
     inside,
@@ -14,8 +18,7 @@ from cag.files import (
     sha256,
     write_csv,
 )
-from cag.layouts import index_folder, splits
-from cag.stage import run_stage
+from cag.runtime.program import run_stage
 
 INDEX = "data/index/{}.csv"
 EVALUATION = Path("data/evaluation")

@@ -7,7 +7,6 @@ and takes as many steps as the rounds together, with the pretraining's optimizer
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -16,33 +15,30 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cag import metrics
-from cag.config import load_params
-from cag.datasets import fingerprint as data_fingerprint
-from cag.datasets import prepare_split, read_label_space, read_shared_label_space, write_manifest
-from cag.devices import best_precision, make_fabric
-from cag.errors import UserError
+from cag.config.adaptation import Adapt
+from cag.config.base import Name, load_params
+from cag.config.datasets import Target
+from cag.config.evaluation import Oracle
+from cag.config.parameters import Round
+from cag.config.training import Pretrain, Run
+from cag.datasets.labels import read_class_map
+from cag.datasets.layouts import list_split, splits
+from cag.datasets.preparation import prepare_split, write_manifest
+from cag.datasets.prepared import PreparedImages, read_label_space, read_shared_label_space
+from cag.datasets.prepared import fingerprint as data_fingerprint
 from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
-from cag.files import atomic_folder, fingerprint, sha256
-from cag.labels import read_class_map
-from cag.layouts import list_split, splits
 from cag.networks import SegmentationNetwork, load_model
-from cag.prepared import PreparedImages
-from cag.samples import Sample, TrainingSamples, labelled_samples
-from cag.seeds import mix
-from cag.stage import progress, run_stage
-from cag.training import (
-    Checkpoint,
-    SupervisedObjective,
-    shared_batches,
-    source_class_weights,
-    train,
-)
+from cag.runtime.devices import best_precision, make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_folder, fingerprint, sha256
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
+from cag.runtime.seeds import mix
+from cag.training.loop import Checkpoint, shared_batches, train
+from cag.training.objectives import SupervisedObjective, source_class_weights
+from cag.training.samples import Sample, TrainingSamples, labelled_samples
 from stages.prepare import raw_folder
 
-SECTIONS = (
-    *("seed", "precision", "max_batch_per_device", "compile"),
-    *("rounds", "target", "pretrain", "adapt", "oracle"),
-)
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = Path("data/models/pretrain.safetensors")
 LABELLED = Path(".scratch/oracle/labelled")
@@ -50,7 +46,17 @@ CHECKPOINT = ".scratch/oracle/checkpoint-{}.pt"
 OUT = Path("data/oracle")
 
 
-def prepare_labelled(params: SimpleNamespace) -> None:
+class Params(Run):
+    """The declared parameters."""
+
+    rounds: dict[Name, Round]
+    target: Target
+    pretrain: Pretrain
+    adapt: Adapt
+    oracle: Oracle
+
+
+def prepare_labelled(params: Params) -> None:
     """Prepare the labelled target images that are trained on, label maps at the images' size."""
     config, labels = params.target, params.oracle.labels
     train, *validation = splits("target", config)
@@ -76,7 +82,7 @@ def prepare_labelled(params: SimpleNamespace) -> None:
         write_manifest(out, rows, class_map.label_space)
 
 
-def fold_members(count: int, params: SimpleNamespace) -> list[tuple[np.ndarray, np.ndarray]]:
+def fold_members(count: int, params: Params) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training, validation) indices of each fold.
 
     Where the training images have labels there is one fold, all of both sets. Otherwise the
@@ -91,7 +97,7 @@ def fold_members(count: int, params: SimpleNamespace) -> list[tuple[np.ndarray, 
 
 
 def train_fold(
-    fold: int, members: list[Sample], params: SimpleNamespace, fabric: Fabric
+    fold: int, members: list[Sample], params: Params, fabric: Fabric
 ) -> tuple[SegmentationNetwork, Checkpoint]:
     """The pretrained network after training on the source and labelled target images."""
     network, _, _ = load_model(MODEL, read_label_space(SOURCE))
@@ -146,7 +152,7 @@ def score_fold(network: SegmentationNetwork, validation: np.ndarray, fabric: Fab
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/oracle/`: metrics and tables."""
-    params = load_params(*SECTIONS)
+    params = load_params(Params)
     classes = read_shared_label_space(SOURCE, TARGET)
     prepare_labelled(params)
     samples = labelled_samples(LABELLED)

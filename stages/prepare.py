@@ -10,24 +10,38 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from cag.config import ScenesSource, ScenesTarget, Source, Target, load_params
-from cag.datasets import (
+from cag.config.base import Section, load_params
+from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
+from cag.datasets.labels import read_class_map
+from cag.datasets.layouts import list_split, splits
+from cag.datasets.preparation import (
     EXCLUDED,
     prepare_split,
     require_one_size,
     without_mismatched,
     write_manifest,
 )
-from cag.files import atomic_folder, data_root, inside, write_csv
-from cag.labels import read_class_map
-from cag.layouts import list_split, splits
+from cag.runtime.files import atomic_folder, data_root, inside, write_csv
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
 from cag.scenes import write_dataset
-from cag.stage import progress, run_stage
 
 PREPARED = "data/prepared/{}"
 RENDERED = ".scratch/prepare/{}"
 SCENES_SEED = 0
 RENDERED_AT_ONCE = 8
+
+
+class SourceParams(Section):
+    """The declared parameters of `prepare source`."""
+
+    source: Source
+
+
+class TargetParams(Section):
+    """The declared parameters of `prepare target`."""
+
+    target: Target
 
 
 def render_scenes(
@@ -113,7 +127,8 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
 @click.argument("domain", type=click.Choice(["source", "target"]))
 def main(domain: str) -> None:
     """Write `data/prepared/<domain>/`."""
-    config = getattr(load_params(domain), domain)
+    params = load_params(SourceParams if domain == "source" else TargetParams)
+    config = getattr(params, domain)
     with (
         raw_folder(domain, config) as raw,
         atomic_folder(Path(PREPARED.format(domain))) as partial,

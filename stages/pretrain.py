@@ -4,35 +4,39 @@ from pathlib import Path
 
 import click
 
-from cag.config import load_params
-from cag.datasets import common_size, read_label_space, read_manifest
-from cag.datasets import fingerprint as data_fingerprint
-from cag.devices import best_precision, make_fabric
-from cag.errors import UserError
-from cag.files import fingerprint, sha256, write_csv
+from cag.config.base import load_params
+from cag.config.networks import Network
+from cag.config.training import Pretrain, Run
+from cag.datasets.prepared import common_size, read_label_space, read_manifest
+from cag.datasets.prepared import fingerprint as data_fingerprint
 from cag.networks import build, save_model
-from cag.samples import TrainingSamples, labelled_samples
-from cag.seeds import mix
-from cag.stage import progress, run_stage
-from cag.training import (
-    Checkpoint,
-    SupervisedObjective,
-    shared_batches,
-    source_class_weights,
-    train,
-)
+from cag.runtime.devices import best_precision, make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.files import fingerprint, sha256, write_csv
+from cag.runtime.program import run_stage
+from cag.runtime.progress import progress
+from cag.runtime.seeds import mix
+from cag.training.loop import Checkpoint, shared_batches, train
+from cag.training.objectives import SupervisedObjective, source_class_weights
+from cag.training.samples import TrainingSamples, labelled_samples
 
-SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "network", "pretrain")
 SOURCE = Path("data/prepared/source")
 WEIGHTS = Path("data/index/weights.csv")
 MODEL, CURVE = Path("data/models/pretrain.safetensors"), Path("data/curves/pretrain.csv")
 CHECKPOINT = Path(".scratch/pretrain/checkpoint.pt")
 
 
+class Params(Run):
+    """The declared parameters."""
+
+    network: Network
+    pretrain: Pretrain
+
+
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/models/pretrain.safetensors` and its learning curve."""
-    params = load_params(*SECTIONS)
+    params = load_params(Params)
     config, seed = params.pretrain, mix(params.seed, 0)
     classes = read_label_space(SOURCE)
     if not WEIGHTS.is_file():

@@ -10,31 +10,39 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cag import plots
-from cag.anchors import resize_labels
-from cag.config import RULES, PseudoLabel, load_params
-from cag.datasets import read_label_space, read_manifest
-from cag.devices import make_fabric
-from cag.errors import UserError
-from cag.features import TargetStore, read_anchors, read_target_rows, read_target_store
-from cag.files import inside, write_csv
-from cag.images import write_label
-from cag.labels import IGNORE, LabelSpace
-from cag.processes import Processes
+from cag.analysis import plots
+from cag.analysis.threshold_curves import ThresholdCounts, curve_table, threshold_grid
+from cag.anchors import read_anchors, resize_labels
+from cag.config.base import RULES, Section, load_params
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.images import write_label
+from cag.datasets.labels import IGNORE, LabelSpace
+from cag.datasets.prepared import read_label_space, read_manifest
+from cag.features import TargetStore, read_target_rows, read_target_store
 from cag.pseudo_labels import (
     MarginHistogram,
     anchor_distances,
     apply_rules,
     relative_margins,
 )
-from cag.stage import Advance, progress, run_stage
-from cag.streams import ahead, in_order, threads, to_cpu
-from cag.threshold_curves import ThresholdCounts, curve_table, threshold_grid
+from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside, write_csv
+from cag.runtime.overlap import ahead, in_order, threads, to_cpu
+from cag.runtime.processes import Processes
+from cag.runtime.program import run_stage
+from cag.runtime.progress import Advance, progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
 Row = tuple[Tensor, Tensor, Tensor]  # of an image: features, prediction, probability
 Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]
+
+
+class Params(Section):
+    """The declared parameters."""
+
+    pseudo_label: PseudoLabel
 
 
 @contextmanager
@@ -144,7 +152,7 @@ def write_labels(
 @click.argument("round_name")
 def main(round_name: str) -> None:
     """Write a round's pseudo-label PNGs, its coverage and its threshold curves."""
-    config = load_params("pseudo_label").pseudo_label
+    config = load_params(Params).pseudo_label
     folder = Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
     store = read_target_store(Path(STORE.format(round_name)))

@@ -11,29 +11,31 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from cag import plots, report
-from cag.config import RULES, load_params, plain
-from cag.datasets import evenly_spaced, read_label_space, read_manifest
-from cag.errors import UserError
+from cag import report
+from cag.analysis import plots
+from cag.analysis.threshold_curves import decimal, read_thresholds
+from cag.anchors import read_anchors
+from cag.config.base import RULES, load_params
+from cag.config.parameters import Experiment
+from cag.datasets.images import read_image, read_label
+from cag.datasets.prepared import evenly_spaced, read_label_space, read_manifest
 from cag.features import (
     Sample,
     TargetStore,
     merge_samples,
     open_store,
     pixel_draws,
-    read_anchors,
     read_array,
     read_target_row,
     read_target_store,
     sample_pixels,
 )
-from cag.files import atomic_folder, inside, write_csv
-from cag.images import read_image, read_label
 from cag.pseudo_labels import anchor_distances
 from cag.report.run_card import times_table
-from cag.seed_scores import read_seed_scores
-from cag.stage import read_records, run_stage
-from cag.threshold_curves import decimal, read_thresholds
+from cag.report.seeds import read_seed_scores
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_folder, inside, write_csv
+from cag.runtime.program import read_records, run_stage
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 FEATURES = Path("data/features")
@@ -43,11 +45,6 @@ CURVES = Path("data/curves")
 ROUNDS = Path("data/rounds")
 EVALUATION = Path("data/evaluation")
 REPORT = Path("data/report")
-SECTIONS = (
-    *("seed", "precision", "max_batch_per_device", "compile", "rounds", "evaluated"),
-    *("source", "target", "network", "pretrain", "warmup", "extract", "anchors"),
-    *("pseudo_label", "adapt", "evaluate", "report"),
-)
 FEATURES_PER_CLASS = 60  # of each domain that are drawn
 FEATURE_IMAGES = 200  # target images, evenly spaced, that they are drawn from
 SAMPLE_MAPS = ("nearest", "nearest_distance", "second_distance", "prediction", "probability")
@@ -247,8 +244,8 @@ def collect(params) -> report.Run:
         labelled=labelled_samples(validation, params.rounds),
         validation=compared,
         rules=params.pseudo_label,
-        parameters=plain(params),
-        seeds=read_seed_scores(plain(params)),
+        parameters=params.model_dump(),
+        seeds=read_seed_scores(params.model_dump()),
         records=own_records(params),
         fingerprints=checksums(),
         locations=locations(),
@@ -334,7 +331,7 @@ def _existing(path: Path, stage: str) -> Path:
 @click.command(help=__doc__)
 def main() -> None:
     """Read the artifacts, write `data/report/`."""
-    params = load_params(*SECTIONS)
+    params = load_params(Experiment)
     result = collect(params)
     write(result)
     print(f"report: {REPORT}/index.html; `cag summary` prints the scores")

@@ -5,17 +5,18 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import pandas as pd
 
-from cag.config import load_params
-from cag.errors import UserError
-from cag.files import atomic_file, fingerprint, model_weights_file, sha256, write_csv
-from cag.stage import is_main_process, progress, run_stage
+from cag.config.base import load_params
+from cag.config.training import Run
+from cag.config.warmup import Warmup
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, fingerprint, model_weights_file, sha256, write_csv
+from cag.runtime.program import run_stage
+from cag.runtime.progress import is_main_process, progress
 
-SECTIONS = ("seed", "precision", "max_batch_per_device", "compile", "warmup")
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 PRETRAINED = Path("data/models/pretrain.safetensors")
 GIVEN = Path("data/index/warmup.csv")
@@ -23,9 +24,15 @@ MODEL, CURVE = Path("data/models/warmup.safetensors"), Path("data/curves/warmup.
 CHECKPOINT = Path(".scratch/warmup/checkpoint.pt")
 
 
+class Params(Run):
+    """The declared parameters."""
+
+    warmup: Warmup
+
+
 def given_model(weights: str) -> Path:
     """The file of `warmup.weights`, whose classes are those of the data."""
-    from cag.datasets import read_label_space
+    from cag.datasets.prepared import read_label_space
     from cag.networks import load_model
 
     if not GIVEN.is_file():
@@ -38,7 +45,7 @@ def given_model(weights: str) -> Path:
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/models/warmup.safetensors` and its learning curve."""
-    params = load_params(*SECTIONS)
+    params = load_params(Params)
     config = params.warmup
     model = PRETRAINED if config.weights is None else given_model(config.weights)
     if not model.is_file():
@@ -56,22 +63,18 @@ def pass_on(model: Path) -> None:
         shutil.copyfile(model, partial)
 
 
-def align(params: SimpleNamespace) -> None:
+def align(params: Params) -> None:
     """Train the pretrained model against a discriminator; no label of the target is opened."""
     # A copy should not wait for these, which import torch.
     from cag.adversarial import AdversarialObjective
-    from cag.datasets import common_size, read_label_space, read_manifest
-    from cag.datasets import fingerprint as data_fingerprint
-    from cag.devices import best_precision, make_fabric
+    from cag.datasets.prepared import common_size, read_label_space, read_manifest
+    from cag.datasets.prepared import fingerprint as data_fingerprint
     from cag.networks import load_model, save_model
-    from cag.samples import TrainingSamples, labelled_samples, unlabelled_samples
-    from cag.seeds import mix
-    from cag.training import (
-        Checkpoint,
-        shared_batches,
-        source_class_weights,
-        train,
-    )
+    from cag.runtime.devices import best_precision, make_fabric
+    from cag.runtime.seeds import mix
+    from cag.training.loop import Checkpoint, shared_batches, train
+    from cag.training.objectives import source_class_weights
+    from cag.training.samples import TrainingSamples, labelled_samples, unlabelled_samples
 
     config, seed = params.warmup, mix(params.seed, *b"warmup")
     classes = read_label_space(SOURCE)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from cag.config import Augmentation
-from cag.files import sha256
+from cag.config.training import Augmentation
+from cag.runtime.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")

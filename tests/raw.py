@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cag.images import write_image, write_label
+from cag.datasets.images import write_image, write_label
 from cag.scenes import label_palette, render
 
 # Cityscapes label id of a scene -> SYNTHIA id; what SYNTHIA lacks becomes void.

@@ -16,7 +16,7 @@ from cag.adversarial import (
     discriminator_loss,
     domain_loss,
 )
-from cag.config import Warmup
+from cag.config.warmup import Warmup
 from cag.networks import NetworkOutput
 
 CLASSES, WEIGHT = 3, 0.5

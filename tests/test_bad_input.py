@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 
-from cag.config import load_params
-from cag.files import sha256, write_json
-from cag.images import read_image, write_image, write_label
-from cag.labels import LabelSpace
+from cag.config.parameters import load_all
+from cag.datasets.images import read_image, write_image, write_label
+from cag.datasets.labels import LabelSpace
 from cag.networks import build, save_model
-from cag.stage import run
+from cag.runtime.files import sha256, write_json
+from cag.runtime.program import run
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("road", "sky", "car")
@@ -91,7 +91,7 @@ def template(tmp_path_factory):
         for command in (["index"], ["prepare", "source"], ["prepare", "target"]):
             stage(*command)
         torch.manual_seed(0)
-        network = load_params("network").network
+        network = load_all().network
         save_model(Path("data/models/warmup.safetensors"), build(network, 3).eval(), network, SPACE)
         stage("extract", "round1", "warmup")
         Path("data/rounds/round1").mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_the_pretraining_opens_no_target_image(project, monkeypatch):
         opened.append(Path(path))
         return read_image(path)
 
-    monkeypatch.setattr("cag.samples.read_image", record)
+    monkeypatch.setattr("cag.training.samples.read_image", record)
     stage("pretrain")
     assert opened and all(p.is_relative_to("data/prepared/source/images/train") for p in opened)
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.memory import growth, markdown, measure, table
-from cag.errors import UserError
+from cag.runtime.errors import UserError
 
 MEBIBYTE = 2**20
 

@@ -6,8 +6,8 @@ import torch
 from benchmarks import gpu, measure, training
 from benchmarks.agreement import INPUTS, Check, load_losses, relative_difference, stored_maps
 from benchmarks.steps import Form, Step, random_problem, released_labels, released_losses
-from cag.errors import UserError
 from cag.networks import NetworkOutput
+from cag.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -8,13 +8,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from cag import cityscapes, cli
-from cag.config import CityscapesTarget
-from cag.datasets import COLUMNS, write_manifest
-from cag.errors import UserError
-from cag.images import write_image, write_label
-from cag.labels import ClassMap, LabelSpace, read_class_map
-from cag.layouts import list_split, splits
+from cag import cli
+from cag.config.datasets import CityscapesTarget
+from cag.datasets.images import write_image, write_label
+from cag.datasets.labels import ClassMap, LabelSpace, read_class_map
+from cag.datasets.layouts import list_split, splits
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS
+from cag.deploy import cityscapes
+from cag.runtime.errors import UserError
 
 ROOT_PARAMS = "presets/scenes.yaml"
 CLASSES = """

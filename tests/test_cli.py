@@ -10,8 +10,8 @@ import yaml
 
 from cag import cli
 from cag.commands import project
-from cag.config import load_all
-from cag.errors import UserError
+from cag.config.parameters import load_all
+from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 

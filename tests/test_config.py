@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import create_model
 
-from cag.config import Parameters, load_all, load_params
-from cag.errors import UserError
-from cag.labels import read_class_map
+from cag.config.base import Section, load_params
+from cag.config.parameters import Parameters, load_all
+from cag.datasets.labels import read_class_map
+from cag.runtime.errors import UserError
 
 PRESETS = sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))
 SECTIONS = list(Parameters.model_fields)
@@ -44,6 +46,14 @@ def error(tmp_path, key, value=REMOVED, layout="folder"):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 500
     return message.removeprefix(f"{path}: ")
+
+
+def sections(*names):
+    """A model of some of the parameters' sections."""
+    fields = {name: Parameters.model_fields[name] for name in names}
+    return create_model(
+        "Some", __base__=Section, **{name: (f.annotation, f) for name, f in fields.items()}
+    )
 
 
 def names(message, key):
@@ -103,24 +113,24 @@ def test_there_are_presets():
 
 
 def test_values_are_the_files():
-    params = load_params("adapt", "source", "rounds", path=PRESETS[0])
+    params = load_params(sections("adapt", "source", "rounds"), path=PRESETS[0])
     content = yaml.safe_load(PRESETS[0].read_text(encoding="utf-8"))
     assert params.adapt.model_dump(mode="json") == content["adapt"]
     assert params.source.model_dump(mode="json") == content["source"]
     assert {k: v.model_dump() for k, v in params.rounds.items()} == content["rounds"]
-    assert list(vars(params)) == ["adapt", "source", "rounds"]
+    assert list(params.model_dump()) == ["adapt", "source", "rounds"]
 
 
 def test_a_section_that_is_not_asked_for_is_not_checked(tmp_path):
     content = preset() | {"adapt": {"broken": 1}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert load_params("seed", path=tmp_path / "params.yaml").seed == 0
+    assert load_params(sections("seed"), path=tmp_path / "params.yaml").seed == 0
     with pytest.raises(UserError):
-        load_params("adapt", path=tmp_path / "params.yaml")
+        load_params(sections("adapt"), path=tmp_path / "params.yaml")
 
 
 def test_parameters_cannot_be_changed():
-    params = load_params("evaluate", path=PRESETS[0])
+    params = load_params(sections("evaluate"), path=PRESETS[0])
     with pytest.raises(ValueError, match="frozen"):
         params.evaluate.panels = 1
 
@@ -350,13 +360,13 @@ def test_a_file_that_holds_no_parameters_is_named(tmp_path, text, expected):
     path = tmp_path / "params.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught:
-        load_params("seed", path=path)
+        load_params(sections("seed"), path=path)
     assert str(caught.value).startswith(f"{path}: {expected}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="params.yaml: no such file"):
-        load_params("seed", path=tmp_path / "params.yaml")
+        load_params(sections("seed"), path=tmp_path / "params.yaml")
     with pytest.raises(UserError, match="not readable YAML"):
-        load_params("seed", path=tmp_path)
+        load_params(sections("seed"), path=tmp_path)

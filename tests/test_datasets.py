@@ -10,22 +10,20 @@ import pytest
 from PIL import Image
 from raw import label, picture, raw_data
 
-import cag.datasets
-from cag.datasets import (
+import cag.datasets.preparation
+from cag.datasets.images import read_image, read_label
+from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
+from cag.datasets.layouts import list_folder
+from cag.datasets.preparation import Item, prepare_split, write_manifest
+from cag.datasets.prepared import (
     COLUMNS,
-    Item,
     evenly_spaced,
     fingerprint,
-    prepare_split,
     read_label_space,
     read_manifest,
-    write_manifest,
 )
-from cag.errors import UserError
-from cag.files import sha256
-from cag.images import read_image, read_label
-from cag.labels import IGNORE, ClassMap, LabelSpace
-from cag.layouts import list_folder
+from cag.runtime.errors import UserError
+from cag.runtime.files import sha256
 
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
 CLASS_MAP = ClassMap(SPACE, {7: 0, 23: 1, 0: IGNORE})
@@ -100,7 +98,7 @@ def test_label_size_is_the_images_or_its_own(tmp_path, label_size, shape):
 def test_no_label_is_opened_for_items_without_one(tmp_path, monkeypatch):
     raw = raw_data(tmp_path / "raw")
     opened = []
-    monkeypatch.setattr(cag.datasets, "read_label", opened.append)
+    monkeypatch.setattr(cag.datasets.preparation, "read_label", opened.append)
     rows = prepare_split(list_folder(raw, "images", None), raw, tmp_path / "o", "train", CLASS_MAP)
     assert opened == []
     assert not (rows["label"] + rows["label_sha256"]).any()
@@ -121,7 +119,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
 def test_few_items_are_in_memory_at_a_time(tmp_path, monkeypatch):
     started, finished, most = 0, 0, 0
     lock = threading.Lock()
-    original = cag.datasets._prepare_item
+    original = cag.datasets.preparation._prepare_item
 
     def counted(*arguments):
         nonlocal started, most
@@ -135,7 +133,7 @@ def test_few_items_are_in_memory_at_a_time(tmp_path, monkeypatch):
         with lock:
             finished += 1
 
-    monkeypatch.setattr(cag.datasets, "_prepare_item", counted)
+    monkeypatch.setattr(cag.datasets.preparation, "_prepare_item", counted)
     raw = raw_data(tmp_path / "raw", names=[f"n{i:02}" for i in range(30)])
     items = list_folder(raw, "images", None)
     prepare_split(items, raw, tmp_path / "o", "train", CLASS_MAP, workers=2, on_item=consumed)
@@ -189,13 +187,13 @@ def test_the_first_bad_item_is_named_and_nothing_is_left(tmp_path, break_item, m
 
 def test_the_first_bad_item_wins_even_when_a_later_one_fails_sooner(tmp_path, monkeypatch):
     raw = raw_data(tmp_path / "raw", names=["n0", "n1"])
-    original = cag.datasets._prepare_item
+    original = cag.datasets.preparation._prepare_item
 
     def slow_first(item, *arguments):
         time.sleep(0.2 if item.name == "n0" else 0)
         return original(item, *arguments)
 
-    monkeypatch.setattr(cag.datasets, "_prepare_item", slow_first)
+    monkeypatch.setattr(cag.datasets.preparation, "_prepare_item", slow_first)
     for name in ("n0", "n1"):
         label(raw / f"labels/{name}.png", value=77)
     with pytest.raises(UserError, match="n0"):

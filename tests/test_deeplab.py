@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from cag.config import Network, Normalization
-from cag.errors import UserError
-from cag.labels import LabelSpace
-from cag.networks import RELEASED_NETWORK, build, load_model, save_model
+from cag.config.networks import Network, Normalization
+from cag.datasets.labels import LabelSpace
+from cag.deploy.released import RELEASED_NETWORK
+from cag.networks import build, load_model, save_model
+from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 WIDTH = 8

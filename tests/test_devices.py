@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cag.devices import best_precision, loader_workers, make_fabric
+from cag.runtime.devices import best_precision, loader_workers, make_fabric
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cag.cli import cli
-from cag.config import Parameters
+from cag.config.parameters import Parameters
 
 pytest.importorskip("mkdocs")  # the documentation's tools are development dependencies
 

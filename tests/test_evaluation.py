@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cag.datasets import COLUMNS, write_manifest
-from cag.devices import make_fabric
+from cag.datasets.images import write_image, write_label
+from cag.datasets.labels import IGNORE, LabelSpace
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS, PreparedImages
 from cag.evaluation import full_resolution_prediction, predict_labelled, write_scores
-from cag.images import write_image, write_label
-from cag.labels import IGNORE, LabelSpace
-from cag.prepared import PreparedImages
-from cag.stage import progress
+from cag.runtime.devices import make_fabric
+from cag.runtime.progress import progress
 
 SPACE = LabelSpace(("road", "wall", "sky"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cag import cli, export
-from cag.config import Network, Normalization
-from cag.errors import UserError
-from cag.labels import LabelSpace
+from cag import cli
+from cag.config.networks import Network, Normalization
+from cag.datasets.labels import LabelSpace
+from cag.deploy import export
 from cag.networks import build, save_model
 from cag.prediction import upsampled
+from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 CONFIG = Network(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cag.errors import UserError
+from cag.anchors import read_anchors
+from cag.datasets.labels import IGNORE
 from cag.features import (
     SOURCE_KEYS,
     TARGET_KEYS,
@@ -21,7 +22,6 @@ from cag.features import (
     merge_samples,
     open_store,
     pixel_draws,
-    read_anchors,
     read_array,
     read_names,
     read_target_rows,
@@ -33,7 +33,7 @@ from cag.features import (
     write_source_shard,
     write_target_shard,
 )
-from cag.labels import IGNORE
+from cag.runtime.errors import UserError
 
 B, K, D, H, W = 3, 4, 5, 6, 7
 NAMES = ["a", "b/c", "ü"]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cag.errors import UserError
-from cag.files import (
+from cag.runtime.errors import UserError
+from cag.runtime.files import (
     atomic_file,
     atomic_folder,
     data_root,

@@ -27,12 +27,12 @@ class Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
         modules.add(os.path.relpath(self.path, here))
-        if module.__name__ == "cag.config":
-            load = module.load_params
-            def load_params(*names, **options):
-                sections.update(names)
-                return load(*names, **options)
-            module.load_params = load_params
+        if module.__name__ == "cag.config.base":
+            validate = module.validated
+            def validated(model, *given):
+                sections.update(model.model_fields)
+                return validate(model, *given)
+            module.validated = validated
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -65,8 +65,8 @@ class Stage:
     outputs: tuple[str, ...]
 
     @property
-    def modules(self) -> set[str]:
-        """The declared modules; a package stands for the ones in it."""
+    def code(self) -> set[str]:
+        """The declared modules, and the declared folders of modules."""
         return {path for path in self.files if path.startswith(("cag/", "stages/"))}
 
 
@@ -128,13 +128,19 @@ def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str
     return printed, json.loads(record.read_text()) if record.exists() else {}
 
 
-def imported(record: dict) -> set[str]:
-    """The imported modules in the form of declarations."""
-    packages = ("cag/report", "cag/scenes")  # declared as a whole
-    modules = set(record["modules"])
-    for package in packages:
-        modules = {package if path.startswith(f"{package}/") else path for path in modules}
-    return modules
+def undeclared(record: dict, stage: Stage) -> set[str]:
+    """The imported modules that lie below nothing that a stage declares."""
+    return {path for path in record["modules"] if not any(within(path, d) for d in stage.code)}
+
+
+def superfluous(record: dict, stage: Stage) -> set[str]:
+    """The declared modules and folders of which a stage imports nothing."""
+    return {d for d in stage.code if not any(within(path, d) for path in record["modules"])}
+
+
+def within(path: str, declared: str) -> bool:
+    """Whether a module is the declared one, or lies in the declared folder."""
+    return path == declared or path.startswith(f"{declared}/")
 
 
 def written(sandbox: Path) -> dict[str, str]:
@@ -177,7 +183,8 @@ def test_declared_is_what_is_used(name, project, stages, tmp_path):
     assert expected
     assert new == expected
     assert before.items() <= written(sandbox).items()  # no stage changes what it reads
-    assert imported(record) == stage.modules
+    assert not undeclared(record, stage)
+    assert not superfluous(record, stage)
     assert set(record["sections"]) == set(stage.sections)
 
 
@@ -218,7 +225,7 @@ def test_superfluous_declaration_is_noticed(project, stages, tmp_path):
     )
     sandbox = make_sandbox(project, extra, tmp_path / "sandbox")
     _, record = run_traced(sandbox, extra)
-    assert extra.modules - imported(record) == {"cag/metrics.py"}
+    assert superfluous(record, extra) == {"cag/metrics.py"}
     assert set(extra.sections) - set(record["sections"]) == {"evaluate"}
 
 

@@ -8,8 +8,15 @@ import pytest
 from PIL import Image
 from raw import raw_png
 
-from cag.errors import UserError
-from cag.images import colorize, image_size, read_image, read_label, write_image, write_label
+from cag.datasets.images import (
+    colorize,
+    image_size,
+    read_image,
+    read_label,
+    write_image,
+    write_label,
+)
+from cag.runtime.errors import UserError
 
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [70, 70, 70]], np.uint8)
 
@@ -19,7 +26,7 @@ def random(shape, high=256, dtype=np.uint8, seed=0):
 
 
 def test_importing_images_does_not_import_torch():
-    code = "import cag.images, cag.datasets, sys; assert 'torch' not in sys.modules"
+    code = "import sys, cag.datasets.preparation; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

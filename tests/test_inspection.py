@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cag.config import PseudoLabel
-from cag.errors import UserError
-from cag.inspection import (
+from cag.analysis.inspection import (
     describe_image,
     describe_pixel,
     enlarge,
@@ -14,6 +12,8 @@ from cag.inspection import (
     find_image,
     inspect_image,
 )
+from cag.config.pseudo_labels import PseudoLabel
+from cag.runtime.errors import UserError
 
 NAMES = ("road", "sky", "car")
 ANCHORS = torch.tensor([[0.0, 0.0], [10.0, 0.0], [torch.nan, torch.nan]])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cag.errors import UserError
-from cag.labels import IGNORE, ClassMap, LabelSpace, read_class_map
+from cag.datasets.labels import IGNORE, ClassMap, LabelSpace, read_class_map
+from cag.runtime.errors import UserError
 
 CLASSES = Path(__file__).parent.parent / "classes"
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))

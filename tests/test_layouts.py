@@ -17,12 +17,13 @@ from raw import (
     write_synthia,
 )
 
-from cag.config import CityscapesSource, CityscapesTarget, GameSource
-from cag.datasets import Item, read_manifest
-from cag.errors import UserError
-from cag.images import read_image, read_label
-from cag.labels import read_class_map
-from cag.layouts import index_folder, list_folder, list_split, splits
+from cag.config.datasets import CityscapesSource, CityscapesTarget, GameSource
+from cag.datasets.images import read_image, read_label
+from cag.datasets.labels import read_class_map
+from cag.datasets.layouts import index_folder, list_folder, list_split, splits
+from cag.datasets.preparation import Item
+from cag.datasets.prepared import read_manifest
+from cag.runtime.errors import UserError
 from cag.scenes import render
 from stages.prepare import prepare
 

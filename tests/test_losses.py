@@ -9,14 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cag.losses import (
-    AdaptationLosses,
-    adaptation_loss,
-    class_balance_weights,
-    cross_entropy,
-    distance_loss,
-)
+from cag.losses import AdaptationLosses, adaptation_loss, distance_loss
 from cag.pseudo_labels import by_anchor, by_probability
+from cag.training.cross_entropy import class_balance_weights, cross_entropy
 
 GOLDEN = Path(__file__).parent / "golden"
 K = 19

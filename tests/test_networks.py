@@ -11,10 +11,10 @@ import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import load_file, save_file
 
-from cag.config import Network, Normalization
-from cag.errors import UserError
-from cag.labels import LabelSpace
+from cag.config.networks import Network, Normalization
+from cag.datasets.labels import LabelSpace
 from cag.networks import build, load_model, save_model, trained_size
+from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT.parent / "shared/weights/mobilenet_v2_imagenet.safetensors"
@@ -413,7 +413,7 @@ def test_pickles_are_read_as_weights_only_to_resume_and_to_import():
     ):
         for call in calls(path, "load"):
             found.setdefault(path.name, []).append(call)
-    assert sorted(found) == ["released.py", "training.py"]
+    assert sorted(found) == ["loop.py", "released.py"]
     for call in [*found["released.py"], *found["training.py"]]:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         assert options["weights_only"] is True

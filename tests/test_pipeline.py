@@ -29,7 +29,7 @@ from project import (
 from safetensors import safe_open
 
 from cag.cli import cli
-from cag.errors import UserError
+from cag.runtime.errors import UserError
 from cag.scenes import write_dataset
 
 ROUNDS = ("round1", "round2")

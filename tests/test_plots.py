@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cag import plots
+from cag.analysis import plots
 
 NAMES = ("road", r"$\car$", "train")  # no formula
 

@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cag.anchors import class_sums
 from cag.losses import distance_loss
-from cag.precision import full_precision
 from cag.pseudo_labels import anchor_distances
+from cag.runtime.precision import full_precision
 
 K, D = 19, 64
 

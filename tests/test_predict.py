@@ -10,13 +10,13 @@ from raw import raw_png
 
 from cag import cli
 from cag.commands.predict import list_images
-from cag.config import Network, Normalization
-from cag.errors import UserError
-from cag.files import sha256
-from cag.images import colorize, read_image, read_label
-from cag.labels import LabelSpace
+from cag.config.networks import Network, Normalization
+from cag.datasets.images import colorize, read_image, read_label
+from cag.datasets.labels import LabelSpace
+from cag.deploy.segmenter import Segmenter
 from cag.networks import build, save_model
-from cag.segmenter import Segmenter
+from cag.runtime.errors import UserError
+from cag.runtime.files import sha256
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 CONFIG = Network(

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cag.config import Views
-from cag.devices import make_fabric
+from cag.config.extract import Views
 from cag.prediction import predict, predict_views
+from cag.runtime.devices import make_fabric
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 24), generator=torch.Generator().manual_seed(0)).byte()
 

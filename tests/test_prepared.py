@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-import cag.prepared
-from cag.datasets import COLUMNS, write_manifest
-from cag.errors import UserError
-from cag.images import write_image, write_label
-from cag.labels import IGNORE, LabelSpace
-from cag.prepared import PreparedImages
+import cag.datasets.prepared
+from cag.datasets.images import write_image, write_label
+from cag.datasets.labels import IGNORE, LabelSpace
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS, PreparedImages
+from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
 RANDOM = np.random.default_rng(0)
@@ -47,7 +47,9 @@ def test_items_are_the_stored_pixels_in_the_manifests_order(folder):
 
 
 def test_without_labels_none_is_opened(folder, monkeypatch):
-    monkeypatch.setattr(cag.prepared, "read_label", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr(
+        cag.datasets.prepared, "read_label", lambda path: pytest.fail(f"opened {path}")
+    )
     for split in ("train", "val"):
         image, labels, name = PreparedImages(folder, split, with_labels=False)[0]
         assert (image.shape, labels, name) == ((3, 4, 6), None, "b")

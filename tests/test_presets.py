@@ -13,9 +13,9 @@ from project import ROOT, dvc, make_project, merged, ran
 from raw import write_cityscapes, write_gta5, write_synthia
 from watch import watched
 
-from cag.config import load_all
-from cag.datasets import read_manifest
-from cag.images import read_label
+from cag.config.parameters import load_all
+from cag.datasets.images import read_label
+from cag.datasets.prepared import read_manifest
 from stages.oracle import LABELLED, prepare_labelled
 
 CLASSES = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16, "synthia13_to_cityscapes": 13}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from cag import cli
-from cag.errors import UserError
-from cag.labels import read_class_map
-from cag.networks import RELEASED_NETWORK, convert_released_weights, load_model
-from cag.released import read_released
+from cag.datasets.labels import read_class_map
+from cag.deploy.released import RELEASED_NETWORK, convert_released_weights, read_released
+from cag.networks import load_model
+from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests/golden"

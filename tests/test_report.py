@@ -12,9 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cag import plots, report
-from cag.config import PseudoLabel
-from cag.errors import UserError
+from cag import report
+from cag.analysis import plots
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.images import write_image, write_label
+from cag.datasets.labels import LabelSpace
 from cag.features import (
     create_store,
     link_target,
@@ -23,11 +25,10 @@ from cag.features import (
     read_target_store,
     write_target_shard,
 )
-from cag.images import write_image, write_label
-from cag.labels import LabelSpace
 from cag.pseudo_labels import anchor_distances
 from cag.report import explorer, feature_space, pieces
-from cag.stage import RECORDS
+from cag.runtime.errors import UserError
+from cag.runtime.program import RECORDS
 from stages import report as stage
 
 NAMES = ("road", "car", "train")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from test_report import coverage
 
-from cag import plots, report
+from cag import report
+from cag.analysis import plots
 from cag.anchors import resize_labels
-from cag.config import PseudoLabel
-from cag.labels import IGNORE, LabelSpace
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.labels import IGNORE, LabelSpace
 from cag.pseudo_labels import MarginHistogram, active, agreeing, confident, relative_margins
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

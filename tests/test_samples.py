@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from cag.config import Augmentation, Photometric
-from cag.datasets import COLUMNS, write_manifest
-from cag.errors import UserError
-from cag.images import read_label, write_image, write_label
-from cag.labels import LabelSpace
-from cag.samples import (
+from cag.config.training import Augmentation, Photometric
+from cag.datasets.images import read_label, write_image, write_label
+from cag.datasets.labels import LabelSpace
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS
+from cag.runtime.errors import UserError
+from cag.training.samples import (
     Sample,
     TrainingSamples,
     batches,
@@ -21,7 +22,7 @@ from cag.samples import (
     pseudo_labelled_samples,
     unlabelled_samples,
 )
-from cag.transforms import apply_seeded
+from cag.training.transforms import apply_seeded
 
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
 COUNT = 7
@@ -238,7 +239,7 @@ def test_the_sample_is_the_transforms(samples):
         return apply_seeded(transform, image, labels, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cag.samples.apply_seeded", record)
+        patch.setattr("cag.training.samples.apply_seeded", record)
         for p in range(3 * COUNT):
             dataset[p]
     assert len(set(seeds)) == 3 * COUNT  # no two samples share their draws

@@ -11,12 +11,12 @@ from PIL import Image
 
 import cag
 from cag import prediction
-from cag.config import Network, Normalization
-from cag.errors import UserError
-from cag.images import resize
-from cag.labels import LabelSpace
+from cag.config.networks import Network, Normalization
+from cag.datasets.images import resize
+from cag.datasets.labels import LabelSpace
+from cag.deploy.segmenter import Segmenter, tiles
 from cag.networks import build, save_model
-from cag.segmenter import Segmenter, tiles
+from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 CONFIG = Network(
@@ -211,8 +211,8 @@ def test_tiles_are_blended_without_a_seam(segmenter):
 
 def test_large_images_are_tiled_unless_told_otherwise(segmenter, monkeypatch):
     images = torch.from_numpy(random(1, 3, 96, 160))
-    monkeypatch.setattr("cag.segmenter.WHOLE_PIXELS", 96 * 160 - 1)
-    monkeypatch.setattr("cag.segmenter.TILE", 64)
+    monkeypatch.setattr("cag.deploy.segmenter.WHOLE_PIXELS", 96 * 160 - 1)
+    monkeypatch.setattr("cag.deploy.segmenter.TILE", 64)
     assert torch.equal(segmenter.logits(images), segmenter.logits(images, tile=64))
     assert not torch.equal(segmenter.logits(images), segmenter.logits(images, tile=0))
     with pytest.raises(ValueError, match="tile is 32 pixels; expected 0 or at least 64"):

@@ -9,9 +9,9 @@ import pytest
 from project import digests, finished_project, merged, read_params, write_params
 
 from cag import cli
-from cag.errors import UserError
-from cag.stage import read_records
-from cag.status import pipeline_status
+from cag.project.status import pipeline_status
+from cag.runtime.errors import UserError
+from cag.runtime.program import read_records
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cag.config import PseudoLabel
-from cag.errors import UserError
-from cag.files import write_csv
-from cag.pseudo_labels import active, anchor_distances, confident
-from cag.threshold_curves import (
+from cag.analysis.threshold_curves import (
     ALL,
     COLUMNS,
     KINDS,
@@ -20,6 +16,10 @@ from cag.threshold_curves import (
     read_thresholds,
     threshold_grid,
 )
+from cag.config.pseudo_labels import PseudoLabel
+from cag.pseudo_labels import active, anchor_distances, confident
+from cag.runtime.errors import UserError
+from cag.runtime.files import write_csv
 
 NAMES = ("road", "null", "car", "train")  # of the last, no pixel
 K = len(NAMES)

@@ -9,24 +9,21 @@ import pytest
 import torch
 from project import TRAINING
 
-import cag.training
+import cag.training.loop
+from cag.adaptation import AdaptationObjective
 from cag.adversarial import AdversarialObjective
-from cag.config import Adapt, Network, Normalization, Pretrain, Warmup
-from cag.devices import make_fabric
-from cag.errors import UserError
-from cag.labels import IGNORE
+from cag.config.adaptation import Adapt
+from cag.config.networks import Network, Normalization
+from cag.config.training import Pretrain
+from cag.config.warmup import Warmup
+from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
 from cag.networks import build
-from cag.stage import Advance
-from cag.training import (
-    AdaptationObjective,
-    Checkpoint,
-    SupervisedObjective,
-    batch_norms,
-    make_optimizer,
-    polynomial_decay,
-    train,
-)
+from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.progress import Advance
+from cag.training.loop import Checkpoint, polynomial_decay, train
+from cag.training.objectives import SupervisedObjective, batch_norms, make_optimizer
 
 CLASSES, WIDTH, HEIGHT, BREADTH = 3, 16, 32, 64
 ADAPT = {
@@ -142,7 +139,7 @@ def same(first, second):
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint after every second step."""
-    monkeypatch.setattr(cag.training, "READ_EVERY", 2)
+    monkeypatch.setattr(cag.training.loop, "READ_EVERY", 2)
     monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "0")
 
 
@@ -279,7 +276,7 @@ def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path, fabric, monkeypatch):
-    monkeypatch.setattr(cag.training, "READ_EVERY", 1)
+    monkeypatch.setattr(cag.training.loop, "READ_EVERY", 1)
     monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "3600")
     run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=2)
     assert not (tmp_path / "c.pt").exists()
@@ -435,7 +432,7 @@ def test_optimizers_are_as_configured():
 def test_a_curve_has_the_means_of_at_most_100_stretches(iterations, rows, size):
     history = torch.arange(2.0 * iterations).view(iterations, 2)
     config = Pretrain(**TRAINING | {"iterations": iterations, "power": 1.0})
-    curve = cag.training._curve(history, ("loss", "source_ce"), config)
+    curve = cag.training.loop._curve(history, ("loss", "source_ce"), config)
     assert len(curve) == rows
     assert curve["iteration"].tolist()[-1] == iterations and curve["iteration"].tolist()[0] == size
     for row, start in enumerate(range(0, iterations, size)):

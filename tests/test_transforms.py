@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cag.config import Augmentation, Photometric
-from cag.labels import IGNORE
-from cag.transforms import RandomGamma, RandomResize, apply_seeded, training_transform
+from cag.config.training import Augmentation, Photometric
+from cag.datasets.labels import IGNORE
+from cag.training.transforms import RandomGamma, RandomResize, apply_seeded, training_transform
 
 # Each class is one colour, far from the others and from the black of padding.
 COLORS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], dtype=torch.uint8)

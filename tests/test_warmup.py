@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-import cag.training
-from cag.config import load_params
-from cag.datasets import COLUMNS, write_manifest
-from cag.images import read_label, write_image, write_label
-from cag.labels import LabelSpace
+import cag.training.loop
+from cag.config.parameters import load_all
+from cag.datasets.images import read_label, write_image, write_label
+from cag.datasets.labels import LabelSpace
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS
 from cag.networks import build, load_model, save_model
-from cag.stage import run
+from cag.runtime.program import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -55,7 +56,7 @@ def project(tmp_path, monkeypatch):
     for seed, domain in enumerate(("source", "target")):
         write_prepared(Path("data/prepared", domain), seed)
     torch.manual_seed(0)
-    network = load_params("network").network
+    network = load_all().network
     save_model(PRETRAINED, build(network, SPACE.num_classes), network, SPACE)
     return tmp_path
 
@@ -95,7 +96,7 @@ def test_0_iterations_copy_the_bytes_and_read_no_data(project):
 def test_the_pretrained_model_is_trained_and_target_labels_stay_closed(project, monkeypatch):
     opened = []
     record = lambda path: opened.append(path) or read_label(path)  # noqa: E731
-    monkeypatch.setattr("cag.samples.read_label", record)
+    monkeypatch.setattr("cag.training.samples.read_label", record)
     stage()
     source = Path("data/prepared/source/labels/train")
     assert {path.parent for path in opened} == {source}
@@ -115,16 +116,16 @@ def test_an_interrupted_warmup_resumes_and_ends_the_same(project, monkeypatch, o
     stage()
     whole = outcome()
 
-    save = cag.training.Checkpoint.save
+    save = cag.training.loop.Checkpoint.save
 
     def save_and_stop(self, state):
         save(self, state)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cag.training, "READ_EVERY", 1)
+    monkeypatch.setattr(cag.training.loop, "READ_EVERY", 1)
     monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "0")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(cag.training.Checkpoint, "save", save_and_stop)
+        patch.setattr(cag.training.loop.Checkpoint, "save", save_and_stop)
         stage()
     assert caught.value.code == 130 and not MODEL.exists() and not CURVE.exists()
     assert torch.load(CHECKPOINT, weights_only=True)["iteration"] == 1

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from cag.commands.rounds import chosen_round
 from cag.commands.terminal import print_table
-from cag.config import RULES, load_params
-from cag.errors import UserError
-from cag.files import inside
+from cag.config.base import RULES
+from cag.config.parameters import load_all
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 ROUND, STORE = "data/rounds/{}", "data/features/{}/target.h5"
@@ -42,10 +43,7 @@ def inspect(
       cag inspect target_00012
       cag inspect target_00012 --round round1 --xy 120,64 --out sign.png
     """
-    from cag.datasets import read_label_space
-    from cag.features import read_anchors, read_target_row, read_target_store
-    from cag.images import read_label
-    from cag.inspection import (
+    from cag.analysis.inspection import (
         describe_image,
         describe_pixel,
         enlarge,
@@ -53,9 +51,13 @@ def inspect(
         find_image,
         inspect_image,
     )
-    from cag.threshold_curves import class_thresholds_at, read_thresholds
+    from cag.analysis.threshold_curves import class_thresholds_at, read_thresholds
+    from cag.anchors import read_anchors
+    from cag.datasets.images import read_label
+    from cag.datasets.prepared import read_label_space
+    from cag.features import read_target_row, read_target_store
 
-    params = load_params("rounds", "pseudo_label", "adapt")
+    params = load_all()
     config, chosen = params.pseudo_label, _round(round_name, list(params.rounds))
     folder, classes = Path(ROUND.format(chosen)), read_label_space(SOURCE)
     store = read_target_store(Path(STORE.format(chosen)))
@@ -110,7 +112,7 @@ def _round(given: str | None, rounds: list[str]) -> str:
 
 def _manifest_row(name: str) -> pd.Series:
     """The row of a target training image."""
-    from cag.datasets import read_manifest
+    from cag.datasets.prepared import read_manifest
 
     rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
     if name not in rows.index:
@@ -127,9 +129,9 @@ def _point(xy: str) -> tuple[int, int]:
 
 
 def _draw(out: Path, image: Path, found, classes, size, point, title: str) -> None:
-    from cag import plots
-    from cag.images import colorize, read_image
-    from cag.inspection import enlarge
+    from cag.analysis import plots
+    from cag.analysis.inspection import enlarge
+    from cag.datasets.images import colorize, read_image
 
     def in_colour(labels):
         return colorize(enlarge(labels, size).numpy(), classes.palette_array)

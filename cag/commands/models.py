@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cag.commands.template import template
 from cag.commands.terminal import print_table
-from cag.errors import UserError
-from cag.files import atomic_file
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
       cag export data/models/round3.safetensors --format onnx --out round3.onnx
       cag export data/models/round3.safetensors --format pt2 --out round3.pt2 --images photos
     """
-    from cag import export as exports
+    from cag.deploy import export as exports
     from cag.networks import load_model, trained_size
 
     if out.suffix != f".{form}":
@@ -81,9 +81,9 @@ def _comparison_images(given: tuple[str, ...]) -> list[tuple[str, Tensor]]:
     import torch
 
     from cag.commands.predict import list_images
-    from cag.datasets import evenly_spaced
-    from cag.export import LEAST_SIDE
-    from cag.images import read_image
+    from cag.datasets.images import read_image
+    from cag.datasets.prepared import evenly_spaced
+    from cag.deploy.export import LEAST_SIDE
     from cag.scenes import render
 
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def import_weights(released: Path, out: Path) -> None:
       warmup:
         weights: gta5_warmup.safetensors
     """
-    from cag.released import read_released
+    from cag.deploy.released import read_released
 
     found = read_released(released)
     kind, suffix = ("weights", ".safetensors") if isinstance(found, dict) else ("anchors", ".npy")
@@ -158,8 +158,9 @@ def import_weights(released: Path, out: Path) -> None:
 
 
 def _write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    from cag.labels import read_class_map
-    from cag.networks import RELEASED_NETWORK, build, convert_released_weights, save_model
+    from cag.datasets.labels import read_class_map
+    from cag.deploy.released import RELEASED_NETWORK, convert_released_weights
+    from cag.networks import build, save_model
 
     weights = convert_released_weights(state)
     classes = read_class_map(template() / "classes/cityscapes.yaml").label_space

@@ -16,14 +16,14 @@ import numpy as np
 from rich.table import Table
 
 from cag.commands.terminal import print_table
-from cag.errors import UserError
-from cag.files import atomic_file, write_json
-from cag.images import overlay, read_image, resize, write_image, write_jpeg, write_label
-from cag.layouts import EXTENSIONS, list_folder
+from cag.datasets.images import overlay, read_image, resize, write_image, write_jpeg, write_label
+from cag.datasets.layouts import EXTENSIONS, list_folder
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, write_json
 
 if TYPE_CHECKING:
-    from cag.labels import LabelSpace
-    from cag.segmenter import Segmenter
+    from cag.datasets.labels import LabelSpace
+    from cag.deploy.segmenter import Segmenter
 
 LABELS, OVERLAYS, CONFIDENCE = OUTPUTS = ("labels", "overlays", "confidence")
 SHOWN_FAILURES = 30
@@ -115,8 +115,8 @@ def predict(
         raise UserError(f"{model}: no such model; `dvc repro` makes data/models/*.safetensors")
 
     from cag import load
-    from cag.segmenter import SMALLEST_TILE
-    from cag.stage import progress
+    from cag.deploy.segmenter import SMALLEST_TILE
+    from cag.runtime.progress import progress
 
     if tile and tile < SMALLEST_TILE:
         raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
@@ -194,7 +194,7 @@ def photographs(
     on_failure: Callable[[Path, str], None],
 ) -> Iterator[Photograph]:
     """Read images by threads, in order; those that cannot be read are reported and passed over."""
-    from cag.streams import in_order, threads
+    from cag.runtime.overlap import in_order, threads
 
     def read(one: tuple[str, Path]) -> Photograph | UserError:
         try:
@@ -240,9 +240,9 @@ def predictions(
     """Each image with a function that waits for its labels and, if wanted, their probability."""
     import torch
 
+    from cag.deploy.segmenter import WHOLE_PIXELS
     from cag.prediction import full_resolution
-    from cag.segmenter import WHOLE_PIXELS
-    from cag.streams import to_cpu
+    from cag.runtime.overlap import to_cpu
 
     for group in batches(images, batch, WHOLE_PIXELS):
         stacked = torch.from_numpy(np.stack([image.given for image in group]))  # (B, h, w, 3)
@@ -268,7 +268,7 @@ def _label(
     advance: Callable[[], None],
 ) -> np.ndarray:
     """Predict and write; return the pixels of each class, int64 [K]."""
-    from cag.streams import in_order, threads
+    from cag.runtime.overlap import in_order, threads
 
     def write(predicted: Predicted) -> np.ndarray:
         photograph, arrived = predicted

@@ -16,14 +16,14 @@ from rich.table import Table
 
 from cag.commands.template import PACKAGES, template
 from cag.commands.terminal import print_table
-from cag.config import load_all
-from cag.datasets import class_difference
-from cag.errors import UserError
-from cag.files import atomic_file, data_root, free_bytes, inside, used_bytes
-from cag.labels import read_class_map
+from cag.config.parameters import load_all
+from cag.datasets.labels import read_class_map
+from cag.datasets.prepared import class_difference
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, data_root, free_bytes, inside, used_bytes
 
 if TYPE_CHECKING:
-    from cag.checks import SplitCheck
+    from cag.project.raw_data import SplitCheck
 
 PRESETS = Path("presets")
 PARAMS = Path("params.yaml")
@@ -128,8 +128,8 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
     Example:
       cag scenes my-scenes --images 4
     """
+    from cag.runtime.progress import progress
     from cag.scenes import write_dataset
-    from cag.stage import progress
 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; name a new folder")
@@ -179,7 +179,7 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
 def _check(name: str | None, partial: bool) -> dict:
     """Check the domains and print what they have; all that was found, as for JSON."""
-    from cag.checks import Disk, check_domain, disk_needed, feature_form, rendered
+    from cag.project.raw_data import Disk, check_domain, disk_needed, feature_form, rendered
 
     params = load_all()
     class_maps = {key: read_class_map(Path(getattr(params, key).class_map)) for key in DOMAINS}

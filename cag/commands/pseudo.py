@@ -12,16 +12,17 @@ import click
 import numpy as np
 import pandas as pd
 
-from cag import cityscapes
 from cag.commands.rounds import chosen_round
-from cag.config import RULES, load_params
-from cag.errors import UserError
-from cag.files import atomic_folder, inside, write_csv, write_json
-from cag.images import read_label, write_image
-from cag.labels import IGNORE, read_class_map
+from cag.config.base import RULES
+from cag.config.parameters import load_all
+from cag.datasets.images import read_label, write_image
+from cag.datasets.labels import IGNORE, read_class_map
+from cag.deploy import cityscapes
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_folder, inside, write_csv, write_json
 
 if TYPE_CHECKING:
-    from cag.labels import LabelSpace
+    from cag.datasets.labels import LabelSpace
 
 TARGET, PSEUDO_LABELS = Path("data/prepared/target"), "data/rounds/{}/pseudo_labels"
 CHOICES = {**{rule: (rule,) for rule in RULES}, "both": RULES}
@@ -72,11 +73,11 @@ def export(out: Path, layout: str, round_name: str | None, rule: str, copy: bool
     Example:
       cag pseudo export --round round3 --out pseudo-cityscapes
     """
-    from cag.datasets import read_label_space, read_manifest
-    from cag.stage import progress
-    from cag.streams import in_order, threads
+    from cag.datasets.prepared import read_label_space, read_manifest
+    from cag.runtime.overlap import in_order, threads
+    from cag.runtime.progress import progress
 
-    params = load_params("rounds", "target")
+    params = load_all()
     name = chosen_round(round_name, list(params.rounds))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not an empty folder; name a new one")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cag.errors import UserError
+from cag.runtime.errors import UserError
 
 
 def chosen_round(given: str | None, rounds: Sequence[str]) -> str:

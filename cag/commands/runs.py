@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import print_table
-from cag.config import load_all, plain
-from cag.errors import UserError
+from cag.config.parameters import load_all
+from cag.runtime.errors import UserError
 
 
 @click.command(short_help="Which stages are fresh, stale or missing.")
@@ -26,7 +26,7 @@ def status(as_json: bool) -> None:
       cag status
       cag status --json | jq -r '.[] | select(.state != "fresh").stage'
     """
-    from cag.status import FRESH, pipeline_status, status_table
+    from cag.project.status import FRESH, pipeline_status, status_table
 
     statuses = pipeline_status()
     if as_json:
@@ -48,7 +48,7 @@ def summary(as_json: bool) -> None:
     Example:
       cag summary
     """
-    from cag.results import workspace_scores, workspace_table
+    from cag.project.experiments import workspace_scores, workspace_table
 
     if as_json:
         print(json.dumps(workspace_scores(), indent=2))
@@ -91,8 +91,8 @@ def results(
       cag results --seeds 0,1,2,3,4 -S network.encoder_weights=null --jobs 2
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
-    from cag.results import grid_table, read_grid, results_table, run_experiments
-    from cag.seed_scores import write_seed_scores
+    from cag.project.experiments import grid_table, read_grid, results_table, run_experiments
+    from cag.report.seeds import write_seed_scores
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -103,9 +103,9 @@ def results(
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
     if grid is None and not overrides:
-        write_seed_scores(scores.drop(columns="variant"), plain(params))
+        write_seed_scores(scores.drop(columns="variant"), params.model_dump())
     if out is not None:
-        from cag.files import write_csv
+        from cag.runtime.files import write_csv
 
         write_csv(out, scores)
     print_table(results_table(scores) if grid is None else grid_table(scores))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import print_table
-from cag.files import write_csv
+from cag.runtime.files import write_csv
 
 
 @click.group()
@@ -36,13 +36,13 @@ def show(
       dvc queue start --jobs 2
       cag sweep show --plot margins.png
     """
-    from cag.sweeps import sweep_table, swept_parameter, swept_points, terminal_table
+    from cag.project.sweep_table import sweep_table, swept_parameter, swept_points, terminal_table
 
     table = sweep_table(all_commits)
     if csv is not None:
         write_csv(csv, table)
     if plot is not None:
-        from cag import plots
+        from cag.analysis import plots
 
         parameter = swept_parameter(table, x)
         figure = plots.sweep_figure(swept_points(table, parameter), parameter)

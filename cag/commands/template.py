@@ -3,7 +3,7 @@
 import sysconfig
 from pathlib import Path
 
-from cag.errors import UserError
+from cag.runtime.errors import UserError
 
 PACKAGES = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cag.config import PseudoLabel
-from cag.labels import LabelSpace
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.labels import LabelSpace
 
 
 @dataclass(frozen=True)

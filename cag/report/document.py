@@ -8,11 +8,11 @@ from string import Template
 
 import pandas as pd
 
-from cag import plots
+from cag.analysis import plots
 from cag.report import explorer, feature_space, gallery, pieces, run_card
 from cag.report.contents import Run
+from cag.report.seeds import spread
 from cag.report.tables import baseline_of, iou_of, per_class_table, results_table
-from cag.seed_scores import spread
 
 
 def page(run: Run) -> str:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cag.config import RULES
-from cag.datasets import evenly_spaced
+from cag.config.base import RULES
+from cag.datasets.prepared import evenly_spaced
 from cag.pseudo_labels import relative_margins
 from cag.report import pieces
 from cag.report.contents import Maps, Run

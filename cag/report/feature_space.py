@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cag.labels import LabelSpace
+from cag.datasets.labels import LabelSpace
 from cag.report import pieces
 from cag.report.contents import Features, Round, Run
 

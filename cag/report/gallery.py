@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cag.config import RULES
-from cag.labels import IGNORE
+from cag.config.base import RULES
+from cag.datasets.labels import IGNORE
 from cag.pseudo_labels import apply_rules
 from cag.report import pieces
 from cag.report.contents import LabelledSample, Maps, Run, TrainingSample

@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cag import plots
+from cag.analysis import plots
 from cag.anchors import resize_labels
-from cag.labels import LabelSpace
+from cag.datasets.labels import LabelSpace
 from cag.report.tables import number
 
 THUMBNAIL = 512  # widest picture of the page, in pixels

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from cag.config import dotted
+from cag.config.base import dotted
 from cag.report import pieces
 from cag.report.contents import Run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cag.images import write_image, write_label
+from cag.datasets.images import write_image, write_label
 from cag.scenes.geometry import Camera, Paint, rasterise
 from cag.scenes.looks import CLASSES, LOOKS, SKY, Look, between, pick
 from cag.scenes.shading import SKY_DOME, grade, shade

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cag.cli import cli
-from cag.config import Parameters, Source, Target
+from cag.config.datasets import Source, Target
+from cag.config.parameters import Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {  # columns of values, and what a reader calls them
@@ -22,7 +23,7 @@ PRESETS = {  # columns of values, and what a reader calls them
     "camvid_day_to_dusk": "CamVid",
     "gta5_to_cityscapes": "GTA5",
 }
-DOMAINS = {"source": Source, "target": Target}
+DOMAINS = {name: get_args(domain)[0] for name, domain in (("source", Source), ("target", Target))}
 GENERAL = "general"
 HELP_WIDTH = 80
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}

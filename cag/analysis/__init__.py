@@ -1,0 +1,1 @@
+"""Looking at a round: curves of thresholds, inspection of pixels, figures."""

@@ -1,0 +1,137 @@
+"""Parameters: what every section is made of, and the one loader of `params.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cag.runtime.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Pixels = tuple[Positive, Positive]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+BatchNorm = Literal["mixed", "target", "frozen"]
+PAPER, RELEASED, ADAPTSEGNET, OURS = "paper", "released code", "AdaptSegNet", "ours"
+BATCH_NORM = (
+    "whose batch-norm statistics the network keeps: `mixed`, those of both domains (the paper); "
+    "`target`, the target's alone; `frozen`, the ones it has"
+)
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+RULES = ("anchor", "probability")  # of pseudo-labels, in the order of their maps
+
+
+P = TypeVar("P", bound="Section")
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: every key is required, none may be added, no type is coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def about(meaning: str, unit: str | None = None, source: str = OURS) -> Any:
+    """What the documentation says of a parameter; its type and range are those of the annotation.
+
+    Args:
+        meaning: What it does, as the end of "this parameter is ...".
+        unit: Of its numbers; None for what has none.
+        source: Where the parameter comes from.
+    """
+    return Field(description=meaning, json_schema_extra={"unit": unit, "source": source})
+
+
+def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
+    """Read and validate the sections of a parameter file that a model names.
+
+    Args:
+        model: A section for each top-level key that is wanted: a stage asks for those it declares,
+            and sees no other.
+        path: The YAML file.
+
+    Raises:
+        UserError: The file cannot be read, or a key is missing, unknown, mistyped or impossible.
+    """
+    content = read_yaml(path)
+    wanted = {name: content[name] for name in model.model_fields if name in content}
+    return validated(model, wanted, path)
+
+
+def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P:
+    """The sections that a parameter file holds.
+
+    Raises:
+        UserError: A key is missing, unknown, mistyped or impossible.
+    """
+    try:
+        # Through JSON's rules a YAML list is a tuple; other types stay strict.
+        return model.model_validate(_tuples(content))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(model, error)}") from None
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested mappings with its path in dots; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `cag preset scenes` writes one") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
+        raise UserError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: holds no mapping; presets/ holds complete files")
+    return raw
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _explain(model: type[Section], error: ValidationError) -> str:
+    first = error.errors()[0]
+    kind, found = first["type"], first["input"]
+    section, *parts = first["loc"]
+    # A domain's location goes on with its layout, that of a mapping's bad key ends with "[key]".
+    parts = parts[1:] if section in ("source", "target") else parts
+    key = ".".join(str(part) for part in (section, *parts) if part != "[key]")
+    if kind == "union_tag_not_found":
+        return f"'{key}.layout' is missing"
+    if kind == "union_tag_invalid":
+        expected = first["ctx"]["expected_tags"]
+        return f"{key}.layout is {first['ctx']['tag']!r}: expected one of {expected}"
+    if kind == "extra_forbidden":
+        known = "check its spelling" if parts else f"known are {', '.join(model.model_fields)}"
+        return f"unknown key '{key}'; {known}"
+    if kind == "missing":
+        complete = "" if parts else "; presets/ holds complete files"
+        return f"'{key}' is missing{complete}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}"
+    if isinstance(found, dict):
+        return f"{key}: {message}"
+    text_for_number = kind == "float_type" and isinstance(found, str)
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
+    return f"{key} is {list(found) if isinstance(found, tuple) else found!r}: {message}{hint}"

@@ -1,0 +1,97 @@
+"""The whole of `params.yaml`, and what its sections must agree on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cag.config.adaptation import Adapt
+from cag.config.anchors import Anchors
+from cag.config.base import (
+    ADAPTSEGNET,
+    PAPER,
+    RELEASED,
+    Name,
+    Section,
+    about,
+    read_yaml,
+    validated,
+)
+from cag.config.datasets import Source, Target
+from cag.config.evaluation import Evaluate, Oracle, Report
+from cag.config.extract import Extract
+from cag.config.networks import Network
+from cag.config.pseudo_labels import PseudoLabel
+from cag.config.training import Pretrain, Run
+from cag.config.warmup import Warmup
+from cag.runtime.errors import UserError
+
+
+class Round(Section):
+    """One pass of the stagewise training (the paper's "stage")."""
+
+    teacher: Name = about(
+        "the model that labels the target and that the student starts from: `pretrain`, `warmup` "
+        "or an earlier round",
+        source=PAPER,
+    )
+    anchors: Name = about(
+        "the round whose source features give the anchors: itself for fresh ones, an earlier round "
+        "to keep that round's, as the released training keeps one file",
+        source=RELEASED,
+    )
+
+
+class Experiment(Run):
+    """The sections that stages of the pipeline read."""
+
+    rounds: dict[Name, Round] = about("the rounds, by name, in their order", source=PAPER)
+    evaluated: tuple[Name, ...] = about(
+        "the models that are scored; [] where no labelled validation image is there"
+    )
+    source: Source = about("the labelled domain")
+    target: Target = about("the unlabelled domain")
+    network: Network = about("the network of all models", source=PAPER)
+    pretrain: Pretrain = about("the training on the source alone", source=PAPER)
+    warmup: Warmup = about("the alignment before the first round", source=ADAPTSEGNET)
+    extract: Extract = about("the features of a round")
+    anchors: Anchors = about("the anchors of a round", source=PAPER)
+    pseudo_label: PseudoLabel = about("the thresholds of the two rules", source=PAPER)
+    adapt: Adapt = about("the training of a round's student", source=PAPER)
+    evaluate: Evaluate = about("the evaluation's pictures")
+    report: Report = about("the report")
+
+
+class Parameters(Experiment):
+    """The whole of `params.yaml`."""
+
+    oracle: Oracle = about("the comparison with true target labels, no part of the pipeline")
+
+
+def load_all(path: str | Path = "params.yaml") -> Parameters:
+    """Read and validate every section, and what sections must agree on.
+
+    Raises:
+        UserError: As `load_params`, or a round refers to a model or round that comes later or not.
+    """
+    params = validated(Parameters, read_yaml(path), path)
+    models, rounds = ["pretrain", "warmup"], []
+    for name, entry in params.rounds.items():
+        if name in models:
+            raise UserError(f"{path}: rounds.{name}: another model has this name; choose another")
+        rounds.append(name)
+        _refer(path, f"rounds.{name}.teacher", entry.teacher, models)
+        _refer(path, f"rounds.{name}.anchors", entry.anchors, rounds)
+        models.append(name)
+    for index, name in enumerate(params.evaluated):
+        _refer(path, f"evaluated.{index}", name, models)
+        if name in params.evaluated[:index]:
+            raise UserError(f"{path}: evaluated.{index} is '{name}' a second time; remove it")
+    if params.evaluated and not params.target.has_validation:
+        key = "labels" if params.target.layout == "cityscapes" else "val_images"
+        raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")
+    return params
+
+
+def _refer(path: str | Path, key: str, found: str, known: list[str]) -> None:
+    if found not in known:
+        raise UserError(f"{path}: {key} is '{found}'; at this point there are {', '.join(known)}")

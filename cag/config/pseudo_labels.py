@@ -1,0 +1,42 @@
+"""Parameters of a round's pseudo-labels: `pseudo_label`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from cag.config.base import PAPER, RELEASED, Fraction, Section, about
+
+
+class PseudoLabel(Section):
+    """Thresholds of the two rules; an active pixel passes each of the first three that is given."""
+
+    margin: Annotated[float, Field(ge=0)] | None = about(
+        "the least d2 - d1 of an active pixel, where d1 and d2 are the distances to the nearest "
+        "and the second nearest anchor; null: not asked",
+        "units of the features",
+        PAPER,
+    )
+    relative_margin: Fraction | None = about(
+        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: not asked"
+    )
+    quantile: Annotated[float, Field(gt=0, le=1)] | None = about(
+        "the share of each class's pixels, those of the largest relative margin, that is active; "
+        "null: not asked",
+        "share",
+    )
+    agreement: bool = about(
+        "whether an active pixel's class must also be the one that the teacher predicts"
+    )
+    probability: Fraction = about(
+        "the probability that the probability rule asks for: more than this",
+        "probability",
+        RELEASED,
+    )
+
+    @model_validator(mode="after")
+    def _any(self) -> PseudoLabel:
+        if self.margin is None and self.relative_margin is None and self.quantile is None:
+            raise ValueError("one of margin, relative_margin and quantile must be a number")
+        return self

@@ -1,0 +1,1 @@
+"""Images and label maps: raw layouts, how they are prepared, and the prepared form."""

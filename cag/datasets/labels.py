@@ -1,0 +1,360 @@
+"""Label spaces (names and colours of the classes) and class maps (raw label value -> train id)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cag.runtime.errors import UserError
+
+IGNORE = 255
+MAX_CLASSES = 254
+_UNKNOWN = 254  # no train id, no ignored pixel: marks a raw value that is not in the map
+_SHOWN_VALUES = 5
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a project, in the order of their train ids.
+
+    Attributes:
+        names: One name for each class.
+        palette: One (red, green, blue) colour in 0..255 for each class.
+        subsets: Names of sets of classes over which the mean IoU is also given, and their train
+            ids, e.g. ("13_of_16", (0, 1, 2, 6, ...)).
+
+    Raises:
+        ValueError: No or too many classes, repeated names, or not one valid colour for each name.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"{len(self.names)} classes found, 1 to {MAX_CLASSES} are possible")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the class name {repeated[0]!r} is given twice")
+        if len(self.palette) != len(self.names) or not all(map(_is_color, self.palette)):
+            raise ValueError("each class needs a colour of three integers in 0..255")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes K; train ids are 0..K-1."""
+        return len(self.names)
+
+    @property
+    def palette_array(self) -> np.ndarray:
+        """The colours as uint8 [K, 3]."""
+        return np.array(self.palette, np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists for JSON, in the form of a class map without its raw values."""
+        pairs = zip(self.names, self.palette, strict=True)
+        content = {"classes": [{"name": name, "color": list(color)} for name, color in pairs]}
+        subsets = {key: [self.names[i] for i in ids] for key, ids in self.subsets}
+        return content | ({"subsets": subsets} if subsets else {})
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpace":
+        """Rebuild what `to_dict` gave.
+
+        Raises:
+            ValueError: The content has another form.
+        """
+        try:
+            names = tuple(str(entry["name"]) for entry in content["classes"])
+            palette = tuple(tuple(entry["color"]) for entry in content["classes"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("expected a list 'classes' of entries with name and color") from error
+        space = cls(names, palette)
+        return replace(space, subsets=_subsets(content.get("subsets", {}), names))
+
+
+def _subsets(content: Any, names: tuple[str, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"subsets: expected a mapping of names to lists, found {content!r}")
+    subsets = []
+    for key, members in content.items():
+        if not (isinstance(key, str) and re.fullmatch(r"\w+", key)):
+            raise ValueError(f"subsets: the name {key!r} may have letters, digits and _ alone")
+        if not isinstance(members, list) or not members:
+            raise ValueError(f"subsets.{key}: expected a list of class names, found {members!r}")
+        for i, name in enumerate(members):
+            if name not in names or name in members[:i]:
+                problem = "is given twice" if name in names else "is no class of this map"
+                raise ValueError(f"subsets.{key}: {name!r} {problem}")
+        subsets.append((key, tuple(names.index(name) for name in members)))
+    return tuple(subsets)
+
+
+class ClassMap:
+    """A map from a data set's raw label values to train ids.
+
+    Args:
+        label_space: The classes, in the order of their train ids.
+        train_ids: Raw value -> train id or 255. Values are integers, or (red, green, blue) for
+            colour-coded labels; one kind only.
+        ignore_rest: Whether every value that is not listed becomes 255.
+        channel: Which channel of a label of several holds the class (0: the first, red); None: a
+            label has one channel, or is colour-coded.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        train_ids: Mapping[int | tuple[int, int, int], int],
+        ignore_rest: bool = False,
+        channel: int | None = None,
+    ):
+        self.label_space = label_space
+        self.channel = channel
+        self.by_color = any(isinstance(value, tuple) for value in train_ids)
+        self._rest = IGNORE if ignore_rest else _UNKNOWN
+        values = np.array(list(train_ids), np.int64).reshape(len(train_ids), -1)
+        keys = _pack(values) if self.by_color else values.reshape(-1)
+        order = np.argsort(keys)
+        self._keys = keys[order]  # (V,) ascending
+        self._ids = np.array(list(train_ids.values()), np.uint8)[order]  # (V,)
+
+    @property
+    def mapped(self) -> frozenset[int]:
+        """The train ids that raw values are listed for."""
+        return frozenset(self._ids.tolist()) - {IGNORE}
+
+    def encode(self, raw: np.ndarray) -> np.ndarray:
+        """Translate a raw label map, as `images.read_label` gives it.
+
+        Args:
+            raw: Integers [H, W], or [H, W, 3] for a map of colours.
+
+        Returns:
+            uint8 [H, W], train ids; 255 = ignored.
+
+        Raises:
+            UserError: A raw value is not in the map (the first few are named), or the label has
+                colours where the map has integers, or the reverse, or lacks the map's channel.
+        """
+        raw = self._class_values(raw)
+        labels = self._look_up(raw)
+        if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
+            raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
+        return labels
+
+    def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
+        """Pixels of each raw value in a label map, whether it is in the class map or not.
+
+        Args:
+            raw: As in `encode`.
+
+        Raises:
+            UserError: The label is not of the map's kind, as in `encode`.
+        """
+        raw = self._class_values(raw)
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            counts = np.bincount(raw.ravel())
+            return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+        keys, counts = np.unique(_pack(raw) if self.by_color else raw, return_counts=True)
+        values = map(_unpack, keys.tolist()) if self.by_color else keys.tolist()
+        return dict(zip(values, counts.tolist(), strict=True))
+
+    def train_id(self, value: int | tuple[int, int, int]) -> int | None:
+        """The train id of a raw value or 255; None where `encode` would raise."""
+        key = _pack(np.array(value)) if self.by_color else np.array(value)
+        found = int(self._search(key))
+        return None if found == _UNKNOWN else found
+
+    def decoding(self) -> np.ndarray | None:
+        """The raw value of each train id, uint8 [256]: the inverse of `encode`.
+
+        A class of several values gets the smallest; 255 gets the smallest of `ignore`, or the
+        largest that is listed nowhere where that is `rest`.
+
+        Returns:
+            None where there is no such table: the map has colours, values above 255, a class
+            without values, or no ignored value that is not a class's.
+        """
+        if self.by_color:
+            return None
+        values = {}  # train id -> raw value
+        for value, train_id in zip(self._keys.tolist(), self._ids.tolist(), strict=True):
+            if 0 <= value <= 255:
+                values.setdefault(train_id, value)
+        if IGNORE not in values and self._rest == IGNORE:
+            free = set(range(256)) - set(self._keys.tolist())
+            values |= {IGNORE: max(free)} if free else {}
+        if set(values) != {*range(self.label_space.num_classes), IGNORE}:
+            return None
+        table = np.full(256, values[IGNORE], np.uint8)
+        table[list(values)] = list(values.values())
+        return table
+
+    def _class_values(self, raw: np.ndarray) -> np.ndarray:
+        """The part of a raw label map that holds the class; [H, W], or [H, W, 3] for colours."""
+        if self.channel is not None:
+            if raw.ndim == 3:
+                return raw[..., self.channel]
+            raise UserError(
+                f"the label has one channel, the class map reads channel {self.channel} of "
+                "several; use the data set's own label files, or remove 'channel'"
+            )
+        if (raw.ndim == 3) != self.by_color:
+            found, expected = ("colours", "integers") if raw.ndim == 3 else ("integers", "colours")
+            raise UserError(
+                f"the label holds {found}, the class map lists {expected}; "
+                "use the class map that belongs to this data set"
+            )
+        return raw
+
+    def _look_up(self, raw: np.ndarray) -> np.ndarray:
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            return self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
+        return self._search(_pack(raw) if self.by_color else raw)
+
+    def _search(self, keys: np.ndarray) -> np.ndarray:
+        position = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        known = self._keys[position] == keys
+        return np.where(known, self._ids[position], np.uint8(self._rest))
+
+
+def _pack(colors: np.ndarray) -> np.ndarray:
+    """Return one int64 for each colour [..., 3] of up to 16 bits a channel."""
+    red, green, blue = np.moveaxis(colors.astype(np.int64), -1, 0)
+    return red << 32 | green << 16 | blue
+
+
+def _unpack(key: int) -> tuple[int, int, int]:
+    return key >> 32, key >> 16 & 0xFFFF, key & 0xFFFF
+
+
+def _unknown_message(values: np.ndarray) -> str:
+    unique = np.unique(values, axis=0).tolist()
+    shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
+    more = ", ..." if len(unique) > _SHOWN_VALUES else ""
+    noun = "label value" if len(unique) == 1 else "label values"
+    return (
+        f"{noun} {shown}{more} not in the class map; "
+        "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
+    )
+
+
+def read_class_map(path: Path) -> ClassMap:
+    """Read a class map from YAML.
+
+    The order of `classes` gives the train ids; values are integers, or [r, g, b] for colour-coded
+    labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
+    become 255, or is `rest`: every other value. `channel` says which channel of a label of several
+    holds the class (0: the first). `subsets` names sets of classes whose mean IoU is wanted too.
+
+        classes:
+          - {name: road, color: [128, 64, 128], values: [7]}
+          - {name: wall, color: [102, 102, 156], values: [12]}
+        ignore: [0, 1, 255]
+        channel: 0
+        subsets: {1_of_2: [road]}
+
+    Raises:
+        UserError: The file is missing, is not YAML or breaks a rule; file and key are named.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the class map cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    try:
+        return _class_map(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _class_map(content: Any) -> ClassMap:
+    optional = {"ignore", "channel", "subsets"}
+    _check_keys("the file", content, required={"classes"}, optional=optional)
+    entries = content["classes"]
+    if not isinstance(entries, list):
+        raise ValueError(f"classes: expected a list, found {entries!r}")
+    for train_id, entry in enumerate(entries):
+        _check_class(f"classes[{train_id}]", entry)
+    try:
+        label_space = LabelSpace.from_dict({"classes": entries})
+    except ValueError as error:
+        raise ValueError(f"classes: {error}") from error
+    subsets = _subsets(content.get("subsets", {}), label_space.names)
+    channel = content.get("channel")
+    if channel is not None and (type(channel) is not int or channel not in (0, 1, 2)):
+        raise ValueError(f"channel: expected 0, 1 or 2, found {channel!r}")
+
+    ignore = content.get("ignore", [])
+    listed = [(f"classes[{i}].values", entry["values"], i) for i, entry in enumerate(entries)]
+    if ignore != "rest":
+        listed.append(("ignore", ignore, IGNORE))
+    train_ids = _train_ids(listed)
+    if channel is not None and any(isinstance(value, tuple) for value in train_ids):
+        raise ValueError("channel: one channel holds integers, but the classes list colours")
+    label_space = replace(label_space, subsets=subsets)
+    return ClassMap(label_space, train_ids, ignore == "rest", channel)
+
+
+def _check_class(key: str, entry: Any) -> None:
+    _check_keys(key, entry, required={"name", "color", "values"})
+    if not isinstance(entry["name"], str) or not entry["name"].strip():
+        raise ValueError(f"{key}.name: expected a text, found {entry['name']!r}")
+    if not _is_color(entry["color"]):
+        raise ValueError(
+            f"{key}.color: expected three integers in 0..255, found {entry['color']!r}"
+        )
+
+
+def _check_keys(key: str, entry: Any, required: set[str], optional: frozenset | set = frozenset()):
+    if not isinstance(entry, dict):
+        raise ValueError(f"{key}: expected keys {sorted(required)}, found {entry!r}")
+    unknown = [name for name in entry if name not in required | optional]
+    if unknown:
+        raise ValueError(
+            f"{key}: unknown key {unknown[0]!r}; known keys are {sorted(required | optional)}"
+        )
+    missing = sorted(required - set(entry))
+    if missing:
+        raise ValueError(f"{key}: the key {missing[0]!r} is missing")
+
+
+def _train_ids(listed: list[tuple[str, Any, int]]) -> dict[int | tuple[int, int, int], int]:
+    """Merge lists of (key, raw values, train id), each value once and all of one kind."""
+    train_ids: dict = {}
+    first_key: dict = {}
+    for key, values, train_id in listed:
+        if not isinstance(values, list):
+            raise ValueError(f"{key}: expected a list of values, found {values!r}")
+        for value in values:
+            raw = _raw_value(key, value)
+            if raw in train_ids:
+                raise ValueError(f"{key}: the value {value} is already in {first_key[raw]}")
+            train_ids[raw], first_key[raw] = train_id, key
+    if not train_ids:
+        raise ValueError("classes: no class has a value")
+    if len({type(raw) for raw in train_ids}) > 1:
+        raise ValueError("classes: integers and [r, g, b] colours are mixed; use one kind")
+    return train_ids
+
+
+def _raw_value(key: str, value: Any) -> int | tuple[int, int, int]:
+    if type(value) is int:
+        return value
+    if _is_color(value):
+        return tuple(value)
+    raise ValueError(f"{key}: expected an integer or [r, g, b], found {value!r}")
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
+    )

@@ -1,0 +1,243 @@
+"""Raw layouts: where the images and labels of a data set lie, and which belong together.
+
+A layout is a list of `Split`s, each of which names its folders; the rest is common.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import pandas as pd
+
+from cag.config.datasets import Source, Target
+from cag.datasets.preparation import Item
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of a raw data set.
+
+    Attributes:
+        name: "train" or "val".
+        images: Folder of the images, below the data set's; its sub-folders belong to it.
+        labels: Folder of the labels; None: none is looked for, and none may be opened.
+        image_suffix: What an image's name ends with before its extension; others are passed over.
+        label_suffix: The same of a label; without suffix and extension the two names are one.
+        label_size: See `datasets.prepare_split`.
+        drop_mismatched: Whether an image whose size differs from its label's is left out; if not,
+            it is an error.
+    """
+
+    name: str
+    images: str
+    labels: str | None
+    image_suffix: str = ""
+    label_suffix: str = ""
+    label_size: Literal["prepared", "own"] = "prepared"
+    drop_mismatched: bool = False
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders whose files are read."""
+        return [self.images] if self.labels is None else [self.images, self.labels]
+
+
+def splits(domain: Literal["source", "target"], config: Source | Target) -> list[Split]:
+    """What is read of a domain: of target training images never a label."""
+    if config.layout == "gta5":
+        return [Split("train", "images", "labels", drop_mismatched=True)]
+    if config.layout == "synthia":
+        return [Split("train", "RGB", "GT/LABELS")]
+    if config.layout == "cityscapes":
+        train, val = (_cityscapes(split, config.labels) for split in ("train", "val"))
+    elif config.layout == "scenes":
+        train, val = (Split(name, f"{name}/images", f"{name}/labels") for name in ("train", "val"))
+    elif domain == "source":
+        train = Split("train", config.images, config.labels)
+    else:
+        train = Split("train", config.images, None)
+        val = Split("val", config.val_images, config.val_labels)
+    if domain == "source":
+        return [train]
+    validation = [replace(val, label_size="own")] if config.has_validation else []
+    return [replace(train, labels=None), *validation]
+
+
+def _cityscapes(split: str, labels: str | None) -> Split:
+    return Split(
+        split,
+        f"leftImg8bit/{split}",
+        f"gtFine/{split}",
+        "_leftImg8bit",
+        f"_gtFine_{labels or 'labelIds'}",
+    )
+
+
+def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
+    """List every file of a folder's sub-folders, but hidden ones.
+
+    Args:
+        folder: The data set's folder.
+        below: Posix paths of the sub-folders, below `folder`.
+
+    Returns:
+        Columns path (posix, below `folder`; sorted) and bytes.
+
+    Raises:
+        UserError: The folder is missing, or a symbolic link in it leads elsewhere, in a circle or
+            to nothing.
+    """
+    sizes = {path: size for part in below for path, size in _files(Path(folder), part)}
+    paths = sorted(sizes)
+    return pd.DataFrame({"path": paths, "bytes": [sizes[path] for path in paths]})
+
+
+def list_split(folder: Path, split: Split) -> list[Item]:
+    """List a split's items, sorted by name.
+
+    Raises:
+        UserError: See `list_folder`.
+    """
+    return list_folder(folder, split.images, split.labels, split.image_suffix, split.label_suffix)
+
+
+def list_folder(
+    folder: Path,
+    images: str,
+    labels: str | None,
+    image_suffix: str = "",
+    label_suffix: str = "",
+) -> list[Item]:
+    """List folders of images and, matched by name, of labels.
+
+    Args:
+        folder: The data set's folder.
+        images: Folder of the images, below `folder`; its sub-folders belong to it.
+        labels: Folder of the labels, or None: no label is then looked for.
+        image_suffix: What an image's name ends with before its extension; others are passed over.
+        label_suffix: The same of a label.
+
+    Returns:
+        Items sorted by name: the path below `images` (and below `labels`) without suffix and
+            extension.
+
+    Raises:
+        UserError: A folder is missing, there is no image, an image has no label or a label no
+            image, or two files have one name.
+    """
+    image_paths = _by_name(Path(folder), images, image_suffix)
+    if not image_paths:
+        raise UserError(
+            f"{Path(folder) / images}: no image found; expected files that end in "
+            f"{', '.join(image_suffix + extension for extension in sorted(EXTENSIONS))}"
+        )
+    if labels is None:
+        return [Item(name, path, None) for name, path in sorted(image_paths.items())]
+    first, second = PurePosixPath(images), PurePosixPath(labels)
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        raise UserError(
+            f"{folder}: images ({images}) and labels ({labels}) must be two separate folders"
+        )
+    label_paths = _by_name(Path(folder), labels, label_suffix)
+    where = {"image": (images, image_suffix), "label": (labels, label_suffix)}
+    _check_pairs(Path(folder), where, image_paths, label_paths)
+    return [Item(name, path, label_paths[name]) for name, path in sorted(image_paths.items())]
+
+
+def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
+    """Yield (posix path below root, bytes) of the visible files below root/below."""
+    start = inside(root, below)
+    if not start.is_dir():
+        raise UserError(
+            f"{start}: no such folder; put the data set there or point the folder elsewhere"
+        )
+    prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
+    return _walk(start, prefix, root.resolve(), (start.resolve(),))
+
+
+def _walk(
+    folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
+) -> Iterator[tuple[str, int]]:
+    below = []  # followed last, so that one folder is open at a time, whose entries are not kept
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            _check_entry(entry, root, ancestors)
+            if entry.is_dir():
+                below.append((entry.name, entry.is_symlink()))
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
+    for name, is_link in below:
+        path = folder / name
+        real = path.resolve() if is_link else ancestors[-1] / name
+        yield from _walk(path, f"{prefix}{name}/", root, (*ancestors, real))
+
+
+def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fsencode(entry.path)!r}: rename this file to valid UTF-8") from None
+    if not entry.is_symlink():
+        return
+    real = Path(os.path.realpath(entry.path))  # unlike resolve(), never raises for a loop
+    if not real.exists():
+        raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
+    if not real.is_relative_to(root):
+        raise UserError(
+            f"{entry.path}: this link leaves the data set's folder {root}; copy the files into it"
+        )
+    if real in ancestors:
+        raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
+
+
+def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
+    """Return name -> posix path below root of the raster files below root/below."""
+    paths: dict[str, str] = {}
+    repeated = []
+    for path, _ in _files(root, below):
+        relative = PurePosixPath(path)
+        stem = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
+        if relative.suffix.lower() not in EXTENSIONS or not stem.endswith(suffix):
+            continue
+        name = stem.removesuffix(suffix)
+        if name in paths:
+            repeated.append(sorted([paths[name], path]))
+        paths[name] = path
+    if repeated:
+        one, other = min(repeated)
+        raise UserError(
+            f"{root / other}: has the same name as {root / one} but for the extension; "
+            "keep one of them"
+        )
+    return paths
+
+
+def _check_pairs(
+    folder: Path,
+    where: dict[str, tuple[str, str]],
+    image_paths: dict[str, str],
+    label_paths: dict[str, str],
+) -> None:
+    for kind, other, paths, missing in (
+        ("image", "label", image_paths, image_paths.keys() - label_paths.keys()),
+        ("label", "image", label_paths, label_paths.keys() - image_paths.keys()),
+    ):
+        if missing:
+            first = paths[min(missing)]
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            below, suffix = where[other]
+            expected = folder / below / f"{min(missing)}{suffix}"
+            raise UserError(
+                f"{folder / first}: this {kind} has no {other}{more}; expected {expected} "
+                "with an image extension; add or remove the file"
+            )

@@ -1,0 +1,259 @@
+"""How a raw data set becomes a prepared one."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cag.datasets.images import image_size, read_image, read_label, resize, write_image, write_label
+from cag.datasets.labels import ClassMap, LabelSpace
+from cag.datasets.prepared import CLASSES, COLUMNS, MANIFEST
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside, require_space, sha256, write_csv, write_json
+from cag.runtime.overlap import in_order
+
+EXCLUDED = "excluded.csv"
+EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
+_BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a raw data set.
+
+    Attributes:
+        name: What the prepared files are called: a posix path without extension.
+        image: Posix path below the data set's folder.
+        label: Posix path below the data set's folder; None where there is no label, or none may be
+            opened.
+    """
+
+    name: str
+    image: str
+    label: str | None
+
+
+def prepare_split(
+    items: Sequence[Item],
+    folder: Path,
+    out: Path,
+    split: str,
+    class_map: ClassMap,
+    size: tuple[int, int] | None = None,
+    label_size: Literal["prepared", "own"] = "prepared",
+    workers: int | None = None,
+    on_item: Callable[[], None] | None = None,
+) -> pd.DataFrame:
+    """Write one split in the prepared form: images/<split>/ and labels/<split>/ below `out`.
+
+    Images are resized bilinearly with antialiasing, label maps by nearest neighbour. An item
+    without a label path gets no label map, and no label of it is opened. At most a few images for
+    each worker are in memory. When an item fails nothing of the split is left behind, and the error
+    is that of the first bad item in the given order.
+
+    Args:
+        items: What to prepare, in the order of the rows.
+        folder: The raw data set's folder, which no item may leave.
+        out: The prepared folder, which must not have this split yet.
+        split: "train" or "val".
+        class_map: Translates raw label values to train ids.
+        size: (height, width) in pixels of the prepared images; None keeps each image's own.
+        label_size: "prepared": the label map gets its image's prepared size; "own": it keeps its
+            size, for evaluation at full resolution.
+        workers: Number of threads; None for one for each core.
+        on_item: Called after each item, in the calling thread.
+
+    Returns:
+        The split's rows of the manifest (see `COLUMNS`).
+
+    Raises:
+        UserError: A file cannot be read, leaves its folder or has a value outside the class map; an
+            image and its label differ in size; two items have one name; or the disk is too full.
+    """
+    _check_names(items, split)
+    require_space(out, _estimated_bytes(items, folder, size), f"the prepared split '{split}'")
+    targets = [Path(out) / kind / split for kind in ("images", "labels")]
+    for target in targets:
+        target.mkdir(parents=True)
+
+    def prepare(item: Item) -> dict:
+        return _prepare_item(item, Path(folder), Path(out), split, class_map, size, label_size)
+
+    columns: dict[str, list] = {name: [] for name in COLUMNS}  # a third of the size of many rows
+    try:
+        with closing(in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
+            for row in prepared:
+                for name, values in columns.items():
+                    values.append(row[name])
+                if on_item:
+                    on_item()
+    except BaseException:
+        for target in targets:
+            shutil.rmtree(target)
+        raise
+    return pd.DataFrame(columns)
+
+
+def prepared_bytes(pixels: int) -> int:
+    """Bytes that prepared images of so many pixels in sum, and their label maps, take."""
+    return pixels * _BYTES_PER_PIXEL
+
+
+def without_mismatched(
+    items: Sequence[Item], folder: Path, workers: int | None = None
+) -> tuple[list[Item], pd.DataFrame]:
+    """Leave out the images whose size differs from their label's, by the files' headers.
+
+    Args:
+        items: With labels.
+        folder: The raw data set's folder.
+        workers: Number of threads; None for one for each core.
+
+    Returns:
+        The items that remain, and a table of the others (see `EXCLUDED_COLUMNS`), sizes in pixels.
+
+    Raises:
+        UserError: A file cannot be read or leaves its folder.
+    """
+
+    def sizes(item: Item) -> tuple[tuple[int, int], tuple[int, int]]:
+        image, label = (inside(folder, path) for path in (item.image, item.label))
+        return image_size(image), image_size(label)
+
+    kept, excluded = [], []
+    with closing(in_order(sizes, items, workers or os.cpu_count() or 1)) as found:
+        for item, (image, label) in zip(items, found, strict=True):
+            if image == label:
+                kept.append(item)
+            else:
+                excluded.append([item.name, *image, *label])
+    return kept, pd.DataFrame(excluded, columns=EXCLUDED_COLUMNS)
+
+
+def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Read an item's label as stored.
+
+    Args:
+        item: With a label.
+        folder: The raw data set's folder.
+        size: Height and width that the label must have, its image's; None: any.
+
+    Returns:
+        See `images.read_label`.
+
+    Raises:
+        UserError: It cannot be read, leaves its folder, or has another size.
+    """
+    path = inside(folder, item.label)
+    raw = read_label(path)
+    if size is not None and raw.shape[:2] != size:
+        (height, width), (label_height, label_width) = size, raw.shape[:2]
+        raise UserError(
+            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
+            f"{label_width} x {label_height}; they must have one size"
+        )
+    return raw
+
+
+def require_one_size(rows: pd.DataFrame) -> None:
+    """Check that prepared images share one size, which a feature store needs.
+
+    Args:
+        rows: Of a split of the manifest.
+
+    Raises:
+        UserError: Two of them differ.
+    """
+    sizes = rows[["height", "width"]]
+    other = (sizes != sizes.iloc[0]).any(axis=1)
+    if other.any():
+        first, second = rows.iloc[0], rows[other].iloc[0]
+        raise UserError(
+            f"target images of several sizes: {first['name']} is {first['width']} x "
+            f"{first['height']} pixels, {second['name']} is {second['width']} x "
+            f"{second['height']}; the rounds need one size: set target.size to [height, width]"
+        )
+
+
+def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
+    """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
+
+    Args:
+        folder: The prepared folder.
+        rows: What `prepare_split` gave, for all splits.
+        label_space: The classes of its label maps.
+    """
+    write_json(Path(folder) / CLASSES, label_space.to_dict())
+    write_csv(Path(folder) / MANIFEST, rows[COLUMNS])
+
+
+# Preparing
+
+
+def _check_names(items: Sequence[Item], split: str) -> None:
+    if not items:
+        raise UserError(f"the split '{split}' has no images; check the data set's folders")
+    seen: dict[str, str] = {}
+    for item in items:
+        if item.name in seen:
+            raise UserError(f"{item.image}: has the same name as {seen[item.name]} ({item.name})")
+        seen[item.name] = item.image
+
+
+def _estimated_bytes(items: Sequence[Item], folder: Path, size: tuple[int, int] | None) -> int:
+    height, width = size or image_size(inside(folder, items[0].image))
+    return prepared_bytes(len(items) * height * width)
+
+
+def _prepare_item(
+    item: Item,
+    folder: Path,
+    out: Path,
+    split: str,
+    class_map: ClassMap,
+    size: tuple[int, int] | None,
+    label_size: str,
+) -> dict:
+    image = read_image(inside(folder, item.image))  # (H, W, 3)
+    labels = None
+    if item.label is not None:
+        labels = _read_train_ids(item, folder, image.shape[:2], class_map)  # (H, W)
+    image = resize(image, size)
+    row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
+    row["height"], row["width"] = image.shape[:2]
+
+    row["image"], path = _output(out, "images", split, item.name)
+    write_image(path, image)
+    row["image_sha256"] = sha256(path)
+    if labels is not None:
+        if label_size == "prepared":
+            labels = resize(labels, size, Image.Resampling.NEAREST)
+        row["label"], path = _output(out, "labels", split, item.name)
+        write_label(path, labels, class_map.label_space.palette_array)
+        row["label_sha256"] = sha256(path)
+    return row
+
+
+def _read_train_ids(
+    item: Item, folder: Path, size: tuple[int, int], class_map: ClassMap
+) -> np.ndarray:
+    raw = read_raw_label(item, folder, size)
+    try:
+        return class_map.encode(raw)
+    except UserError as error:
+        raise UserError(f"{folder / item.label}: {error}") from None
+
+
+def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:
+    """Return the path below `out` for the manifest and the path to write, whose folder exists."""
+    relative = f"{kind}/{split}/{name}.png"
+    path = inside(out, relative)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return relative, path

@@ -1,0 +1,213 @@
+"""The one prepared form of a data set, which every later stage reads."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import groupby, zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cag.datasets.images import read_image, read_label
+from cag.datasets.labels import LabelSpace
+from cag.runtime.errors import UserError
+from cag.runtime.files import is_local, sha256
+
+MANIFEST, CLASSES = "manifest.csv", "classes.json"
+_PATH_COLUMNS = ["name", "image", "label"]
+COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
+
+
+def common_size(rows: pd.DataFrame) -> tuple[int, int] | None:
+    """The (height, width) that all images of a manifest's rows have, or None."""
+    sizes = rows[["height", "width"]].drop_duplicates().to_numpy()
+    return (int(sizes[0, 0]), int(sizes[0, 1])) if len(sizes) == 1 else None
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """Read a prepared data set's table of images.
+
+    Returns:
+        Columns split, name, image, label, height, width, image_sha256, label_sha256; paths are
+        posix, below the folder, label is "" where there is none; height and width (int64, pixels)
+        are the prepared image's.
+
+    Raises:
+        UserError: The manifest is missing, has other columns, sizes that are no numbers, a repeated
+            name, or a path that leaves the folder.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
+    except (OSError, ValueError) as error:  # what pandas raises for a broken file is a ValueError
+        raise UserError(f"{path}: not a readable table ({error}); prepare it again") from error
+    _check_manifest(path, rows)
+    return rows.astype({"height": "int64", "width": "int64"})
+
+
+def read_label_space(folder: Path) -> LabelSpace:
+    """Read a prepared data set's classes.
+
+    Raises:
+        UserError: classes.json is missing or not of the form that `write_manifest` writes.
+    """
+    path = Path(folder) / CLASSES
+    try:
+        return LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a list of classes ({error}); prepare it again") from error
+
+
+def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
+    """Read the target's classes, which must be the source's: same names, same order.
+
+    Raises:
+        UserError: They differ, or cannot be read.
+    """
+    expected, found = (read_label_space(folder) for folder in (source, target))
+    if found.names != expected.names:
+        raise UserError(class_difference(expected.names, found.names))
+    return found
+
+
+def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
+    """Say how the classes of the two domains differ, and what to do."""
+    pairs = list(zip_longest(source, target))
+    first = next(i for i, (one, other) in enumerate(pairs) if one != other)
+    return (
+        f"the source has {len(source)} classes, the target {len(target)}; train id {first} is "
+        f"{pairs[first][0]!r} in the source and {pairs[first][1]!r} in the target: give "
+        "source.class_map and target.class_map the same classes in the same order"
+    )
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Indices of `count` images spread over all `total`, the first and the last among them."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 (hex) that names a prepared data set's content.
+
+    The manifest and the classes are hashed; they hold the digest of every image and label map.
+    """
+    digest = hashlib.sha256()
+    for name in (MANIFEST, CLASSES):
+        try:
+            digest.update(f"{name} {sha256(Path(folder) / name)}\n".encode())
+        except FileNotFoundError:
+            raise UserError(
+                f"{Path(folder) / name}: no such file; run `dvc repro` to prepare the data set"
+            ) from None
+    return digest.hexdigest()
+
+
+# Checking
+
+
+def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
+    if list(rows.columns) != COLUMNS:
+        raise UserError(
+            f"{path}: found the columns {', '.join(rows.columns)}; expected {', '.join(COLUMNS)}; "
+            "prepare it again"
+        )
+    for column in ("height", "width"):
+        wrong = ~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")
+        if wrong.any():
+            raise UserError(
+                f"{path}: {column} of {rows['name'][wrong].iloc[0]!r} is "
+                f"{rows[column][wrong].iloc[0]!r}; expected a number of pixels; prepare it again"
+            )
+    for column in _PATH_COLUMNS:
+        for value in rows[column]:
+            if not is_local(value) or (not value and column != "label"):
+                raise UserError(
+                    f"{path}: the {column} {value!r} is not a path below {path.parent}; "
+                    "prepare it again"
+                )
+    repeated = rows.duplicated(["split", "name"])
+    if repeated.any():
+        raise UserError(f"{path}: {rows['name'][repeated].iloc[0]!r} is listed twice")
+
+
+class PreparedImages(Dataset):
+    """One split of a prepared data set, in the manifest's order.
+
+    Args:
+        folder: The prepared folder.
+        split: "train" or "val".
+        with_labels: Whether to read label maps; if not, none is ever opened.
+
+    Attributes:
+        names: The images' names.
+        sizes: Their heights and widths in pixels.
+
+    Raises:
+        UserError: The manifest is missing or broken, has no such split, or an image of the split
+            has no label although `with_labels` is set.
+    """
+
+    def __init__(self, folder: Path, split: str, with_labels: bool):
+        self.folder = Path(folder)
+        self.with_labels = with_labels
+        manifest = read_manifest(self.folder)
+        rows = manifest[manifest["split"] == split]
+        _check_rows(self.folder / MANIFEST, split, rows, manifest, with_labels)
+        self.names: list[str] = rows["name"].tolist()
+        self.sizes: list[tuple[int, int]] = list(zip(rows["height"], rows["width"], strict=True))
+        self._images: list[str] = rows["image"].tolist()
+        self._labels: list[str] = rows["label"].tolist()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, str]:
+        """Read one image.
+
+        Returns:
+            The image uint8 [3, H, W]; its train ids uint8 [h, w] (255 = ignored; of the image's
+            size or the label's own, as prepared) or None without labels; its name.
+
+        Raises:
+            UserError: A file is missing or damaged, or the image is not of the manifest's size.
+        """
+        path = self.folder / self._images[index]
+        image = torch.from_numpy(read_image(path))  # (H, W, 3)
+        if image.shape[:2] != self.sizes[index]:
+            raise UserError(
+                f"{path}: height and width are {tuple(image.shape[:2])}, {MANIFEST} has "
+                f"{self.sizes[index]}; prepare the data set again"
+            )
+        labels = None
+        if self.with_labels:
+            labels = torch.from_numpy(read_label(self.folder / self._labels[index]))  # (h, w)
+        return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
+
+    def batches(self, size: int, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """Cut indices, all or the given ones, into batches of one image size, in their order.
+
+        Which images go together depends on nothing else: not on who predicts which batch.
+        """
+        runs = groupby(range(len(self)) if indices is None else indices, self.sizes.__getitem__)
+        groups = (list(run) for _, run in runs)
+        return [run[i : i + size] for run in groups for i in range(0, len(run), size)]
+
+
+def _check_rows(path: Path, split: str, rows, manifest, with_labels: bool) -> None:
+    if rows.empty:
+        splits = ", ".join(sorted(manifest["split"].unique())) or "none"
+        raise UserError(f"{path}: no image of the split '{split}'; splits found: {splits}")
+    unlabelled = rows["name"][rows["label"] == ""]
+    if with_labels and len(unlabelled):
+        raise UserError(
+            f"{path}: {unlabelled.iloc[0]!r} of the split '{split}' has no label map; "
+            "labels are needed here; prepare the data set with its labels"
+        )

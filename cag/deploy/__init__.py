@@ -1,0 +1,1 @@
+"""A trained network outside the pipeline: prediction, export, the authors' checkpoints."""

@@ -1,0 +1,227 @@
+"""Models for other programs: ONNX, and programs that PyTorch exports."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cag.datasets.labels import LabelSpace
+from cag.networks import SegmentationNetwork
+from cag.prediction import upsampled
+from cag.runtime.errors import UserError
+
+OPSET = 18
+# How much logits may differ: as a share of the largest, or times the network's own rounding error,
+# which is large where a deep network amplifies it; and the least share of equal labels.
+TOLERANCE, ROUNDING, AGREEMENT = 1e-4, 10, 0.99
+LEAST_SIDE = 33  # pixels: of smaller images the encoder's last map has one, which is traced apart
+INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], H and W above 32; normalised inside"
+OUTPUT = "logits: float32 [B, K, H, W] at the images' size; their argmax over K is the train id"
+_EXAMPLE = (2, 3, 100, 157)  # no multiple of a network's stride, so that nothing is traced away
+
+Run = Callable[[Tensor], Tensor]
+
+
+class FullResolution(nn.Module):
+    """A network whose logits come at the images' size, in a form that is traced for all sizes.
+
+    What it computes is `prediction.upsampled` of the network's logits. The network itself pads and
+    crops by amounts that are sometimes 0, which a trace takes for always or never; here both are
+    always done.
+
+    Args:
+        network: In eval mode, on the CPU.
+    """
+
+    def __init__(self, network: SegmentationNetwork):
+        super().__init__()
+        self.network = network
+        side = 2 * max(32, network.input_multiple)
+        with torch.inference_mode():
+            self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K, H, W] of images float [B, 3, H, W] in [0, 1]."""
+        network, multiple, stride = self.network, self.network.input_multiple, self.stride
+        height, width = images.shape[2:]
+        images = (images - network.mean) / network.std
+        if multiple > 1:
+            below, right = (-side % multiple for side in (height, width))
+            images = F.pad(images, (0, right + multiple, 0, below + multiple))
+            images = images[..., : height + below, : width + right]
+        features = network.decoder(network.encoder(images))  # (B, D, h', w')
+        if multiple > 1:
+            rows, columns = ((side + stride - 1) // stride for side in (height, width))
+            features = F.pad(features, (0, 1, 0, 1))[..., :rows, :columns]  # (B, D, h, w)
+        logits = network.classifier(features)
+        return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+
+
+class Comparison(NamedTuple):
+    """An exported network's logits beside the network's own."""
+
+    what: str  # which images
+    shape: tuple[int, ...]  # theirs, [B, 3, H, W]
+    difference: float  # largest absolute difference
+    rounding: float  # the same of the network's own to its logits computed in float64
+    scale: float  # largest absolute logit
+    agreement: float  # share of pixels with one label
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two are one network but for rounding."""
+        allowed = max(TOLERANCE * self.scale, ROUNDING * self.rounding)
+        return self.difference <= allowed and self.agreement >= AGREEMENT
+
+
+def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
+    """Trace a network in eval mode on the CPU; batch, height and width (above 32) stay free.
+
+    Raises:
+        UserError: It cannot be traced.
+    """
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"images": {0: free, 2: free, 3: free}}
+    try:
+        with _quiet():
+            example = (torch.rand(_EXAMPLE),)
+            return torch.export.export(FullResolution(network), example, dynamic_shapes=shapes)
+    except Exception as error:  # the tracer raises many kinds
+        raise _failed("this network cannot be traced", error) from None
+
+
+def write_pt2(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
+    """Write a program that `torch.export.load` reads; its file cag.json holds `metadata`."""
+    with open(path, "wb") as file, _quiet():
+        torch.export.save(program, file, extra_files={"cag.json": json.dumps(about)})
+
+
+def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
+    """Write an ONNX model in one file; each entry of `metadata` is a property, as JSON.
+
+    Raises:
+        UserError: It cannot be translated.
+    """
+    free = {0: "batch", 2: "height", 3: "width"}
+    try:
+        with _quiet():
+            model = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except Exception as error:  # the translator raises many kinds
+        raise _failed("this network cannot be translated to ONNX", error) from None
+    for value in (*model.model.graph.inputs, *model.model.graph.outputs):
+        value.shape = type(value.shape)([free.get(i, d) for i, d in enumerate(value.shape)])
+    for key, entry in about.items():
+        text = entry if isinstance(entry, str) else json.dumps(entry)
+        model.model.metadata_props[key] = text
+    model.save(path, external_data=False)
+
+
+def metadata(classes: LabelSpace, size: tuple[int, int] | None) -> dict:
+    """What an exported model says of itself.
+
+    Args:
+        classes: Its classes.
+        size: (height, width) of the images that it was trained on, if known.
+
+    Returns:
+        classes, palette, size ([height, width] or None), input and output.
+    """
+    return {
+        "classes": list(classes.names),
+        "palette": [list(color) for color in classes.palette],
+        "size": None if size is None else list(size),
+        "input": INPUT,
+        "output": OUTPUT,
+    }
+
+
+def load_pt2(path: Path) -> Run:
+    """Read what `write_pt2` wrote: a function from images to logits."""
+    with open(path, "rb") as file, _quiet():
+        return torch.export.load(file).module()
+
+
+def load_onnx(path: Path) -> Run:
+    """Read what `write_onnx` wrote, for the CPU: a function from images to logits."""
+    import onnxruntime
+
+    model = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(model.run(["logits"], {"images": images.numpy()})[0])
+
+
+@torch.inference_mode()
+def compare(
+    network: SegmentationNetwork, run: Run, images: Sequence[tuple[str, Tensor]]
+) -> Iterator[Comparison]:
+    """Compare an exported network with the network itself.
+
+    Args:
+        network: In eval mode, on the CPU.
+        run: What was exported.
+        images: What they are, and float [B, 3, H, W] in [0, 1].
+    """
+    exact = deepcopy(network).double()
+    for what, batch in images:
+        logits = network(batch).logits
+        expected = torch.stack([upsampled(one, batch.shape[2:]) for one in logits])
+        found = run(batch)
+        yield Comparison(
+            what,
+            tuple(batch.shape),
+            float((found - expected).abs().max()),
+            float((logits - exact(batch.double()).logits).abs().max()),
+            float(expected.abs().max()),
+            float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        )
+
+
+def require_packages(*names: str) -> None:
+    """Check that the optional packages of an export are there.
+
+    Raises:
+        UserError: One is missing.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"the export to ONNX needs the package {name}, which is not installed; "
+                "run: pip install 'cag[export]'"
+            ) from None
+
+
+def _failed(what: str, error: Exception) -> UserError:
+    text = " ".join(str(error).split())
+    return UserError(f"{what} ({type(error).__name__}: {text[:300]})")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,264 @@
+"""Checks of raw data before any training: counts, files, sizes, label values, disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
+from cag.config.networks import Network
+from cag.config.parameters import Parameters
+from cag.datasets.images import read_image
+from cag.datasets.labels import IGNORE, ClassMap
+from cag.datasets.layouts import Split, list_split, splits
+from cag.datasets.preparation import Item, prepared_bytes, read_raw_label
+from cag.features import source_bytes, target_bytes
+from cag.networks import build
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside
+from cag.runtime.overlap import in_order
+from cag.runtime.progress import progress
+
+COMPLETE = {  # images of the data sets as they are distributed
+    ("gta5", "train"): 24966,
+    ("synthia", "train"): 9400,
+    ("cityscapes", "train"): 2975,
+    ("cityscapes", "val"): 500,
+}
+UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
+_PROBE = 64  # side in pixels of the image that shows a network's stride
+
+
+@dataclass
+class SplitCheck:
+    """What was found in a split.
+
+    Attributes:
+        split: Its name.
+        images: Number of images, those that are left out included.
+        left_out: Number of images whose label has another size, where the layout leaves them out.
+        pixels: Pixels of all images that are kept.
+        size: (height, width) of the first image that can be read.
+        values: Of the labels, by descending pixels: columns value, class, pixels, images (the
+            number of images that have it), label (the first file that has it).
+        absent: Names of the classes without a pixel, where there are labels.
+        problems: What is wrong, one line each.
+    """
+
+    split: str
+    images: int
+    left_out: int = 0
+    pixels: int = 0
+    size: tuple[int, int] | None = None
+    values: pd.DataFrame | None = None
+    absent: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class _ItemCheck(NamedTuple):
+    size: tuple[int, int] | None = None
+    counts: dict | None = None  # raw value -> pixels
+    left_out: bool = False
+    problem: str | None = None
+
+
+def check_split(
+    items: Sequence[Item],
+    folder: Path,
+    split: Split,
+    class_map: ClassMap,
+    complete: int | None = None,
+    absent_is_wrong: bool = True,
+    one_size: bool = False,
+    workers: int | None = None,
+    on_item: Callable[[], None] | None = None,
+) -> SplitCheck:
+    """Read every image and label of a split. An item without a label path has no label opened.
+
+    Args:
+        items: From `layouts.list_split`.
+        folder: The raw data set's folder.
+        split: What they were listed from.
+        class_map: Translates the labels.
+        complete: Number of images that there should be; None for any.
+        absent_is_wrong: Whether a class that the class map has values for, and no label has, is a
+            problem; the target's validation images may lack one.
+        one_size: Whether images of several sizes are a problem, as a feature store needs one.
+        workers: Number of threads; None for one for each core.
+        on_item: Called after each item, in the calling thread.
+    """
+    found = SplitCheck(split.name, len(items))
+    if complete is not None and len(items) != complete:
+        found.problems.append(
+            f"{folder / split.images}: {len(items)} images, the data set has {complete}; "
+            "fetch what is missing (--partial accepts a part)"
+        )
+    values: dict = {}
+
+    def check(item: Item) -> _ItemCheck:
+        return _check_item(item, folder, class_map, split.drop_mismatched)
+
+    with closing(in_order(check, items, workers or os.cpu_count() or 1)) as checked:
+        for item, one in zip(items, checked, strict=True):
+            if one.problem is not None:
+                found.problems.append(one.problem)
+            found.left_out += one.left_out
+            if one.size is not None:
+                if one_size and found.size not in (None, one.size):
+                    (height, width), (first_height, first_width) = one.size, found.size
+                    found.problems.append(
+                        f"{folder / item.image}: {width} x {height} pixels, those before it "
+                        f"{first_width} x {first_height}; the rounds need one size of target "
+                        "images: set target.size to [height, width]"
+                    )
+                    one_size = False  # once is enough
+                found.size = found.size or one.size
+                found.pixels += one.size[0] * one.size[1]
+            for value, pixels in (one.counts or {}).items():
+                entry = values.setdefault(value, [0, 0, item.label])
+                entry[0] += pixels
+                entry[1] += 1
+            if on_item:
+                on_item()
+    if split.labels is not None:
+        _add_values(found, values, folder, class_map, absent_is_wrong)
+    return found
+
+
+def _check_item(item: Item, folder: Path, class_map: ClassMap, drop_mismatched: bool) -> _ItemCheck:
+    try:
+        size = read_image(inside(folder, item.image)).shape[:2]
+        if item.label is None:
+            return _ItemCheck(size)
+        raw = read_raw_label(item, folder, None if drop_mismatched else size)
+        if raw.shape[:2] != size:
+            return _ItemCheck(left_out=True)
+    except UserError as error:
+        return _ItemCheck(problem=str(error))
+    try:
+        return _ItemCheck(size, class_map.count(raw))
+    except UserError as error:
+        return _ItemCheck(problem=f"{folder / item.label}: {error}")
+
+
+def _add_values(
+    found: SplitCheck, values: dict, folder: Path, class_map: ClassMap, absent_is_wrong: bool
+) -> None:
+    names, rows, present = class_map.label_space.names, [], set()
+    for value, (pixels, images, label) in values.items():
+        train_id = class_map.train_id(value)
+        present.add(train_id)
+        name = {None: UNKNOWN, IGNORE: IGNORED}.get(train_id) or names[train_id]
+        rows.append([value, name, pixels, images, label])
+        if train_id is None:
+            found.problems.append(
+                f"{folder / label}: label value {value} (in {images} images) not in the class "
+                "map; list it under a class's 'values' or under 'ignore'"
+            )
+    table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
+    found.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
+    absent = [i for i in range(len(names)) if i not in present]
+    found.absent = [names[i] for i in absent]
+    if absent_is_wrong and values:
+        found.problems += [
+            f"{folder}: the class '{names[i]}' never occurs in the split '{found.split}'; check "
+            "its values in the class map (an empty list says that the data set lacks it)"
+            for i in absent
+            if i in class_map.mapped
+        ]
+
+
+def check_domain(
+    domain: str, config: Source | Target, folder: Path, class_map: ClassMap, partial: bool = False
+) -> list[SplitCheck]:
+    """Check all splits of a domain, with a progress bar.
+
+    Args:
+        domain: "source" or "target"; of the target's training images no label is opened.
+        config: Its parameters; not of the built-in scenes, which have no files.
+        folder: The raw data set's folder.
+        class_map: Translates the labels.
+        partial: Whether a part of the data set is there on purpose: any number of images will do,
+            and a class may lack.
+    """
+    found, listed = [], []
+    for split in splits(domain, config):
+        try:
+            listed.append((split, list_split(folder, split)))
+        except UserError as error:
+            found.append(SplitCheck(split.name, 0, problems=[str(error)]))
+    total = sum(len(items) for _, items in listed)
+    with progress(f"check {domain}", total, "images") as advance:
+        for split, items in listed:
+            complete = None if partial else COMPLETE.get((config.layout, split.name))
+            all_classes = domain == "source" and not partial
+            one_size = domain == "target" and split.name == "train" and config.size is None
+            one = check_split(
+                items, folder, split, class_map, complete, all_classes, one_size, None, advance
+            )
+            found.append(one)
+    return found
+
+
+def rendered(config: ScenesSource | ScenesTarget) -> list[SplitCheck]:
+    """What `prepare` will render of the built-in scenes."""
+    counts = {"train": config.images, "val": getattr(config, "val_images", 0)}
+    return [SplitCheck(name, count, size=config.size) for name, count in counts.items() if count]
+
+
+class Disk(NamedTuple):
+    """Bytes that stages will write about a domain."""
+
+    prepare: int
+    extract: int  # of all rounds together
+
+
+def feature_form(config: Network, num_classes: int) -> tuple[int, int]:
+    """The number of a network's feature channels and the stride of its features in pixels.
+
+    Raises:
+        UserError: The network cannot be built.
+    """
+    network = build(config, num_classes).eval()
+    with torch.inference_mode():
+        features = network(torch.zeros(1, 3, _PROBE, _PROBE)).features  # (1, D, h, w)
+    return features.shape[1], _PROBE // features.shape[2]
+
+
+def disk_needed(
+    domain: str,
+    config: Source | Target,
+    found: Sequence[SplitCheck],
+    params: Parameters,
+    num_classes: int,
+    form: tuple[int, int],
+) -> Disk:
+    """What `prepare` and the rounds' `extract` will write.
+
+    Args:
+        domain: "source" or "target".
+        config: Its parameters.
+        found: Its splits.
+        params: All parameters.
+        num_classes: K.
+        form: From `feature_form`.
+    """
+    width, stride = form
+    counts = {one.split: one.images - one.left_out for one in found}
+    own = sum(one.pixels for one in found)
+    pixels = own if config.size is None else sum(counts.values()) * config.size[0] * config.size[1]
+    if domain == "source":
+        per_class = params.extract.samples_per_class
+        features = source_bytes(counts["train"], num_classes, width, per_class)
+    else:
+        first = next((one.size for one in found if one.split == "train"), None)
+        height, breadth = (-(-side // stride) for side in config.size or first or (0, 0))
+        features = target_bytes(counts["train"], width, height, breadth)
+    return Disk(prepared_bytes(pixels), len(params.rounds) * features)

@@ -1,0 +1,87 @@
+"""Devices and processes through Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from lightning_fabric import Fabric
+
+from cag.runtime.errors import UserError
+
+
+def make_fabric(precision: str) -> Fabric:
+    """A Fabric on the best device there is; under torchrun, one of its processes.
+
+    On a GPU, float32 products are made in TF32 where the code does not ask for full precision.
+
+    Args:
+        precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`.
+
+    Returns:
+        A launched Fabric.
+    """
+    torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=best_precision(precision),
+    )
+    fabric.launch()
+    return fabric
+
+
+def one_device(name: str | None) -> Fabric:
+    """A Fabric on one device in this process alone, however it was started; sets nothing globally.
+
+    Args:
+        name: As PyTorch writes it: cpu, cuda, cuda:1, mps. None: the best there is. A GPU computes
+            in `best_precision`, other devices in float32.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device '{name}' is none; expected cpu, cuda, cuda:1 or mps") from None
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= there.get(device.type, 0):
+        found = ", ".join(f"{kind} ({count})" for kind, count in there.items() if count)
+        raise UserError(f"device '{name}' is not here; there are {found}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on devices that are there and not used
+        return Fabric(
+            accelerator=device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=best_precision("auto") if device.type == "cuda" else "32-true",
+        )
+
+
+def best_precision(precision: str) -> str:
+    """The precision that "auto" stands for: bf16-mixed on a GPU that has it, else 32-true."""
+    if precision != "auto":
+        return precision
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def loader_workers(device: torch.device) -> int:
+    """Loader processes: none on a CPU, whose cores the training needs; beside a GPU up to 8.
+
+    The processes of a machine share its cores.
+    """
+    if device.type == "cpu":
+        return 0
+    cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, cores // processes))

@@ -1,0 +1,73 @@
+"""What the processes of a launch share while they work on one stage's images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, distributed
+
+from cag.runtime.files import atomic_folder
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)  # others may have hours of work left
+_UNTIL_ENDED = 20  # seconds in which a launcher ends the processes that a failed one left
+
+
+class Processes:
+    """The processes of a launch, or the only one; small values pass between their CPUs.
+
+    A process that has ended makes the others' next call fail at once, with a GPU or without.
+
+    Attributes:
+        rank: This process's number.
+        count: Number of processes.
+        main: Whether this is process 0, which puts the parts together.
+    """
+
+    def __init__(self, fabric: Fabric):
+        self.rank, self.count = fabric.global_rank, fabric.world_size
+        self.main = self.rank == 0
+        self._group = None
+        if self.count > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.total(torch.zeros(1, dtype=torch.int64))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of all processes' integer tensors, on the CPU."""
+        total = values.to("cpu", copy=True)
+        if self._group is not None:
+            _together(lambda: distributed.all_reduce(total, group=self._group))
+        return total
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What process 0 makes, in every process."""
+        value = [make() if self.main else None]
+        if self._group is not None:
+            _together(lambda: distributed.broadcast_object_list(value, 0, self._group))
+        return value[0]
+
+    @contextmanager
+    def folder(self, path: Path) -> Iterator[Path]:
+        """An `atomic_folder` that all processes write to; it appears when all are done."""
+        with ExitStack() as stack:
+            yield self.from_main(lambda: stack.enter_context(atomic_folder(path)))
+            self.wait()
+
+
+def _together(operation: Callable[[], object]) -> None:
+    try:
+        operation()
+    except RuntimeError:
+        # Another process failed and has said why: the launcher's signal ends this one in silence.
+        time.sleep(_UNTIL_ENDED)
+        raise

@@ -1,0 +1,99 @@
+"""Progress bars with rates, and what they count."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+_END = object()
+finished_bars: list[Advance] = []  # the progress bars of this process
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and speaks: rank 0 of a launch, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Advance:
+    """Counts what is done and how long it was waited for; called as advance(count, note).
+
+    Attributes:
+        done: Units done in this run.
+        waited: Seconds in which `waiting` waited; None where nothing was waited for.
+        images: Images in a unit.
+        seconds: Until the end.
+    """
+
+    def __init__(self, update: Callable[[int, str], None], images: int = 0):
+        self.done, self.waited, self.began = 0, None, time.monotonic()
+        self.images, self.seconds = images, 0.0
+        self._update = update
+
+    def __call__(self, count: int = 1, note: str = "", resumed: bool = False) -> None:
+        """Count units; resumed ones, which an earlier run has done, do not count for the rate."""
+        self.done += 0 if resumed else count
+        self._update(count, note)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items on, and count the time that each is waited for."""
+        iterator = iter(items)
+        while True:
+            began = time.monotonic()
+            item = next(iterator, _END)
+            self.waited = (self.waited or 0.0) + time.monotonic() - began
+            if item is _END:
+                return
+            yield item
+
+    def rate(self, unit: str) -> str:
+        """The rate until now, and the share of the time that was spent in waiting."""
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        share = (
+            "" if self.waited is None else f", {100 * self.waited / seconds:.0f} % waiting for data"
+        )
+        return f"{self.done / seconds:.1f} {unit}/s{share}"
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Advance]:
+    """A progress bar with a rate, then one line that stays.
+
+    Args:
+        what: What is being done, e.g. "pretrain".
+        total: Number of units in all.
+        unit: Name of a unit, e.g. "images".
+        images: Images in a unit, for the record; None for 1 if the unit is images, and else 0.
+
+    Yields:
+        A function `advance(count=1, note="", resumed=False)`, whose method `waiting(iterable)`
+        passes items on and counts the time that is spent in waiting for them.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    # Where it cannot draw a bar, rich would still print an empty line.
+    console.quiet = not (console.is_interactive and is_main_process())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total, rate="", note="")
+
+        def update(count: int, note: str) -> None:
+            bar.update(task, advance=count, rate=advance.rate(unit), note=note)
+
+        advance = Advance(update, int(unit == "images") if images is None else images)
+        yield advance
+    advance.seconds = time.monotonic() - advance.began
+    finished_bars.append(advance)
+    if is_main_process():
+        print(f"{what}: {advance.done} {unit} in {advance.seconds:.1f} s, {advance.rate(unit)}")

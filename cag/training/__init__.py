@@ -1,0 +1,1 @@
+"""One training for all: samples, transforms, objectives and the loop."""

@@ -1,0 +1,283 @@
+"""One training loop for every stage that trains: schedule, resume, learning curve."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cag.config.training import Training
+from cag.runtime.devices import loader_workers
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
+from cag.runtime.progress import Advance
+from cag.runtime.seeds import mix
+from cag.training.global_batch import (
+    Share,
+    mean_over_processes,
+    pieces,
+    share_batch_norm,
+    share_draws,
+)
+from cag.training.objectives import Batch, Objective
+from cag.training.samples import TrainingSamples, batches
+
+READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
+CURVE_POINTS = 100
+SAVE_EVERY = 30  # seconds between two checkpoints
+SAVE_SHARE = 0.02  # of the time that checkpoints may take: a slow disk makes them rarer
+CHECKPOINT_FORMAT = 2
+
+
+def shared_batches(
+    domains: Sequence[TrainingSamples], batch_size: int, fabric: Fabric
+) -> Callable[[range], Iterator[Batch]]:
+    """What gives this process's share of the batches of a range of steps.
+
+    Args:
+        domains: The samples of each.
+        batch_size: Images of each domain in a step, over all processes.
+        fabric: Device and processes.
+    """
+    workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
+
+    def make_batches(steps: range) -> Iterator[Batch]:
+        loaders = [batches(domain, batch_size, steps, workers, *ranks) for domain in domains]
+        return zip(*loaders, strict=True)
+
+    return make_batches
+
+
+def polynomial_decay(step: int, iterations: int, power: float) -> float:
+    """The learning rate's factor at a step: (1 - step / iterations) ^ power."""
+    return (1 - step / iterations) ** power
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Resume state in one file, valid for one fingerprint of parameters and inputs."""
+
+    path: Path
+    fingerprint: str
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None where there is none, a damaged one, or one of another training."""
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:  # whatever is wrong with it, the training can start afresh
+            return None
+        known = isinstance(state, dict) and self._identity().items() <= state.items()
+        return state if known else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file by this state."""
+        with atomic_file(self.path) as partial:
+            torch.save({**state, **self._identity()}, partial)
+
+    def delete(self) -> None:
+        """Remove the file: its training is complete."""
+        self.path.unlink(missing_ok=True)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"format": CHECKPOINT_FORMAT, "fingerprint": self.fingerprint}
+
+
+def train(
+    objective: Objective,
+    make_batches: Callable[[range], Iterator[Batch]],
+    config: Training,
+    seed: int,
+    fabric: Fabric,
+    checkpoint: Checkpoint,
+    advance: Advance,
+    max_batch_per_device: int | None = None,
+    compiled: bool = False,
+) -> pd.DataFrame:
+    """Train an objective's network in place.
+
+    The step's randomness is a function of the seed and the step, so that a training resumed from
+    the checkpoint ends with the weights of an uninterrupted one. Processes share each batch, and
+    make the step that one process would make, up to the order of floating-point sums.
+
+    Args:
+        objective: Gives a batch's losses, the first to be minimised.
+        make_batches: The batches of a range of steps.
+        config: Iterations, the network's optimizer, and the schedule of every optimizer.
+        seed: Of dropout.
+        fabric: Device, precision, processes.
+        checkpoint: Where to resume from, and to save to now and then.
+        advance: Counts the steps, and how long they wait for their batches.
+        max_batch_per_device: The most images of a domain in a forward pass; a process takes more
+            one piece after the other and steps by the mean of their gradients, with means over
+            pixels and batch-norm statistics that are each piece's. None: any number.
+        compiled: Whether to compile the network.
+
+    Returns:
+        The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
+
+    Raises:
+        UserError: The loss is not finite, or batch norm has a single value to normalise.
+    """
+    objective.to(fabric.device, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
+    images = config.batch_size // fabric.world_size
+    share = Share(fabric.global_rank * images, config.batch_size)
+    parts = pieces(images, max_batch_per_device)
+    _take_share(objective, share, fabric, parts)
+    if compiled:
+        objective.network.compile()
+    wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
+    wrapped.train()
+    history = torch.zeros(config.iterations, len(objective.names))
+    start = _resume(checkpoint, objective, optimizers, history)
+    _check_start(start, checkpoint, fabric)
+    advance(start, resumed=True)
+    saved, interval, pending = time.monotonic(), _save_interval(), []
+    steps = range(start, config.iterations)
+    for step, batch in zip(steps, advance.waiting(make_batches(steps)), strict=True):
+        decay = polynomial_decay(step, config.iterations, config.power)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * decay
+        pending.append(_gradients(wrapped, batch, parts, share, mix(seed, step, 0), fabric))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if len(pending) == READ_EVERY or step + 1 == config.iterations:
+            history[step + 1 - len(pending) : step + 1] = _read(pending, step, fabric)
+            advance(len(pending), f"loss {history[step, 0]:.3f}")
+            pending = []
+            began = time.monotonic()
+            if fabric.is_global_zero and began - saved > interval:
+                checkpoint.save(_state(objective, optimizers, history, step + 1))
+                saved = time.monotonic()
+                interval = _save_interval(saved - began)
+    return _curve(history, objective.names, config)
+
+
+def _take_share(objective: Objective, share: Share, fabric: Fabric, parts: int) -> None:
+    """Make an objective that sees a part of each batch act as it would on all of it."""
+    if fabric.world_size > 1:
+        objective.divisor = mean_over_processes
+        share_batch_norm(objective, fabric.device)
+    if fabric.world_size * parts > 1:
+        objective.draw = share.uniform
+        share_draws(objective, share)
+
+
+def _check_start(start: int, checkpoint: Checkpoint, fabric: Fabric) -> None:
+    if fabric.world_size == 1:
+        return
+    starts = fabric.all_gather(torch.tensor(start, device=fabric.device))
+    if (starts != start).any():
+        raise UserError(
+            f"{checkpoint.path}: not the same for all processes, which would resume from the "
+            f"iterations {sorted(set(starts.tolist()))}; run them in one shared folder"
+        )
+
+
+def _save_interval(duration: float = 0.0) -> float:
+    """Seconds to the next checkpoint, after one that took `duration` seconds."""
+    chosen = os.environ.get("CAG_CHECKPOINT_SECONDS")
+    return float(chosen) if chosen else max(SAVE_EVERY, duration / SAVE_SHARE)
+
+
+def _gradients(
+    wrapped: nn.Module, batch: Batch, parts: int, share: Share, seed: int, fabric: Fabric
+) -> Tensor:
+    """Add a step's gradients, of equal parts of the batch one after the other; its losses [n]."""
+    images = len(batch[0][0])
+    first, size = fabric.global_rank * images, images // parts
+    total = 0.0
+    for start in range(0, images, size):
+        share.start = first + start
+        torch.manual_seed(seed)  # draws are the whole batch's, of which each part takes its own
+        part = _to_device(batch, slice(start, start + size), fabric.device)
+        last = start + size == images
+        with fabric.no_backward_sync(wrapped, enabled=fabric.world_size > 1 and not last):
+            losses = _losses(wrapped, part) / parts
+            fabric.backward(losses[0])
+        total = total + losses.detach()
+    return total
+
+
+def _to_device(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    return tuple(
+        (
+            images[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
+            labels[rows].to(device, non_blocking=True),
+        )
+        for images, labels in batch
+    )
+
+
+def _losses(objective: nn.Module, batch: Batch) -> Tensor:
+    try:
+        return objective(batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch_size or max_batch_per_device leaves a single image, whose pooled features batch "
+            "norm cannot normalise: at least 2 images of each domain must be there at a time"
+        ) from None
+
+
+def _read(pending: list[Tensor], step: int, fabric: Fabric) -> Tensor:
+    losses = fabric.all_reduce(torch.stack(pending), reduce_op="mean").cpu()
+    if not torch.isfinite(losses[:, 0]).all():
+        raise UserError(
+            f"the loss is not finite around iteration {step + 1}: lower the learning_rate "
+            "(or use precision 32-true)"
+        )
+    return losses
+
+
+def _state(
+    objective: Objective, optimizers: list[torch.optim.Optimizer], history: Tensor, done: int
+) -> dict[str, Any]:
+    return {
+        "objective": objective.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "history": history,
+        "iteration": done,
+    }
+
+
+def _resume(
+    checkpoint: Checkpoint,
+    objective: Objective,
+    optimizers: list[torch.optim.Optimizer],
+    history: Tensor,
+) -> int:
+    state = checkpoint.load()
+    if state is None:
+        return 0
+    objective.load_state_dict(state["objective"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    history.copy_(state["history"])
+    return state["iteration"]
+
+
+def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.DataFrame:
+    size = -(-config.iterations // CURVE_POINTS)
+    table = pd.DataFrame(history.numpy(), columns=list(names))
+    table.insert(0, "iteration", range(1, config.iterations + 1))
+    steps = range(config.iterations)
+    rates = [
+        config.learning_rate * polynomial_decay(s, config.iterations, config.power) for s in steps
+    ]
+    table.insert(1, "learning_rate", rates)
+    groups = table.groupby(table.index // size)
+    curve = groups.mean()
+    curve["iteration"] = groups["iteration"].max()
+    return curve.astype({"iteration": int})

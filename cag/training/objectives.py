@@ -1,0 +1,145 @@
+"""Objectives: a network with the losses that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cag.config.training import Training
+from cag.networks import NetworkOutput, SegmentationNetwork
+from cag.training.cross_entropy import Divisor, class_balance_weights, cross_entropy, own_count
+from cag.training.global_batch import (
+    Uniform,
+    uniform,
+)
+from cag.training.samples import Sample, class_pixels
+
+Batch = tuple[tuple[Tensor, Tensor], ...]
+
+
+class Objective(nn.Module):
+    """A network with the losses of a batch that train it.
+
+    Calling it gives the losses float32 [n] in the order of `names`; the first is to be minimised.
+
+    Attributes:
+        divisor: What means over labelled pixels divide by; in one of several processes not the own
+            count.
+        draw: Where random numbers for each image come from.
+    """
+
+    names: tuple[str, ...]
+    divisor: Divisor = staticmethod(own_count)
+    draw: Uniform = staticmethod(uniform)
+
+    def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None):
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def optimizers(self, config: Training) -> list[torch.optim.Optimizer]:
+        """What steps on the first loss's gradient, each for parameters of its own."""
+        return [make_optimizer(self.network, config)]
+
+
+class SupervisedObjective(Objective):
+    """Cross-entropy on labelled images at the labels' resolution: the pretraining, the oracle."""
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        class_weights: Tensor | None = None,
+        domains: tuple[str, ...] = ("source",),
+    ):
+        super().__init__(network, class_weights)
+        self.names = ("loss", *(f"{domain}_ce" for domain in domains))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of a batch; the first is the sum of the others."""
+        losses = torch.stack([self._cross_entropy(*domain) for domain in batch])
+        return torch.cat([losses.sum()[None], losses.detach()])
+
+    def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
+        labels = labels[:, 0]  # (B, H, W)
+        logits = upsampled(self.network(images).logits, labels.shape[1:])
+        return cross_entropy(logits, labels, self.class_weights, self.divisor)
+
+
+class TwoDomainObjective(Objective):
+    """An objective that sees the target too: whose batch-norm statistics its network keeps.
+
+    `batch_norm` is "mixed" for those of both domains, "target", or "frozen" for the ones it has.
+    """
+
+    def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None, batch_norm: str):
+        super().__init__(network, class_weights)
+        self.batch_norm = batch_norm
+
+    def train(self, mode: bool = True) -> TwoDomainObjective:
+        """Training mode, in which frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for module in batch_norms(self.network):
+                module.eval()
+        return self
+
+    def source_output(self, images: Tensor) -> NetworkOutput:
+        """The network's output on source images [B, 3, H, W]."""
+        if self.batch_norm != "target":
+            return self.network(images)
+        # The source batch is normalised by its own statistics and leaves no trace in the kept ones.
+        modules = batch_norms(self.network)
+        momenta = [module.momentum for module in modules]
+        for module in modules:
+            module.momentum = 0.0
+        output = self.network(images)
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+        return output
+
+
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, K, h, w] as float32 [B, K, H, W], bilinear with aligned corners."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The network's batch-norm layers."""
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def source_class_weights(
+    samples: Sequence[Sample], num_classes: int, config: Training
+) -> Tensor | None:
+    """Weights float32 [K] of the source's cross-entropy; None: plain."""
+    if config.class_balance == 0:
+        return None
+    return class_balance_weights(class_pixels(samples, num_classes), config.class_balance)
+
+
+def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters, as the `training` parameters say; fused on a GPU."""
+    fused = on_gpu(network) or None
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=fused,
+        )
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=config.learning_rate,
+        betas=(config.momentum, 0.999),
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
+
+
+def on_gpu(network: nn.Module) -> bool:
+    """Whether its parameters lie on a GPU."""
+    return next(network.parameters()).is_cuda

@@ -1,0 +1,168 @@
+"""Training samples: which image comes when, and how it is augmented, from the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cag.config.base import RULES
+from cag.config.training import Augmentation
+from cag.datasets.images import read_image, read_label
+from cag.datasets.labels import IGNORE
+from cag.datasets.prepared import read_manifest
+from cag.runtime.errors import UserError
+from cag.runtime.seeds import mix
+from cag.training.transforms import apply_seeded, training_transform
+
+COUNTED_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training image and its label maps."""
+
+    image: Path
+    labels: tuple[Path, ...]
+
+
+def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
+    """The images of a prepared data set's split with their label maps.
+
+    Raises:
+        UserError: The split is empty, or an image has no label map.
+    """
+    rows = _rows(folder, split)
+    if (rows["label"] == "").any():
+        raise UserError(
+            f"{folder}: the split '{split}' has images without labels; prepare it again"
+        )
+    return [Sample(folder / r.image, (folder / r.label,)) for r in rows.itertuples()]
+
+
+def unlabelled_samples(folder: Path) -> list[Sample]:
+    """A prepared data set's training images alone: whatever labels they have are never opened.
+
+    Raises:
+        UserError: There are none.
+    """
+    return [Sample(folder / row.image, ()) for row in _rows(folder, "train").itertuples()]
+
+
+def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
+    """A prepared data set's training images with their anchor and probability pseudo-labels.
+
+    Raises:
+        UserError: A pseudo-label map is missing.
+    """
+    samples = [
+        Sample(
+            folder / row.image,
+            tuple(pseudo_labels / rule / f"{row.name}.png" for rule in RULES),
+        )
+        for row in _rows(folder, "train").itertuples(index=False, name="Row")
+    ]
+    missing = [path for sample in samples for path in sample.labels if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such pseudo-label map; rerun pseudo_label")
+    return samples
+
+
+def _rows(folder: Path, split: str) -> pd.DataFrame:
+    manifest = read_manifest(folder)
+    rows = manifest[manifest["split"] == split]
+    if rows.empty:
+        raise UserError(f"{folder}: no images of the split '{split}'; prepare it again")
+    return rows
+
+
+def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
+    """Labelled pixels of each class, int64 [K], in up to 1,000 evenly spaced label maps."""
+    chosen = samples[:: -(-len(samples) // COUNTED_LABELS)]
+
+    def count(sample: Sample) -> np.ndarray:
+        return np.bincount(read_label(sample.labels[0]).ravel(), minlength=IGNORE + 1)
+
+    with ThreadPoolExecutor() as pool:
+        total = sum(pool.map(count, chosen))
+    return torch.from_numpy(total[:num_classes])
+
+
+class TrainingSamples(Dataset):
+    """An endless shuffled sequence of augmented samples, addressable by position.
+
+    Sample p is the same whatever was read before it, so a resumed training reads on exactly where
+    the interrupted one stopped. Each image comes once before any comes again.
+    """
+
+    def __init__(self, samples: Sequence[Sample], augmentation: Augmentation, seed: int):
+        self.samples = samples
+        self.transform = training_transform(augmentation)
+        self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        """The image, float [3, h, w] in [0, 1], and its label maps, uint8 [n, h, w]."""
+        epoch, offset = divmod(position, len(self.samples))
+        if epoch != self._epoch:  # drawn once: it takes as long as the data set is large
+            generator = np.random.default_rng(mix(self.seed, epoch))
+            self._epoch, self._order = epoch, generator.permutation(len(self.samples))
+        sample = self.samples[self._order[offset]]
+        image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
+        maps = [torch.from_numpy(read_label(path)) for path in sample.labels]  # (H, W) each
+        labels = torch.stack(maps) if maps else image.new_empty(0, *image.shape[1:])
+        return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
+
+
+def batches(
+    dataset: TrainingSamples,
+    batch_size: int,
+    iterations: range,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of the given iterations.
+
+    Args:
+        dataset: The samples.
+        batch_size: Images in a step over all processes.
+        iterations: Which steps.
+        workers: Loader processes; 0 loads in this one.
+        rank: This process's number; it gets its share of each batch.
+        world_size: Number of processes.
+
+    Yields:
+        Images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w];
+        b = batch_size / world_size.
+
+    Raises:
+        UserError: The processes cannot share a batch evenly, or a file cannot be read.
+    """
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size is {batch_size}; expected a multiple of {world_size}, the number of "
+            "processes"
+        )
+    share = batch_size // world_size
+    starts = (step * batch_size + rank * share for step in iterations)
+    positions = (range(start, start + share) for start in starts)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=positions,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    try:
+        yield from loader
+    except UserError as error:
+        # A loader process hands over its traceback as the message; the last line is the error's.
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None

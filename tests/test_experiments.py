@@ -1,0 +1,166 @@
+"""The table of several seeds."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from project import ROOT
+from rich.console import Console
+
+from cag.config.parameters import load_all
+from cag.project import experiments as results
+
+
+def text(table):
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def row(table, model):
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(table).splitlines()]
+    (found,) = [cells for cells in rows if cells and model in cells[0]]
+    return found
+
+
+def test_spread_gain_and_share_of_the_gap_by_hand():
+    scores = pd.DataFrame(
+        {
+            "variant": "",
+            "seed": [0, 1, 2],
+            "pretrain": [0.20, 0.30, 0.40],
+            "round1": [0.26, 0.35, 0.44],
+            "oracle": [0.40, 0.50, 0.60],
+        }
+    )
+    table = results.results_table(scores)
+    assert row(table, "source only")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", "", "60 %"]
+    assert row(table, "round1")[1:] == [
+        *("35.0", "9.0", "26.0", "35.0", "44.0", "+5.0", "25 %", "70 %")
+    ]
+    assert row(table, "oracle")[1:] == ["50.0", "10.0", "40.0", "50.0", "60.0", "+20.0", "", ""]
+
+
+def test_one_seed_has_no_spread_and_no_oracle_no_gap():
+    table = results.results_table(
+        pd.DataFrame([{"variant": "", "seed": 3, "pretrain": 0.5, "round1": 0.4}])
+    )
+    assert row(table, "round1")[1:] == ["40.0", "", "40.0", "-10.0", "", ""]
+
+
+def test_grid_has_a_row_for_each_variant_by_hand():
+    scores = pd.DataFrame(
+        {
+            "variant": ["plain", "plain", "aligned", "aligned"],
+            "seed": [0, 1, 0, 1],
+            "pretrain": [0.20, 0.30, 0.20, 0.30],
+            "warmup": [None, None, 0.24, 0.36],
+            "round1": [0.26, 0.35, 0.30, 0.50],
+            "round2": [None, None, 0.40, 0.60],
+        }
+    )
+    table = results.grid_table(scores)
+    assert row(table, "plain")[1:] == ["25.0 ± 7.1", "", "30.5 ± 6.4", "", "+5.5"]
+    assert row(table, "aligned")[1:] == [
+        *("25.0 ± 7.1", "30.0 ± 8.5", "40.0 ± 14.1", "50.0 ± 14.1", "+25.0")
+    ]
+    assert row(results.grid_table(scores.query("seed == 1")), "plain")[1:] == [
+        *("30.0", "", "35.0", "", "+5.0")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "cannot be read as YAML"),
+        ("- a=1", "expected names of variants"),
+        ("", "expected names of variants"),
+        ("a: b=1", "a: found 'b=1'; expected a list"),
+        ("a: [b]", "expected a list of key=value"),
+    ],
+)
+def test_bad_grid_is_one_line(text, complaint, tmp_path):
+    path = tmp_path / "grid.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(results.UserError, match=complaint) as raised:
+        results.read_grid(path)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_ablations_change_parameters_that_exist(tmp_path):
+    grid = results.read_grid(ROOT / "benchmarks/ablations.yaml")
+    for name, entries in grid.items():
+        params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
+        for entry in entries:
+            key, _, value = entry.removeprefix("~").partition("=")
+            *sections, last = key.split(".")
+            section = params
+            for part in sections:
+                section = section[part]
+            assert last in section, (name, key)
+            if entry.startswith("~"):
+                del section[last]
+            else:
+                section[last] = yaml.safe_load(value)
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(params))
+        load_all(path)
+
+
+def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model, score in (("pretrain", "null"), ("round1", "0.3")):
+        path = tmp_path / f"data/evaluation/{model}/metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"miou": {score}}}')
+    assert row(results.workspace_table(), "round1")[1:] == ["30.0", "+nan"]
+    assert results.workspace_scores()["pretrain"] is None
+
+
+def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model, miou in (("pretrain", 0.25), ("round1", 0.301)):
+        path = tmp_path / "data/evaluation" / model / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"miou": miou}))
+    assert row(results.workspace_table(), "round1")[1:] == ["30.1", "+5.1"]
+
+
+def test_missing_workers_are_started_and_all_failures_awaited(monkeypatch):
+    seen = iter(
+        [
+            ({"a": "Queued", "b": "Queued", "c": "Queued"}, 0),
+            ({"a": "Failed", "b": "Running", "c": "Queued"}, 1),
+            ({"a": "Failed", "b": "Success", "c": "Running"}, 1),
+            ({"a": "Failed", "b": "Success", "c": "Success"}, 0),
+        ]
+    )
+    started = []
+    monkeypatch.setattr(results, "_queue", lambda: next(seen))
+    monkeypatch.setattr(results, "_start_workers", started.append)
+    monkeypatch.setattr(results, "POLL_SECONDS", 0)
+    with pytest.raises(results.UserError, match="1 of 3 experiments failed; `dvc queue logs a`"):
+        results._work(["a", "b", "c"], jobs=2)
+    assert started == [2, 2]  # none there; one of two gone; one is enough for the last
+    assert next(seen, None) is None
+
+
+def test_queue_is_read_from_dvc(monkeypatch):
+    said = (
+        "Task     Name      Created    Status\n"
+        "ecc5fa8  seed0-a1  10:53 PM   Running\n"
+        "dad2588  seed1-b2  10:53 PM   Queued\n\n"
+        "Worker status: 1 active, 1 idle\n"
+    )
+    monkeypatch.setattr(results, "_dvc", lambda *_: said)
+    assert results._queue() == ({"seed0-a1": "Running", "seed1-b2": "Queued"}, 2)
+
+
+def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(results.UserError, match="`dvc exp show` failed: .*"):
+        results._dvc("exp", "show")

@@ -1,0 +1,144 @@
+"""Streams: in order, bounded, errors where they belong, nothing left running."""
+
+import threading
+from contextlib import closing
+
+import pytest
+import torch
+
+from cag.runtime.overlap import MOST_THREADS, ahead, in_order, threads, to_cpu
+
+
+class Failure(Exception):
+    """An error of an item."""
+
+
+def numbers(count, taken, fail_at=None):
+    """0, 1, .. recorded as they are taken; closing it is recorded too."""
+    try:
+        for i in range(count):
+            if i == fail_at:
+                raise Failure(i)
+            taken.append(i)
+            yield i
+    finally:
+        taken.append("closed")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left():
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+STREAMS = {
+    "ahead": lambda items: ahead(items, depth=2),
+    "in_order": lambda items: in_order(lambda item: item, items, workers=2),
+    "both": lambda items: in_order(lambda item: item, ahead(items), workers=2),
+}
+
+
+@pytest.fixture(params=STREAMS.values(), ids=STREAMS)
+def stream(request):
+    return request.param
+
+
+def test_everything_comes_in_order(stream):
+    assert list(stream(numbers(50, []))) == list(range(50))
+    assert list(stream(numbers(0, []))) == []
+
+
+def test_an_error_comes_after_the_items_before_it(stream):
+    got = []
+    with pytest.raises(Failure):
+        for item in stream(numbers(50, taken := [], fail_at=20)):
+            got.append(item)
+    assert taken[:20] == list(range(20)) and "closed" in taken
+    if stream is STREAMS["ahead"]:
+        assert got == list(range(20))
+
+
+def test_an_error_of_the_function_comes_in_its_items_place():
+    def fail_at_7(item):
+        if item == 7:
+            raise Failure
+        return item
+
+    got = []
+    with pytest.raises(Failure), closing(in_order(fail_at_7, range(50), 3)) as results:
+        for result in results:
+            got.append(result)
+    assert got == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("stream", "most"),
+    [
+        (lambda items: ahead(items, depth=1), 1),
+        (lambda items: ahead(items, depth=3), 3),
+        (lambda items: in_order(lambda item: item, items, workers=1), 2),
+        (lambda items: in_order(lambda item: item, items, workers=4), 8),
+    ],
+)
+def test_few_items_are_under_way(stream, most):
+    with closing(stream(numbers(100, taken := []))) as items:
+        for item in items:
+            assert len(taken) <= item + 1 + most
+            if item == 50:
+                break
+
+
+def test_closing_stops_it(stream):
+    items = stream(numbers(10**9, taken := []))
+    assert next(items) == 0
+    items.close()
+    assert len([item for item in taken if item != "closed"]) < 20
+    if stream is STREAMS["ahead"]:
+        assert taken[-1] == "closed"
+
+
+def test_the_next_item_is_made_while_one_is_used():
+    made = threading.Event()
+
+    def items():
+        yield "first"
+        made.set()
+        yield "second"
+
+    with closing(ahead(items(), depth=1)) as stream:
+        assert next(stream) == "first"
+        assert made.wait(timeout=30)  # nobody has asked for the second
+        assert next(stream) == "second"
+
+
+def test_writers_work_side_by_side():
+    together = threading.Barrier(2, timeout=30)
+    assert len(list(in_order(lambda _: together.wait(), range(8), workers=2))) == 8
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    for processes, expected in ((None, 12), ("1", 12), ("5", 2), ("48", 1)):
+        if processes:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert threads() == expected
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr("os.cpu_count", lambda: 256)
+    assert threads() == MOST_THREADS
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_copies_are_complete_when_they_have_arrived(device):
+    value = torch.arange(10**6, device=device)
+    arrived = to_cpu(value * 2, value.float(), torch.ones(3))
+    double, same, ones = arrived()
+    assert {tensor.device.type for tensor in (double, same, ones)} == {"cpu"}
+    assert torch.equal(double, torch.arange(10**6) * 2)
+    assert torch.equal(same.long(), torch.arange(10**6)) and ones.sum() == 3

@@ -1,0 +1,249 @@
+"""Checks of raw data: what is wrong is listed, and nothing that must stay closed is opened."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from raw import label, picture, raw_data, raw_png, write_cityscapes, write_gta5, write_synthia
+
+import cag.commands.project
+import cag.project.raw_data
+from cag import cli
+from cag.config.parameters import load_all
+from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
+from cag.datasets.layouts import Split, list_split
+from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, feature_form
+from cag.runtime.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SIZE = (32, 64)
+SPACE = LabelSpace(("road", "sky", "train"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+CLASS_MAP = ClassMap(SPACE, {7: 0, 23: 1, 0: IGNORE})
+SPLIT = Split("train", "images", "labels")
+
+
+def check(folder, split=SPLIT, class_map=CLASS_MAP, **options):
+    return check_split(list_split(folder, split), folder, split, class_map, **options)
+
+
+def test_values_and_absent_classes_are_counted(tmp_path):
+    raw_data(tmp_path, ("a", "b", "c"))  # 8 x 12 pixels of 7 each
+    label(tmp_path / "labels/b.png", value=0)
+    done = []
+    found = check(tmp_path, absent_is_wrong=False, on_item=lambda: done.append(1))
+    assert found.values.values.tolist() == [
+        [7, "road", 192, 2, "labels/a.png"],
+        [0, "(ignored)", 96, 1, "labels/b.png"],
+    ]
+    assert (found.images, found.pixels, found.size, len(done)) == (3, 288, (8, 12), 3)
+    assert found.absent == ["sky", "train"]
+    assert found.problems == []
+
+
+def test_a_class_that_never_occurs_is_wrong_unless_the_map_says_so(tmp_path):
+    raw_data(tmp_path)
+    (problem,) = check(tmp_path).problems  # "train" has no values in the map
+    assert problem.startswith(f"{tmp_path}: the class 'sky' never occurs in the split 'train'")
+
+
+def test_everything_wrong_is_listed(tmp_path):
+    raw_data(tmp_path, ("a", "b", "c", "d", "e"))
+    label(tmp_path / "labels/a.png", height=9)
+    label(tmp_path / "labels/b.png", value=23)
+    label(tmp_path / "labels/c.png", value=99)
+    picture(tmp_path / "labels/d.png")  # colours
+    (tmp_path / "images/e.png").write_text("no image")
+    found = check(tmp_path, complete=6)
+    assert [problem.partition(":")[0] for problem in found.problems] == [
+        str(tmp_path / "images"),
+        f"{tmp_path / 'images/a.png'} is 12 x 8 pixels, but its label "
+        f"{tmp_path / 'labels/a.png'} is 12 x 9; they must have one size",
+        str(tmp_path / "labels/d.png"),
+        str(tmp_path / "images/e.png"),
+        str(tmp_path / "labels/c.png"),
+        str(tmp_path),  # no road
+    ]
+    assert "5 images, the data set has 6" in found.problems[0]
+    assert "label value 99 (in 1 images) not in the class map" in found.problems[4]
+    assert check(tmp_path, complete=5).problems == found.problems[1:]
+
+
+def test_several_sizes_are_wrong_once_where_there_must_be_one(tmp_path):
+    raw_data(tmp_path, ("a", "b", "c"))
+    for name in ("b", "c"):
+        picture(tmp_path / f"images/{name}.png", height=16)
+        label(tmp_path / f"labels/{name}.png", height=16)
+    (problem,) = check(tmp_path, absent_is_wrong=False, one_size=True).problems
+    assert problem.startswith(f"{tmp_path}/images/b.png: 12 x 16 pixels, those before it 12 x 8;")
+    assert check(tmp_path, absent_is_wrong=False).problems == []
+
+
+def test_a_layout_that_leaves_out_counts_what_it_leaves_out(tmp_path):
+    write_gta5(tmp_path, 2, SIZE, mismatched=1)
+    class_map = ClassMap(SPACE, {7: 0}, ignore_rest=True)
+    found = check(tmp_path, Split("train", "images", "labels", drop_mismatched=True), class_map)
+    assert (found.images, found.left_out, found.problems) == (3, 1, [])
+    assert found.pixels == 2 * SIZE[0] * SIZE[1] == found.values["pixels"].sum()
+    assert len(check(tmp_path, SPLIT, class_map).problems) == 1
+
+
+def test_without_labels_none_is_opened(tmp_path, monkeypatch):
+    raw_data(tmp_path)
+    monkeypatch.setattr(cag.project.raw_data, "read_raw_label", lambda *_: pytest.fail("opened"))
+    found = check(tmp_path, Split("train", "images", None))
+    assert (found.images, found.values, found.absent, found.problems) == (3, None, [], [])
+
+
+def test_disk_by_hand():
+    params = load_all(ROOT / "presets/gta5_to_cityscapes.yaml")
+    split = [SplitCheck("train", 10, left_out=2), SplitCheck("val", 4)]
+    needed = disk_needed("source", params.source, split[:1], params, 19, (256, 4))
+    assert needed.prepare == 8 * 1052 * 1914 * 2
+    per_image, samples = 2 * 19 * (4 * 256 + 8), 19 * 200 * (2 * 256 + 1)
+    assert needed.extract == 3 * (8 * per_image + samples)
+    needed = disk_needed("target", params.target, split, params, 19, (256, 4))
+    assert needed.prepare == 12 * 1024 * 2048 * 2
+    assert needed.extract == 3 * 8 * 256 * 512 * (2 * 256 + 5)
+    own = params.target.model_copy(update={"size": None})
+    split = [SplitCheck("train", 2, pixels=2 * 30 * 50, size=(30, 50))]
+    needed = disk_needed("target", own, split, params, 19, (16, 4))
+    assert needed == (2 * 30 * 50 * 2, 3 * 2 * 8 * 13 * 37)
+
+
+def test_feature_form_is_the_networks():
+    network = load_all(ROOT / "presets/scenes.yaml").network
+    assert feature_form(network, 5) == (128, 4)
+
+
+# The command
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A function: a preset with a small network in a folder of its own, raw data beside it."""
+    shutil.copytree(ROOT / "classes", tmp_path / "project/classes")
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setenv("CAG_DATA", str(tmp_path / "raw"))
+    counts = {**COMPLETE, ("cityscapes", "train"): 3, ("cityscapes", "val"): 2}
+    counts |= {("gta5", "train"): 4, ("synthia", "train"): 3}
+    monkeypatch.setattr(cag.project.raw_data, "COMPLETE", counts)
+    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10**9)
+
+    def choose(name):
+        params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text())
+        params["network"] |= {"encoder": "mobilenet_v2", "encoder_weights": None}
+        for domain in ("source", "target"):
+            params[domain]["size"] = list(SIZE)
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        write_cityscapes(tmp_path / "raw/cityscapes", {"train": 3, "val": 2}, SIZE)
+        for path in (tmp_path / "raw/cityscapes/gtFine/train").rglob("*.png"):
+            path.write_text("not to be opened")
+        return tmp_path / "raw"
+
+    return choose
+
+
+def call(*arguments):
+    cli.cli.main(["data", "check", *arguments], standalone_mode=False)
+
+
+def every_class(path, ids, form):
+    """Write a row of each id at the top of a label, so that all classes occur."""
+    rows = np.resize(np.array(ids), SIZE)
+    if form == "synthia":
+        rows = np.stack([rows, rows * 0 + 5, rows * 0], axis=2)
+        path.write_bytes(raw_png(rows.astype(np.uint16), 16, 2))
+    else:
+        Image.fromarray(rows.astype(np.uint8)).save(path)
+
+
+def test_good_gta5_and_cityscapes(project, capsys):
+    raw = project("gta5_to_cityscapes")
+    write_gta5(raw / "gta5", 3, SIZE, mismatched=1)
+    every_class(raw / "gta5/labels/00001.png", range(35), "gta5")
+    call()
+    shown = capsys.readouterr().out
+    assert "train: 4 images, 1 left out (label of another size)" in shown
+    assert "train: 3 images\n" in shown and "val: 2 images\n" in shown
+    assert "wrong" not in shown
+    assert "disk: prepare 0.0 GB, extract 0.0 GB in 3 rounds; free 1.0 GB" in shown
+    assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
+        *("33", "bicycle"),
+    ]
+
+
+def test_json_has_what_was_found_and_what_is_wrong(project, capsys):
+    raw = project("gta5_to_cityscapes")
+    write_gta5(raw / "gta5", 3, SIZE, mismatched=1)
+    with pytest.raises(UserError, match="found to be wrong"):
+        call("--json", "source")
+    found = json.loads(capsys.readouterr().out)
+    (train,) = found["domains"]["source"]
+    assert (train["images"], train["left_out"], train["size"]) == (4, 1, list(SIZE))
+    assert sum(row["pixels"] for row in train["values"]) == 3 * SIZE[0] * SIZE[1]
+    assert len(found["problems"]) == len(train["absent"])
+    assert found["disk_bytes"]["free"] == 10**9
+
+
+def test_good_synthia(project, capsys):
+    raw = project("synthia_to_cityscapes")
+    write_synthia(raw / "synthia", 3, SIZE)
+    every_class(raw / "synthia/GT/LABELS/0000000.png", range(23), "synthia")
+    call("source")
+    shown = capsys.readouterr().out
+    assert "wrong" not in shown and "cityscapes" not in shown
+    assert "never" not in shown
+
+
+def test_broken_data_end_with_status_1_and_a_list(project, capsys, monkeypatch):
+    raw = project("synthia13_to_cityscapes")
+    write_synthia(raw / "synthia", 2, SIZE)
+    every_class(raw / "synthia/GT/LABELS/0000000.png", range(24), "synthia")
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(raw / "synthia/GT/LABELS/0000001.png")
+    shutil.rmtree(raw / "cityscapes/gtFine/val")
+    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10)
+    monkeypatch.setattr("sys.argv", ["cag", "data", "check"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    printed = capsys.readouterr()
+    wrong = [line for line in printed.out.splitlines() if line.startswith("wrong: ")]
+    assert len(wrong) == 5
+    for line, words in zip(
+        wrong,
+        (
+            "RGB: 2 images, the data set has 3",
+            "0000001.png: the label has one channel, the class map reads channel 0",
+            "0000000.png: label value 23 (in 1 images) not in the class map",
+            "gtFine/val: no such folder",
+            "the disk has 0.0 GB for 0.0 GB",
+        ),
+        strict=True,
+    ):
+        assert words in line
+    assert printed.err == "error: 5 found to be wrong; listed above\n"
+
+
+def test_part_of_a_data_set_and_classes_that_differ(project, capsys):
+    raw = project("synthia13_to_cityscapes")
+    write_synthia(raw / "synthia", 2, SIZE)
+    every_class(raw / "synthia/GT/LABELS/0000000.png", range(23), "synthia")
+    call("source", "--partial")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["source"]["class_map"] = "classes/synthia_16.yaml"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match="1 found to be wrong"):
+        call("source", "--partial")
+    assert "the source has 16 classes, the target 13; train id 3 is 'wall' in" in (
+        capsys.readouterr().out
+    )
+
+
+def test_scenes_have_no_files_to_check(project, capsys):
+    project("scenes")
+    call()
+    assert "target: scenes, rendered by prepare" in capsys.readouterr().out

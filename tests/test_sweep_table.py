@@ -1,0 +1,148 @@
+"""Experiments side by side: what differs, what is theirs, what it took."""
+
+import io
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from cag.project import sweep_table as sweeps
+from cag.runtime.errors import UserError
+
+
+def stage(deps=(), outs=(), **params):
+    return {
+        "deps": [{"path": path, "md5": md5} for path, md5 in deps],
+        "outs": [{"path": path, "md5": md5} for path, md5 in outs],
+        "params": {"params.yaml": params},
+    }
+
+
+def lock(**changes):
+    """A chain label -> adapt -> evaluate, and an unrelated stage."""
+    stages = {
+        "prepare": stage(outs=[("data/prepared", "p1")], source=1),
+        "label": stage([("data/prepared/m.csv", "m1")], [("labels", "l1")], pseudo_label={"m": 2}),
+        "adapt": stage([("labels", "l1")], [("model", "a1")], adapt={"i": 5}),
+        "evaluate": stage([("model", "a1"), ("cag/x.py", "x")]),
+    }
+    return {"stages": stages | changes}
+
+
+PARAMS = {"source": 1, "pseudo_label": {"m": 2}, "adapt": {"i": 5}, "unused": 3}
+
+
+def test_a_whole_run_is_fresh():
+    assert sweeps.fresh_stages(lock(), PARAMS) == {"prepare", "label", "adapt", "evaluate"}
+
+
+def test_what_did_not_run_with_the_parameters_is_not_fresh_nor_what_follows():
+    assert sweeps.fresh_stages(lock(), PARAMS | {"pseudo_label": {"m": 3}}) == {"prepare"}
+    assert sweeps.fresh_stages(lock(), PARAMS | {"source": 2}) == set()
+    # The labels are new, and what was trained on the old ones is not theirs.
+    label = stage([("data/prepared/m.csv", "m1")], [("labels", "l2")], pseudo_label={"m": 3})
+    found = sweeps.fresh_stages(lock(label=label), PARAMS | {"pseudo_label": {"m": 3}})
+    assert found == {"prepare", "label"}
+
+
+def test_stages_that_ran_are_those_since_the_index():
+    times = pd.DataFrame(
+        {
+            "stage": ["pretrain", "index", "adapt@round1"],
+            "started": [
+                "2024-05-01T10:00:00+00:00",
+                "2024-05-01T12:00:00",
+                "2024-05-01T12:00:09.5",
+            ],
+            "seconds": [60.0, 1.0, 20.0],
+        }
+    )
+    assert list(sweeps.stages_run(times)["stage"]) == ["index", "adapt@round1"]
+    assert len(sweeps.stages_run(times.iloc[[0]])) == 1
+
+
+def experiment(name, state, margin, **data):
+    params = {"params.yaml": {"data": {"seed": 0, "pseudo_label": {"margin": margin}}}}
+    newest = {"rev": "abc1234567", "data": {"rev": "abc", "params": params, "metrics": {}, **data}}
+    return {"name": name, "executor": state and {"state": state}, "revs": [newest]}
+
+
+def test_experiments_of_every_state_are_named(monkeypatch):
+    monkeypatch.setattr(sweeps, "_results", lambda *_: ({"round1.miou": 0.25}, None))
+    failed = experiment("bad", "failed", 3)
+    failed["revs"][0]["data"] = None
+    found = [
+        {"data": experiment("", None, 1)["revs"][0]["data"], "experiments": None},
+        {"data": {}, "experiments": [experiment("good", "success", 2), failed]},
+        {"data": {}, "experiments": [experiment(None, "queued", 4)]},
+    ]
+    rows = [sweeps._row(*one) for one in sweeps._experiments(found)]
+    assert [(row["experiment"], row["state"]) for row in rows] == [
+        *(("workspace", "finished"), ("good", "finished")),
+        *(("bad", "failed"), ("abc1234", "queued")),
+    ]
+    assert [bool(row["results"]) for row in rows] == [True, True, False, False]
+    assert sweeps._changed([row["params"] for row in rows]) == ["pseudo_label.margin"]
+
+
+def test_without_a_commit_one_line_says_so():
+    with pytest.raises(UserError, match="no commit yet"):
+        list(sweeps._experiments([]))
+
+
+def test_what_the_cache_has_lost_is_not_known():
+    class Files:
+        def read_text(self, path, encoding):
+            if path != sweeps.LOCK:
+                raise FileNotFoundError(path)
+            return yaml.safe_dump({"stages": {"pseudo_label@round1": stage(), "report": stage()}})
+
+    assert sweeps._read(Files(), sweeps.TIMES) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dvc.api.DVCFileSystem", lambda **_: Files())
+        assert sweeps._results(None, {"rounds": {"round1": {}}}, {}) == ({}, None)
+
+
+def table():
+    return pd.DataFrame(
+        {
+            "experiment": ["workspace", "b", "a", "c", "d"],
+            "state": ["finished"] * 4 + ["failed"],
+            "optimizer": ["sgd", "sgd", "sgd", "adamw", "sgd"],
+            "adapt.iterations": [80, 80, 80, 90, 80],
+            "pseudo_label.margin": [None, 2.0, 1.0, 1.0, 9.0],
+            "round1.coverage.anchor": [0.5, 0.4, 0.6, 0.7, None],
+            "round1.miou": [0.2, 0.21, 0.22, 0.3, None],
+            "seconds": [None, 90.0, 60.0, None, None],
+            "stages": [None, "index adapt@round1", "index", None, None],
+        }
+    )
+
+
+def test_thresholds_are_drawn_first_and_others_on_demand():
+    assert sweeps.swept_parameter(table()) == "pseudo_label.margin"
+    assert sweeps.swept_parameter(table(), "adapt.iterations") == "adapt.iterations"
+    with pytest.raises(UserError, match="optimizer has not .*: pseudo_label.margin, adapt.iter"):
+        sweeps.swept_parameter(table(), "optimizer")
+    with pytest.raises(UserError, match="dvc exp run --queue"):
+        sweeps.swept_parameter(table().iloc[:1])
+
+
+def test_points_are_finished_sorted_and_grouped_by_what_else_differs():
+    groups = dict(sweeps.swept_points(table(), "pseudo_label.margin"))
+    assert {label: list(rows["experiment"]) for label, rows in groups.items()} == {
+        "optimizer sgd, iterations 80": ["a", "b"],
+        "optimizer adamw, iterations 90": ["c"],
+    }
+
+
+def test_terminal_table_by_hand():
+    console = Console(width=200, file=io.StringIO())
+    console.print(sweeps.terminal_table(table()))
+    lines = console.file.getvalue().splitlines()
+    (cells,) = [line.split("│")[1:-1] for line in lines if "│ b " in line]
+    assert [cell.strip() for cell in cells] == [
+        *("b", "finished", "sgd", "80", "2", "40.0", "21.0", "1.5", "2")
+    ]
+    assert sum("failed" in line for line in lines) == 1
