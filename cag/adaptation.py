@@ -1,4 +1,4 @@
-"""The objective of a round's student (METHOD step 3c)."""
+"""The objective of a round's student: its losses, and the target images and labels it sees."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from torch import Tensor
 
 from cag.anchors import resize_labels
 from cag.config.adaptation import Adapt
-from cag.losses import adaptation_loss
+from cag.losses import AdaptationLoss, AdaptationLosses, TargetLabels
 from cag.mixing import class_regions, paste
 from cag.networks import SegmentationNetwork
-from cag.training.objectives import Batch, TwoDomainObjective
+from cag.training.objectives import Batch, DomainBatch, TwoDomainObjective
 
 
 class AdaptationObjective(TwoDomainObjective):
-    """The loss of a round's student on a source and a target batch (METHOD step 3c)."""
+    """The loss of a round's student on a source and a target batch (paper section 3.4).
 
-    names = ("loss", "source_ce", "target_ce", "source_distance", "target_distance")
+    The label maps of the target batch are the pseudo-labels of the two rules: [B, 2, H, W].
+    """
+
+    names = ("loss", *AdaptationLosses._fields[1:])
 
     def __init__(
         self,
@@ -32,39 +35,43 @@ class AdaptationObjective(TwoDomainObjective):
         self.min_pixels = min_pixels
 
     def forward(self, batch: Batch) -> Tensor:
-        """Losses of a batch, whose target label maps are those of the two rules."""
-        (source_images, source_labels), (target_images, target_labels) = batch
-        pasted = None
-        if self.config.class_mix > 0:
-            pasted = class_regions(
-                source_labels[:, 0], self.network.num_classes, self.config.class_mix, self.draw
-            )
-            target_images = paste(pasted, source_images, target_images)
-            target_images = target_images.contiguous(memory_format=torch.channels_last)
-            target_labels = paste(pasted, source_labels, target_labels)
-        source = self.source_output(source_images)
-        target = self.network(target_images)
-        size = target.logits.shape[2:]
-        anchor_labels, probability_labels = (
-            resize_labels(labels, size, align_corners=True) for labels in target_labels.unbind(1)
-        )  # (B, h, w) each
-        if pasted is not None:
-            pasted = resize_labels(pasted, size, align_corners=True)
-        losses = adaptation_loss(
-            source.features,
-            source.logits,
-            source_labels[:, 0],
-            target.features,
-            target.logits,
-            anchor_labels,
-            probability_labels,
+        """The losses of a batch."""
+        target, pasted = self._mixed(batch)
+        source_output = self.source_output(batch.source.images)
+        target_output = self.network(target.images)
+        losses = self._loss()(
+            source_output,
+            batch.source.labels[:, 0],
+            target_output,
+            _at_feature_size(target.labels, pasted, target_output.logits.shape[2:]),
             self.anchors,
+        )
+        return torch.stack([losses.total, *(value.detach() for value in losses[1:])])
+
+    def _mixed(self, batch: Batch) -> tuple[DomainBatch, Tensor | None]:
+        """The target batch with pieces of the source pasted in; where they are, bool [B, H, W]."""
+        (source_images, source_labels), (target_images, target_labels) = batch
+        if self.config.class_mix == 0:
+            return batch.target, None
+        regions = class_regions(
+            source_labels[:, 0], self.network.num_classes, self.config.class_mix, self.draw
+        )
+        images = paste(regions, source_images, target_images)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return DomainBatch(images, paste(regions, source_labels, target_labels)), regions
+
+    def _loss(self) -> AdaptationLoss:
+        return AdaptationLoss(
             distance_weight=self.config.distance_weight,
             distance_kind=self.config.distance_kind,
             target_labels=self.config.target_labels,
             min_pixels=self.min_pixels,
             source_class_weights=self.class_weights,
-            pasted=pasted,
             divisor=self.divisor,
         )
-        return torch.stack([losses[0], *(value.detach() for value in losses[1:])])
+
+
+def _at_feature_size(labels: Tensor, pasted: Tensor | None, size: tuple[int, int]) -> TargetLabels:
+    """Label maps [B, 2, H, W] and pasted regions [B, H, W] at the features' size."""
+    maps = [*labels.unbind(1), *([] if pasted is None else [pasted])]
+    return TargetLabels(*(resize_labels(part, size, align_corners=True) for part in maps))

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from cag.config.training import Training
 from cag.config.warmup import Warmup
 from cag.networks import SegmentationNetwork
-from cag.training.cross_entropy import cross_entropy
-from cag.training.objectives import Batch, TwoDomainObjective, upsampled
+from cag.training.cross_entropy import cross_entropy, upsampled
+from cag.training.objectives import Batch, TwoDomainObjective
 
 CHANNELS = (64, 128, 256, 512, 1)
 BETAS = (0.9, 0.99)  # of the discriminator's Adam
@@ -122,10 +122,12 @@ class AdversarialObjective(TwoDomainObjective):
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses of a batch, whose target images have no label maps: uint8 [B, 0, H, W]."""
-        (source_images, source_labels), (target_images, _) = batch
-        source = upsampled(self.source_output(source_images).logits, source_images.shape[2:])
-        target = upsampled(self.network(target_images).logits, target_images.shape[2:])
-        source_ce = cross_entropy(source, source_labels[:, 0], self.class_weights, self.divisor)
+        source_logits = self.source_output(batch.source.images).logits
+        target_logits = self.network(batch.target.images).logits
+        source = upsampled(source_logits, batch.source.images.shape[2:])
+        target = upsampled(target_logits, batch.target.images.shape[2:])
+        source_labels = batch.source.labels[:, 0]  # (B, H, W)
+        source_ce = cross_entropy(source, source_labels, self.class_weights, self.divisor)
         source, target = source.softmax(dim=1), target.softmax(dim=1)  # (B, K, H, W)
         kind = self.config.objective
         adversarial = adversarial_loss(self.discriminator, target, kind)

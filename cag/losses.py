@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,19 @@ from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
+from cag.networks import NetworkOutput
 from cag.runtime.precision import full_precision
-from cag.training.cross_entropy import Divisor, cross_entropy, labelled_pixels, own_count, quotient
+from cag.training.cross_entropy import (
+    Divisor,
+    cross_entropy,
+    labelled_pixels,
+    own_count,
+    quotient,
+    upsampled,
+)
+
+TARGET_LABELS = ("both", "anchor", "probability")
+DISTANCE_KINDS = ("class_mean", "pixel")
 
 
 class AdaptationLosses(NamedTuple):
@@ -24,6 +36,108 @@ class AdaptationLosses(NamedTuple):
     target_distance: Tensor
 
 
+class TargetLabels(NamedTuple):
+    """The label maps of target images at the features' size, [B, h, w] each."""
+
+    anchor: Tensor  # integer, pseudo-labels of the anchor rule, 255 = none
+    probability: Tensor  # integer, those of the probability rule, 255 = none
+    # bool, pixels that show a piece of the source and bear its labels (`cag.mixing`): they weigh
+    # as on the source, pseudo-labels 1; None: there are none
+    pasted: Tensor | None = None
+
+    def used(self, rules: str) -> tuple[Tensor, ...]:
+        """The label maps whose cross-entropies are averaged: `target_labels` of the settings."""
+        return (self.anchor, self.probability) if rules == "both" else (getattr(self, rules),)
+
+
+@dataclass(frozen=True)
+class AdaptationLoss:
+    """The loss of an adaptation step, as it is set up for a training.
+
+    total = CE(source) + CE(target) + distance_weight (distance(source) + distance(target)), where
+    the target's distance follows the anchor labels. Computed in float32 under autocast too. Nothing
+    waits for the device, and a part without a single labelled pixel is 0 with a zero gradient.
+
+    Attributes:
+        distance_weight: lambda.
+        distance_kind: `kind` of `distance_loss`.
+        target_labels: "both" for half the sum of the two cross-entropies (the released code),
+            "anchor" (the paper's text) or "probability" for one of them.
+        min_pixels: as for `distance_loss`.
+        valid_classes: as for `distance_loss`.
+        source_class_weights: float [K], `class_weights` of the source's cross-entropy.
+        divisor: Gives the number that each mean divides by, from the count (or weight) of its
+            pixels: in one of several processes the mean of all processes' counts
+            (`training.global_batch.mean_over_processes`).
+
+    Raises:
+        ValueError: another `target_labels` or `distance_kind`.
+    """
+
+    distance_weight: float = 0.7
+    distance_kind: str = "class_mean"
+    target_labels: str = "both"
+    min_pixels: int = 10
+    valid_classes: Tensor | None = None
+    source_class_weights: Tensor | None = None
+    divisor: Divisor = own_count
+
+    def __post_init__(self) -> None:
+        if self.target_labels not in TARGET_LABELS:
+            raise ValueError(
+                f"target_labels must be one of {', '.join(TARGET_LABELS)}, "
+                f"not {self.target_labels!r}"
+            )
+        if self.distance_kind not in DISTANCE_KINDS:
+            raise ValueError(_wrong_kind(self.distance_kind))
+
+    def __call__(
+        self,
+        source: NetworkOutput,
+        source_labels: Tensor,
+        target: NetworkOutput,
+        target_labels: TargetLabels,
+        anchors: Tensor,
+    ) -> AdaptationLosses:
+        """Compute the loss of a step.
+
+        Args:
+            source: features float [B, D, h, w] and logits float [B, K, h, w], which are brought to
+                the labels' size, bilinear, aligned corners.
+            source_labels: integer [B, H, W], train ids at full resolution; others than 0..K-1
+                ignored.
+            target: features float [B', D, h', w'] and logits float [B', K, h', w'].
+            target_labels: pseudo-labels.
+            anchors: float [K, D]; rows of NaN take part in no loss.
+        """
+        maps, weights = target_labels.used(self.target_labels), self.source_class_weights
+        target_ce = sum(
+            _target_cross_entropy(
+                target.logits, labels, weights, target_labels.pasted, self.divisor
+            )
+            for labels in maps
+        ) / len(maps)
+        logits = upsampled(source.logits, source_labels.shape[1:])
+        source_ce = cross_entropy(logits, source_labels, weights, self.divisor)
+        source_distance, target_distance = (
+            distance_loss(
+                *output,
+                labels,
+                anchors,
+                self.distance_kind,
+                min_pixels=self.min_pixels,
+                valid_classes=self.valid_classes,
+                divisor=self.divisor,
+            )
+            for output, labels in (
+                (source, resize_labels(source_labels, source.logits.shape[2:])),
+                (target, target_labels.anchor),
+            )
+        )
+        total = source_ce + target_ce + self.distance_weight * (source_distance + target_distance)
+        return AdaptationLosses(total, source_ce, target_ce, source_distance, target_distance)
+
+
 def adaptation_loss(
     source_features: Tensor,
     source_logits: Tensor,
@@ -33,73 +147,34 @@ def adaptation_loss(
     anchor_labels: Tensor,
     probability_labels: Tensor,
     anchors: Tensor,
-    distance_weight: float = 0.7,
-    *,
-    target_labels: str = "both",
-    distance_kind: str = "class_mean",
-    min_pixels: int = 10,
-    valid_classes: Tensor | None = None,
-    source_class_weights: Tensor | None = None,
-    pasted: Tensor | None = None,
-    divisor: Divisor = own_count,
+    **settings: Any,
 ) -> AdaptationLosses:
-    """Compute the loss of one adaptation step on a source and a target batch.
-
-    total = CE(source) + CE(target) + distance_weight (distance(source) + distance(target)), where
-    the target's distance follows the anchor labels. Computed in float32 under autocast too. Nothing
-    waits for the device, and a part without a single labelled pixel is 0 with a zero gradient.
+    """Compute the loss of one adaptation step: `AdaptationLoss` for maps that are at hand.
 
     Args:
         source_features: float [B, D, h, w].
-        source_logits: float [B, K, h, w]; brought to the labels' size, bilinear, aligned corners.
-        source_labels: integer [B, H, W], train ids at full resolution; others than 0..K-1 ignored.
+        source_logits: float [B, K, h, w].
+        source_labels: integer [B, H, W], train ids at full resolution.
         target_features: float [B', D, h', w'].
         target_logits: float [B', K, h', w'].
         anchor_labels: integer [B', h', w'], pseudo-labels of the anchor rule, 255 = none.
         probability_labels: integer [B', h', w'], those of the probability rule, 255 = none.
-        anchors: float [K, D]; rows of NaN take part in no loss.
-        distance_weight: lambda.
-        target_labels: "both" for half the sum of the two cross-entropies (the released code),
-            "anchor" (the paper's text) or "probability" for one of them.
-        distance_kind: `kind` of `distance_loss`.
-        min_pixels: as for `distance_loss`.
-        valid_classes: as for `distance_loss`.
-        source_class_weights: float [K], `class_weights` of the source's cross-entropy.
-        pasted: bool [B', h', w'], target pixels that show a piece of the source and bear its labels
-            (`cag.mixing`): they weigh as on the source, pseudo-labels 1. None: none.
-        divisor: Gives what each mean divides by, from the count (or weight) that it is over: in one
-            of several processes the mean of theirs (`training.global_batch.mean_over_processes`).
+        anchors: float [K, D].
+        **settings: The attributes of `AdaptationLoss`, such as distance_weight (0.7).
 
     Returns:
-        `AdaptationLosses`, float32 scalars.
+        float32 scalars.
 
     Raises:
         ValueError: another `target_labels` or `distance_kind`.
     """
-    kinds = _kinds_of_labels(anchor_labels, probability_labels, target_labels)
-    target_ce = sum(
-        _target_cross_entropy(target_logits, labels, source_class_weights, pasted, divisor)
-        for labels in kinds
-    ) / len(kinds)
-    upsampled = F.interpolate(
-        source_logits.float(), source_labels.shape[1:], mode="bilinear", align_corners=True
+    return AdaptationLoss(**settings)(
+        NetworkOutput(source_features, source_logits),
+        source_labels,
+        NetworkOutput(target_features, target_logits),
+        TargetLabels(anchor_labels, probability_labels),
+        anchors,
     )
-    source_ce = cross_entropy(upsampled, source_labels, source_class_weights, divisor)
-    small_labels = resize_labels(source_labels, source_logits.shape[2:])
-    options = {
-        "kind": distance_kind,
-        "min_pixels": min_pixels,
-        "valid_classes": valid_classes,
-        "divisor": divisor,
-    }
-    source_distance = distance_loss(
-        source_features, source_logits, small_labels, anchors, **options
-    )
-    target_distance = distance_loss(
-        target_features, target_logits, anchor_labels, anchors, **options
-    )
-    total = source_ce + target_ce + distance_weight * (source_distance + target_distance)
-    return AdaptationLosses(total, source_ce, target_ce, source_distance, target_distance)
 
 
 def distance_loss(
@@ -129,7 +204,7 @@ def distance_loss(
         min_pixels: with fewer pixels a class mean is left out; "class_mean" only.
         valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
             as in the released code. None: all.
-        divisor: as for `adaptation_loss`.
+        divisor: as for `AdaptationLoss`.
 
     Returns:
         float32 scalar; 0 with a zero gradient where no pixel takes part.
@@ -137,8 +212,8 @@ def distance_loss(
     Raises:
         ValueError: another `kind`.
     """
-    if kind not in ("class_mean", "pixel"):
-        raise ValueError(f"kind must be 'class_mean' or 'pixel', not {kind!r}")
+    if kind not in DISTANCE_KINDS:
+        raise ValueError(_wrong_kind(kind))
     anchors = anchors.detach().float()
     seen = ~anchors.isnan().any(dim=1)  # [K]
     anchors = anchors.masked_fill(~seen[:, None], 0)
@@ -149,6 +224,10 @@ def distance_loss(
         labels = agreeing_labels(labels, logits.detach())
         terms, pairs = _class_mean_terms(features, labels, anchors, seen, valid, min_pixels)
         return quotient(10 * terms.sum(), pairs.sum(), divisor)
+
+
+def _wrong_kind(kind: str) -> str:
+    return f"kind must be 'class_mean' or 'pixel', not {kind!r}"
 
 
 def _target_cross_entropy(
@@ -166,22 +245,6 @@ def _target_cross_entropy(
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     weights = class_weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
     return quotient((losses * weights).sum(), weights.sum(), divisor)
-
-
-def _kinds_of_labels(
-    anchor_labels: Tensor, probability_labels: Tensor, target_labels: str
-) -> tuple[Tensor, ...]:
-    """The label maps whose cross-entropies are averaged."""
-    choices = {
-        "both": (anchor_labels, probability_labels),
-        "anchor": (anchor_labels,),
-        "probability": (probability_labels,),
-    }
-    if target_labels not in choices:
-        raise ValueError(
-            f"target_labels must be one of {', '.join(choices)}, not {target_labels!r}"
-        )
-    return choices[target_labels]
 
 
 def _class_mean_terms(

@@ -6,14 +6,14 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from test_training import BREADTH, CLASSES, HEIGHT, problem, silent, small_network
+from test_training import BREADTH, CLASSES, HEIGHT, problem, run_params, silent, small_network
 from timm.layers import DropPath
 from torch import nn
 
 from cag.runtime.devices import make_fabric
 from cag.training.global_batch import Share, pieces, share_draws
 from cag.training.loop import Checkpoint, train
-from cag.training.objectives import batch_norms
+from cag.training.objectives import Batch, DomainBatch, batch_norms
 
 BATCH = 4  # images of each domain in a step, over all processes
 CASES = {
@@ -49,10 +49,11 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
     def batches(steps):
         for step in steps:
             domains = [domain(step + 100 * i, maps) for i, maps in enumerate(MAPS[kind])]
-            yield tuple((images[own], labels[own]) for images, labels in domains)
+            yield Batch(*(DomainBatch(images[own], labels[own]) for images, labels in domains))
 
     checkpoint = Checkpoint(folder / "none.pt", "")
-    curve = train(objective, batches, config, 7, fabric, checkpoint, silent(), max_batch_per_device)
+    run = run_params(max_batch_per_device=max_batch_per_device)
+    curve = train(objective, batches, run, config, 7, fabric, checkpoint, silent())
     return network.state_dict(), torch.from_numpy(curve.to_numpy())
 
 

@@ -13,10 +13,11 @@ from project import ROOT, dvc, make_project, merged, ran
 from raw import write_cityscapes, write_gta5, write_synthia
 from watch import watched
 
-from cag.config.parameters import load_all
+from cag.config.base import load_params
 from cag.datasets.images import read_label
 from cag.datasets.prepared import read_manifest
-from stages.oracle import LABELLED, prepare_labelled
+from cag.project.oracle import LABELLED, OracleParams, prepare_labelled
+from stages.prepare import raw_folder
 
 CLASSES = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16, "synthia13_to_cityscapes": 13}
 RAW_SIZE, SIZE, CROP = (64, 128), [48, 96], [32, 64]
@@ -135,7 +136,9 @@ def test_the_oracle_alone_finds_the_training_labels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "classes").symlink_to(ROOT / "classes")
     Path("params.yaml").write_text(yaml.safe_dump(shrunk("synthia_to_cityscapes")))
-    prepare_labelled(load_all())
+    params = load_params(OracleParams)
+    with raw_folder("target", params.target, oracle=True) as raw:
+        prepare_labelled(params, raw)
     rows = read_manifest(LABELLED)
     assert len(rows) == TRAINING and (rows["label"] != "").all()
     assert read_label(LABELLED / rows["label"][0]).shape == tuple(SIZE)

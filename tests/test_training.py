@@ -14,7 +14,7 @@ from cag.adaptation import AdaptationObjective
 from cag.adversarial import AdversarialObjective
 from cag.config.adaptation import Adapt
 from cag.config.networks import Network, Normalization
-from cag.config.training import Pretrain
+from cag.config.training import Pretrain, Run
 from cag.config.warmup import Warmup
 from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
@@ -23,7 +23,13 @@ from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Advance
 from cag.training.loop import Checkpoint, polynomial_decay, train
-from cag.training.objectives import SupervisedObjective, batch_norms, make_optimizer
+from cag.training.objectives import (
+    Batch,
+    DomainBatch,
+    SupervisedObjective,
+    batch_norms,
+    make_optimizer,
+)
 
 CLASSES, WIDTH, HEIGHT, BREADTH = 3, 16, 32, 64
 ADAPT = {
@@ -69,22 +75,22 @@ def domain(step, maps=1, shift=0.0):
     labels = labels.repeat_interleave(8, 2).repeat_interleave(64, 3)  # (B, 1, H, W)
     images = torch.rand(2, 3, HEIGHT, BREADTH, generator=generator) * 0.2 + shift
     images.scatter_add_(1, labels, torch.full_like(labels, 1, dtype=torch.float32) * 0.6)
-    return images, labels.byte().repeat(1, maps, 1, 1)
+    return DomainBatch(images, labels.byte().repeat(1, maps, 1, 1))
 
 
 def source_batches(steps):
     """Batches of the supervised objective."""
-    return ((domain(step),) for step in steps)
+    return (Batch(domain(step)) for step in steps)
 
 
 def both_batches(steps):
     """Batches of the adaptation objective."""
-    return ((domain(step), domain(step + 1000, maps=2, shift=0.2)) for step in steps)
+    return (Batch(domain(step), domain(step + 1000, maps=2, shift=0.2)) for step in steps)
 
 
 def unlabelled_batches(steps):
     """Batches of the adversarial objective."""
-    return ((domain(step), domain(step + 1000, maps=0, shift=0.2)) for step in steps)
+    return (Batch(domain(step), domain(step + 1000, maps=0, shift=0.2)) for step in steps)
 
 
 def problem(kind, network, **changes):
@@ -97,6 +103,12 @@ def problem(kind, network, **changes):
     config = Adapt(**TRAINING | ADAPT | changes)
     anchors = torch.rand(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
+
+
+def run_params(**changes):
+    """What every training takes beside its own section."""
+    plain = {"seed": 0, "precision": "32-true", "max_batch_per_device": None, "compile": False}
+    return Run(**plain | changes)
 
 
 def silent():
@@ -112,7 +124,16 @@ def run(
     make_batches = (batches or (lambda original: original))(make_batches)
     checkpoint = Checkpoint(path, identity)
     advance = advance or silent()
-    return train(objective, make_batches, config, 7, fabric, checkpoint, advance, compiled=compiled)
+    return train(
+        objective,
+        make_batches,
+        run_params(compile=compiled),
+        config,
+        7,
+        fabric,
+        checkpoint,
+        advance,
+    )
 
 
 def interrupted(at):
@@ -174,7 +195,7 @@ def test_the_losses_are_named_in_the_curve(tmp_path, fabric):
 def test_the_sum_of_the_domains_is_minimised():
     network = small_network(dropout=0.0).eval()
     objective = SupervisedObjective(network, domains=("source", "target"))
-    losses = objective((domain(0), domain(1)))
+    losses = objective(Batch(domain(0), domain(1)))
     assert objective.names == ("loss", "source_ce", "target_ce")
     alone = [SupervisedObjective(network)((domain(step),)).tolist()[1] for step in (0, 1)]
     assert losses.tolist() == pytest.approx([sum(alone), *alone])
@@ -323,7 +344,7 @@ def test_class_mixing_pastes_the_source_with_its_labels():
     seen = []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     torch.manual_seed(1)
-    mixed = objective(((source, labels), (target, pseudo)))
+    mixed = objective(Batch(DomainBatch(source, labels), DomainBatch(target, pseudo)))
     torch.manual_seed(1)
     regions = class_regions(labels[:, 0], CLASSES, 1.0)
     assert 0 < regions.float().mean() < 1
@@ -408,7 +429,7 @@ def test_every_optimizers_rate_decays(tmp_path, fabric):
     optimizers = objective.optimizers(config)
     objective.optimizers = lambda config: optimizers
     checkpoint = Checkpoint(tmp_path / "c.pt", "a")
-    train(objective, make_batches, config, 7, fabric, checkpoint, silent())
+    train(objective, make_batches, run_params(), config, 7, fabric, checkpoint, silent())
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.5 * 0.02, 0.5 * 1e-3])  # those of the last step
 

@@ -167,6 +167,17 @@ def fingerprint(**identity: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def existing(path: Path) -> Path:
+    """A file that a stage made.
+
+    Raises:
+        UserError: It is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `dvc repro` makes it")
+    return path
+
+
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk which holds `folder`; it need not exist yet."""
     existing = Path(folder).absolute()

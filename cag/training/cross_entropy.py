@@ -65,6 +65,11 @@ def cross_entropy(
     return quotient(total, weight, divisor)
 
 
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, K, h, w] as float32 [B, K, H, W], bilinear with aligned corners."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+
+
 def quotient(total: Tensor, count: Tensor, divisor: Divisor) -> Tensor:
     """A sum over what its mean is over; 0 where that is nothing."""
     count = divisor(count)

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from cag.config.training import Training
+from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
@@ -27,7 +27,7 @@ from cag.training.global_batch import (
     share_batch_norm,
     share_draws,
 )
-from cag.training.objectives import Batch, Objective
+from cag.training.objectives import Batch, DomainBatch, Objective
 from cag.training.samples import TrainingSamples, batches
 
 READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
@@ -40,10 +40,10 @@ CHECKPOINT_FORMAT = 2
 def shared_batches(
     domains: Sequence[TrainingSamples], batch_size: int, fabric: Fabric
 ) -> Callable[[range], Iterator[Batch]]:
-    """What gives this process's share of the batches of a range of steps.
+    """A function that gives this process's share of the batches of a range of steps.
 
     Args:
-        domains: The samples of each.
+        domains: The samples of the source and, where it is trained on, of the target.
         batch_size: Images of each domain in a step, over all processes.
         fabric: Device and processes.
     """
@@ -51,7 +51,8 @@ def shared_batches(
 
     def make_batches(steps: range) -> Iterator[Batch]:
         loaders = [batches(domain, batch_size, steps, workers, *ranks) for domain in domains]
-        return zip(*loaders, strict=True)
+        for parts in zip(*loaders, strict=True):
+            yield Batch(*(DomainBatch(*part) for part in parts))
 
     return make_batches
 
@@ -93,13 +94,12 @@ class Checkpoint:
 def train(
     objective: Objective,
     make_batches: Callable[[range], Iterator[Batch]],
+    run: Run,
     config: Training,
     seed: int,
     fabric: Fabric,
     checkpoint: Checkpoint,
     advance: Advance,
-    max_batch_per_device: int | None = None,
-    compiled: bool = False,
 ) -> pd.DataFrame:
     """Train an objective's network in place.
 
@@ -109,16 +109,15 @@ def train(
 
     Args:
         objective: Gives a batch's losses, the first to be minimised.
-        make_batches: The batches of a range of steps.
+        make_batches: Gives the batches of a range of steps.
+        run: `compile`, and `max_batch_per_device`: a process that has more images of a domain
+            takes one piece after the other and steps by the mean of their gradients, with means
+            over pixels and batch-norm statistics that are each piece's.
         config: Iterations, the network's optimizer, and the schedule of every optimizer.
         seed: Of dropout.
         fabric: Device, precision, processes.
         checkpoint: Where to resume from, and to save to now and then.
         advance: Counts the steps, and how long they wait for their batches.
-        max_batch_per_device: The most images of a domain in a forward pass; a process takes more
-            one piece after the other and steps by the mean of their gradients, with means over
-            pixels and batch-norm statistics that are each piece's. None: any number.
-        compiled: Whether to compile the network.
 
     Returns:
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
@@ -130,9 +129,9 @@ def train(
     torch.backends.cudnn.benchmark = True  # all batches have one shape
     images = config.batch_size // fabric.world_size
     share = Share(fabric.global_rank * images, config.batch_size)
-    parts = pieces(images, max_batch_per_device)
+    parts = pieces(images, run.max_batch_per_device)
     _take_share(objective, share, fabric, parts)
-    if compiled:
+    if run.compile:
         objective.network.compile()
     wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
     wrapped.train()
@@ -151,6 +150,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        objective.after_step()
         if len(pending) == READ_EVERY or step + 1 == config.iterations:
             history[step + 1 - len(pending) : step + 1] = _read(pending, step, fabric)
             advance(len(pending), f"loss {history[step, 0]:.3f}")
@@ -194,7 +194,7 @@ def _gradients(
     wrapped: nn.Module, batch: Batch, parts: int, share: Share, seed: int, fabric: Fabric
 ) -> Tensor:
     """Add a step's gradients, of equal parts of the batch one after the other; its losses [n]."""
-    images = len(batch[0][0])
+    images = len(batch.source.images)
     first, size = fabric.global_rank * images, images // parts
     total = 0.0
     for start in range(0, images, size):
@@ -210,12 +210,14 @@ def _gradients(
 
 
 def _to_device(batch: Batch, rows: slice, device: torch.device) -> Batch:
-    return tuple(
-        (
-            images[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
-            labels[rows].to(device, non_blocking=True),
+    return Batch(
+        *(
+            DomainBatch(
+                images[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
+                labels[rows].to(device, non_blocking=True),
+            )
+            for images, labels in batch.domains
         )
-        for images, labels in batch
     )
 
 

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cag.config.training import Training
 from cag.networks import NetworkOutput, SegmentationNetwork
-from cag.training.cross_entropy import Divisor, class_balance_weights, cross_entropy, own_count
-from cag.training.global_batch import (
-    Uniform,
-    uniform,
+from cag.training.cross_entropy import (
+    Divisor,
+    class_balance_weights,
+    cross_entropy,
+    own_count,
+    upsampled,
 )
+from cag.training.global_batch import Uniform, uniform
 from cag.training.samples import Sample, class_pixels
 
-Batch = tuple[tuple[Tensor, Tensor], ...]
+
+class DomainBatch(NamedTuple):
+    """Augmented images of a domain with their label maps."""
+
+    images: Tensor  # float [B, 3, H, W] in [0, 1]
+    labels: Tensor  # uint8 [B, n, H, W], n label maps of each image; n can be 0
+
+
+class Batch(NamedTuple):
+    """The images of a training step."""
+
+    source: DomainBatch
+    target: DomainBatch | None = None  # None: a training on the source alone
+
+    @property
+    def domains(self) -> tuple[DomainBatch, ...]:
+        """The domains that are there, the source first."""
+        return (self.source,) if self.target is None else (self.source, self.target)
 
 
 class Objective(nn.Module):
     """A network with the losses of a batch that train it.
 
-    Calling it gives the losses float32 [n] in the order of `names`; the first is to be minimised.
+    Calling it with a `Batch` gives the losses float32 [n] in the order of `names`; the first is to
+    be minimised. What an objective must remember from step to step (a teacher, say) is a module or
+    a persistent buffer of it: the checkpoint holds its state.
 
     Attributes:
-        divisor: What means over labelled pixels divide by; in one of several processes not the own
-            count.
-        draw: Where random numbers for each image come from.
+        divisor: Gives the number that a mean over labelled pixels divides by, from their count.
+        draw: Gives the random numbers for each image.
     """
 
     names: tuple[str, ...]
@@ -41,8 +62,16 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def optimizers(self, config: Training) -> list[torch.optim.Optimizer]:
-        """What steps on the first loss's gradient, each for parameters of its own."""
+        """The optimizers that minimise the first loss, each with its own parameters."""
         return [make_optimizer(self.network, config)]
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizers; does nothing here."""
+
+    @property
+    def kept(self) -> SegmentationNetwork:
+        """The network that the training is for, and that its stage saves."""
+        return self.network
 
 
 class SupervisedObjective(Objective):
@@ -59,7 +88,7 @@ class SupervisedObjective(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses of a batch; the first is the sum of the others."""
-        losses = torch.stack([self._cross_entropy(*domain) for domain in batch])
+        losses = torch.stack([self._cross_entropy(*domain) for domain in batch.domains])
         return torch.cat([losses.sum()[None], losses.detach()])
 
     def _cross_entropy(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -99,11 +128,6 @@ class TwoDomainObjective(Objective):
         for module, momentum in zip(modules, momenta, strict=True):
             module.momentum = momentum
         return output
-
-
-def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits [B, K, h, w] as float32 [B, K, H, W], bilinear with aligned corners."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
 
 
 def batch_norms(network: nn.Module) -> list[nn.Module]:
