@@ -241,3 +241,51 @@ def test_oracle_trains_on_true_labels_that_no_stage_has(project, tmp_path):
     assert scores["images"] == 4 and 0 <= scores["miou"] <= 1
     assert before.items() <= digests(folder / "data").items()
     assert not any(folder.glob(".scratch/oracle/*"))
+
+
+# Stages whose declarations an edit changes, of a pipeline of two rounds; those after them run too.
+STUDENT = {"adapt@round1", "adapt@round2"}
+LABELS = {
+    f"{stage}@round{i}" for stage in ("pseudo_label", "evaluate_pseudo_labels") for i in (1, 2)
+}
+EDITS = {
+    "cag/adaptation.py": STUDENT,
+    "cag/losses.py": STUDENT,
+    "cag/mixing.py": STUDENT,
+    "cag/config/adaptation.py": STUDENT,
+    "cag/config/warmup.py": {"warmup"},
+    "cag/adversarial.py": {"warmup"},
+    "cag/config/pseudo_labels.py": LABELS,
+    "cag/pseudo_labels.py": LABELS,
+    "params.yaml: adapt": STUDENT,
+    "params.yaml: pseudo_label": LABELS,
+}
+
+
+@pytest.fixture
+def copied(project, tmp_path) -> Path:
+    """A copy of the finished run, to be edited."""
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder, symlinks=True)
+    return folder
+
+
+def changed(project: Path) -> set[str]:
+    """The stages that `dvc status` calls changed, but for `index` and `report`."""
+    with Repo(project) as repo:
+        return set(repo.status()) - {"index", "report"}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_an_edit_reaches_the_stages_that_it_concerns(edited, copied):
+    """A student's objective, teacher or parameter never retrains what came before it."""
+    assert not changed(copied)
+    file, _, section = edited.partition(": ")
+    path = copied / file
+    if section:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params[section]["an_option_of_tomorrow"] = 1
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+    else:
+        path.write_text(path.read_text(encoding="utf-8") + "# An edit.\n")
+    assert changed(copied) == EDITS[edited]
