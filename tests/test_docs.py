@@ -339,3 +339,26 @@ def test_the_hook_adds_the_extension(formulas):
     config = SimpleNamespace(markdown_extensions=["toc"])
     assert formulas.on_config(config) is config
     assert isinstance(config.markdown_extensions[1], formulas.Formulas)
+
+
+def test_links_to_code_lead_to_the_line_of_the_name():
+    """`python docs/hooks/sources.py` corrects the lines."""
+    sources = hook("sources")
+    pages = [path for pattern in sources.PAGES for path in sorted(ROOT.glob(pattern))]
+    links = [link for page in pages for link in sources.LINK.findall(page.read_text("utf-8"))]
+    assert len(links) > 30
+    for page in pages:
+        assert sources.corrected(page) == page.read_text(encoding="utf-8"), page.name
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = {match["name"] for match in sources.LINK.finditer(readme)}
+    assert {"distance_loss", "AdaptationLoss.__call__"} <= linked
+
+
+def test_files_named_in_the_sources_exist():
+    """A code host shows README.md and docs/ as they are: their relative links lead to files."""
+    for page in (ROOT / "README.md", *DOCS.glob("*.md"), ROOT / "benchmarks/RESULTS.md"):
+        for url in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            parts = urlsplit(url)
+            generated = page.name == "index.md" and parts.path.endswith(".html")
+            if not is_elsewhere(url) and parts.path and not generated:
+                assert (page.parent / unquote(parts.path)).exists(), f"{page.name}: {url}"
