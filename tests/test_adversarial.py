@@ -18,6 +18,7 @@ from cag.adversarial import (
 )
 from cag.config.warmup import Warmup
 from cag.networks import NetworkOutput
+from cag.training.objectives import Batch, DomainBatch
 
 CLASSES, WEIGHT = 3, 0.5
 HEIGHT, WIDTH = 32, 64
@@ -62,7 +63,8 @@ def random_batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(5, 3, HEIGHT, WIDTH, generator=generator)
     labels = torch.randint(0, CLASSES, (2, 1, HEIGHT, WIDTH), generator=generator).byte()
-    return (images[:2], labels), (images[2:] ** 2, labels.new_empty(3, 0, HEIGHT, WIDTH))
+    unlabelled = DomainBatch(images[2:] ** 2, labels.new_empty(3, 0, HEIGHT, WIDTH))
+    return Batch(DomainBatch(images[:2], labels), unlabelled)
 
 
 def gradients(module):
@@ -212,7 +214,9 @@ def test_the_source_cross_entropy_can_be_weighted():
     )
     (images, labels), _ = batch
     only = labels.where(labels == 2, 255)
-    expected = AdversarialObjective(network, configuration())(((images, only), batch[1]))[1]
+    expected = AdversarialObjective(network, configuration())(
+        Batch(DomainBatch(images, only), batch.target)
+    )[1]
     assert torch.isclose(weighted, expected) and not torch.isclose(weighted, plain)
 
 

@@ -197,7 +197,7 @@ def test_the_sum_of_the_domains_is_minimised():
     objective = SupervisedObjective(network, domains=("source", "target"))
     losses = objective(Batch(domain(0), domain(1)))
     assert objective.names == ("loss", "source_ce", "target_ce")
-    alone = [SupervisedObjective(network)((domain(step),)).tolist()[1] for step in (0, 1)]
+    alone = [SupervisedObjective(network)(Batch(domain(step))).tolist()[1] for step in (0, 1)]
     assert losses.tolist() == pytest.approx([sum(alone), *alone])
 
 
@@ -206,8 +206,8 @@ def test_unlabelled_pixels_do_not_count():
     images, labels = domain(0)
     holes = labels.clone()
     holes[0] = IGNORE
-    alone = SupervisedObjective(network)(((images[1:], labels[1:]),))
-    assert torch.allclose(SupervisedObjective(network)(((images, holes),)), alone)
+    alone = SupervisedObjective(network)(Batch(DomainBatch(images[1:], labels[1:])))
+    assert torch.allclose(SupervisedObjective(network)(Batch(DomainBatch(images, holes))), alone)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
@@ -353,7 +353,8 @@ def test_class_mixing_pastes_the_source_with_its_labels():
     by_hand, _, _ = problem("adaptation", network)
     by_hand.eval()
     pasted_labels = torch.where(regions[:, None], labels, pseudo)
-    assert torch.allclose(mixed, by_hand(((source, labels), (expected, pasted_labels))))
+    pasted = Batch(DomainBatch(source, labels), DomainBatch(expected, pasted_labels))
+    assert torch.allclose(mixed, by_hand(pasted))
 
 
 def test_frozen_batch_norm_normalises_with_the_kept_statistics():
