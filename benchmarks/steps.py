@@ -27,6 +27,7 @@ from cag.networks import NetworkOutput, SegmentationNetwork, build
 from cag.training import AdaptationObjective, Batch, make_optimizer
 
 CLASSES = 19
+RELEASED = "as released"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
     Args:
         rungs: Name of the form and the field it adds, in order.
     """
-    form = Form("as released")
+    form = Form(RELEASED)
     yield form
     for name, field in rungs.items():
         form = replace(form, name=name, **{field: True})
@@ -182,10 +183,13 @@ def in_channels_last(batch: Batch) -> Batch:
     return tuple((x.contiguous(memory_format=torch.channels_last), maps) for x, maps in batch)
 
 
-def network_flops(config: Network, height: int, width: int, backward: bool) -> int:
-    """Floating-point operations of a network on one image: forward, and backward where asked for.
+def network_flops(
+    config: Network, height: int, width: int, backward: bool = False
+) -> tuple[int, torch.Size]:
+    """A network's floating-point operations on one image, and its features' shape D, h, w.
 
-    Counted in convolutions and matrix products, a multiplication and an addition as two.
+    Counted in convolutions and matrix products, of a forward pass and of a backward pass where
+    asked for; a multiplication and an addition are two.
     """
     with torch.device("meta"):
         network = build(config, CLASSES).eval()
@@ -194,14 +198,7 @@ def network_flops(config: Network, height: int, width: int, backward: bool) -> i
         output = network(images)
         if backward:
             (output.features.sum() + output.logits.sum()).backward()
-    return counter.get_total_flops()
-
-
-def feature_shape(config: Network, height: int, width: int) -> tuple[int, int, int]:
-    """D, h, w of a network's features of an image."""
-    with torch.device("meta"), torch.no_grad():
-        network = build(config, CLASSES).eval()
-        return tuple(network(torch.empty(1, 3, height, width)).features.shape[1:])
+    return counter.get_total_flops(), output.features.shape[1:]
 
 
 def anchor_distance_loop(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,7 +249,7 @@ def released_losses(
     target_ce = sum(_cross_entropy(target.logits, labels) for labels in maps) / 2
     small = F.interpolate(source_labels[:, None].float(), source.logits.shape[2:], mode="nearest")
     distances = [
-        _distance_loop(*class_vectors(*output, labels, len(anchors), min_pixels), anchors)
+        distance_loop(*class_vectors(*output, labels, len(anchors), min_pixels), anchors)
         for output, labels in ((source, small[:, 0]), (target, anchor_labels))
     ]
     total = source_ce + target_ce + distance_weight * sum(distances)
@@ -286,7 +283,8 @@ def class_vectors(
     return vectors, classes
 
 
-def _distance_loop(vectors: list[Tensor], classes: list[int], anchors: Tensor) -> Tensor:
+def distance_loop(vectors: list[Tensor], classes: list[int], anchors: Tensor) -> Tensor:
+    """The distance loss of mean features [D] and their classes, as released."""
     total = torch.zeros((), device=anchors.device)
     for vector, c in zip(vectors, classes, strict=True):
         term = F.smooth_l1_loss(vector, anchors[c])

@@ -1,0 +1,53 @@
+"""The golden files of the tests, outputs of the released code: see tests/golden/README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import runpy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import ROOT
+
+GOLDEN = ROOT / "tests/golden"
+INPUTS = ("source_features", "source_logits", "target_features", "target_logits")
+LOSSES = ("loss_total", "loss_source_ce", "loss_cts", "loss_source_dist", "loss_target_dist")
+
+
+def golden_arrays(name: str) -> dict[str, Tensor]:
+    """The numbers in a golden file."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        numbers = {key: arrays[key] for key in arrays.files if arrays[key].dtype.kind != "U"}
+    return {key: torch.from_numpy(array) for key, array in numbers.items()}
+
+
+def golden_program(name: str) -> dict[str, Any]:
+    """The functions of a program beside the golden files."""
+    return runpy.run_path(str(GOLDEN / f"{name}.py"))
+
+
+def stored_maps() -> dict[str, Tensor]:
+    """Features and logits with their labels."""
+    return golden_arrays("golden_pseudo")
+
+
+def generated_maps() -> dict[str, Tensor]:
+    """The same at the released code's own map size; features and logits are made again."""
+    golden = golden_arrays("golden_pseudo_full")
+    make_inputs = golden_program("gen_inputs")["pseudo_inputs"]
+    inputs = make_inputs(golden["seed"].item(), golden["anchors"].numpy(), 2, 128, 224)
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in inputs)).hexdigest()
+    with np.load(GOLDEN / "golden_pseudo_full.npz") as arrays:
+        assert digest == str(arrays["inputs_sha256"])
+    features, logits, _ = map(torch.from_numpy, inputs)
+    return {**golden, "features": features, "logits": logits}
+
+
+def released_network() -> tuple[Tensor, dict[str, Tensor]]:
+    """An image float32 [1, 3, H, W], and a network's weights under the released keys."""
+    program = golden_program("network_weights")
+    weights = {key: torch.from_numpy(value) for key, value in program["weights"]().items()}
+    return torch.from_numpy(program["image"]()), weights
