@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import ROOT
+from benchmarks import ROOT
 
 GOLDEN = ROOT / "tests/golden"
 INPUTS = ("source_features", "source_logits", "target_features", "target_logits")

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import click
 import torch
 
+from benchmarks import ROOT
 from benchmarks.agreement import checks
 from benchmarks.measure import (
     PRECISIONS,
-    ROOT,
     copy_rate,
     disk_rate,
     host_tensor,

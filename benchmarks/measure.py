@@ -16,7 +16,6 @@ from torch.utils import collect_env
 
 from cag.stage import cpu_name
 
-ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("float32", "TF32", "bf16")
 Function = Callable[[], object]
 

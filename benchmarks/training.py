@@ -13,7 +13,8 @@ import click
 import torch
 from torch.optim import SGD, AdamW
 
-from benchmarks.measure import ROOT, alternating_seconds, cores, machine, table
+from benchmarks import ROOT
+from benchmarks.measure import alternating_seconds, cores, machine, table
 from benchmarks.steps import Problem, Step, ladder, random_problem
 from cag.config import load_all
 from cag.networks import SegmentationNetwork
