@@ -13,12 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.golden import INPUTS, LOSSES, generated_maps, golden_arrays, stored_maps
+from benchmarks.golden import (
+    CLASSES,
+    LOSSES,
+    generated_maps,
+    golden_arrays,
+    golden_losses,
+    stored_maps,
+)
 from benchmarks.measure import numerics
-from benchmarks.steps import CLASSES, random_network
+from benchmarks.steps import random_network
 from cag.anchors import class_sums
 from cag.config import Network
-from cag.losses import adaptation_loss
 from cag.networks import SegmentationNetwork
 from cag.pseudo_labels import active, anchor_distances, by_probability
 
@@ -106,19 +112,7 @@ def label_maps(golden: Tensors) -> Tensors:
 
 def losses(golden: Tensors) -> Tensors:
     """The losses of a step and their gradients."""
-    inputs = {key: golden[key].float().clone().requires_grad_() for key in INPUTS}
-    valid = golden["anchors"].new_zeros(CLASSES, dtype=torch.bool)
-    values = adaptation_loss(
-        inputs["source_features"],
-        inputs["source_logits"],
-        golden["source_labels"],
-        inputs["target_features"],
-        inputs["target_logits"],
-        golden["cluster_label"],
-        golden["prob_label"],
-        golden["anchors"],
-        valid_classes=valid.index_fill(0, golden["valid_classes"], True),
-    )
+    values, inputs = golden_losses(golden)
     values.total.backward()
     gradients = {f"grad_{key}": tensor.grad for key, tensor in inputs.items()}
     return {**dict(zip(LOSSES, values, strict=True)), **gradients}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import runpy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import ROOT
+from cag.losses import AdaptationLosses, adaptation_loss
 
 GOLDEN = ROOT / "tests/golden"
+CLASSES = 19
 INPUTS = ("source_features", "source_logits", "target_features", "target_logits")
 LOSSES = ("loss_total", "loss_source_ce", "loss_cts", "loss_source_dist", "loss_target_dist")
 
@@ -46,8 +49,19 @@ def generated_maps() -> dict[str, Tensor]:
     return {**golden, "features": features, "logits": logits}
 
 
-def released_network() -> tuple[Tensor, dict[str, Tensor]]:
-    """An image float32 [1, 3, H, W], and a network's weights under the released keys."""
-    program = golden_program("network_weights")
-    weights = {key: torch.from_numpy(value) for key, value in program["weights"]().items()}
-    return torch.from_numpy(program["image"]()), weights
+def golden_losses(golden: Mapping[str, Tensor], **options) -> tuple[AdaptationLosses, dict]:
+    """The losses of a golden file's step, with other options if given, and the leaves `INPUTS`."""
+    inputs = {key: golden[key].float().clone().requires_grad_() for key in INPUTS}
+    valid = golden["anchors"].new_zeros(CLASSES, dtype=torch.bool)
+    losses = adaptation_loss(
+        inputs["source_features"],
+        inputs["source_logits"],
+        golden["source_labels"],
+        inputs["target_features"],
+        inputs["target_logits"],
+        golden["cluster_label"],
+        golden["prob_label"],
+        golden["anchors"],
+        **{"valid_classes": valid.index_fill(0, golden["valid_classes"], True), **options},
+    )
+    return losses, inputs

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.agreement import checks
+from benchmarks.golden import CLASSES
 from benchmarks.measure import (
     PRECISIONS,
     copy_rate,
@@ -32,7 +33,6 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.steps import (
-    CLASSES,
     RELEASED,
     Form,
     Problem,

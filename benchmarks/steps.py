@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.golden import CLASSES
 from cag.anchors import resize_labels
 from cag.config import Network
 from cag.labels import IGNORE
@@ -26,7 +27,6 @@ from cag.losses import AdaptationLosses
 from cag.networks import NetworkOutput, SegmentationNetwork, build
 from cag.training import AdaptationObjective, Batch, make_optimizer
 
-CLASSES = 19
 RELEASED = "as released"
 
 
