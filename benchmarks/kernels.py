@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from runpy import run_path
 from typing import NamedTuple
 
 import click
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.golden import GOLDEN, golden_program
+from benchmarks import ROOT
 from benchmarks.measure import alternating_seconds, machine, table
 from benchmarks.steps import anchor_distance_loop, distance_loop
 from cag.anchors import class_sums
@@ -28,6 +29,7 @@ from cag.losses import distance_loss
 from cag.pseudo_labels import anchor_margins, by_anchor
 from cag.stage import run
 
+GOLDEN = ROOT / "tests/golden"
 HEIGHT, WIDTH = 128, 224
 IMAGES = 4  # of 29 MB
 MARGIN, MIN_PIXELS = 2.5, 10
@@ -58,7 +60,7 @@ class Kernel(NamedTuple):
 
 def make_images(anchors: np.ndarray) -> list[Image]:
     """Images like those of the golden files, whose features fill all of float32's digits."""
-    make_inputs = golden_program("gen_inputs")["pseudo_inputs"]
+    make_inputs = run_path(str(GOLDEN / "gen_inputs.py"))["pseudo_inputs"]
     random, images = torch.Generator().manual_seed(0), []
     for seed in range(IMAGES):
         inputs = make_inputs(seed, anchors, 1, HEIGHT, WIDTH)

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from golden_files import INPUTS, LOSSES, golden_arrays, golden_losses
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.golden import INPUTS, LOSSES, golden_arrays, golden_losses
 from cag.losses import (
     AdaptationLosses,
     adaptation_loss,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from golden_files import generated_maps, stored_maps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.golden import generated_maps, stored_maps
 from cag.pseudo_labels import (
     MarginHistogram,
     active,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_files import GOLDEN, golden_arrays, golden_program
 
 from benchmarks import ROOT
-from benchmarks.golden import GOLDEN, golden_arrays, golden_program
 from cag import cli
 from cag.errors import UserError
 from cag.labels import read_class_map
