@@ -16,6 +16,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from selenium import webdriver
 
@@ -36,13 +37,10 @@ from cag.scenes import render
 
 PREPARED = Path("data/prepared")
 TARGET = PREPARED / "target"
-PSEUDO_LABELS = "data/rounds/{}/pseudo_labels/{}/{}.png"
-PREDICTIONS = "data/evaluation/{}/predictions/{}.png"
 DOCS = Path("docs")
-IMAGES = DOCS / "images"
-REPORT = Path("data/report")
+WINDOW = "body"
 SHOTS = {
-    "report.png": None,  # the window
+    "report.png": WINDOW,
     "report-explorer.png": "#explorer",
     "report-features.png": "#features svg",
 }
@@ -66,22 +64,21 @@ def rows_of(domain: str, split: str, numbers: list[int]) -> list[pd.Series]:
     return [rows.iloc[number] for number in numbers]
 
 
-def colored(path: Path | str, classes: LabelSpace) -> np.ndarray:
-    """A label map in its classes' colours, uint8 [H, W, 3]."""
-    return colorize(read_label(Path(path)), classes.palette_array)
+def write(name: str, content: Figure | np.ndarray) -> None:
+    """Write a plot, or a picture uint8 [H, W, 3], below `docs/`."""
+    with atomic_file(DOCS / name) as partial:
+        if isinstance(content, Figure):
+            partial.write_bytes(plots.png_bytes(content))
+        else:
+            write_image(partial, content)
+    print(DOCS / name)
 
 
-def write_panel(path: Path, titles: list[str], rows: list[list[np.ndarray]]) -> None:
-    """Write pictures side by side under their titles."""
-    with atomic_file(path) as partial:
-        write_image(partial, plots.panel(rows, titles))
-    print(path)
-
-
-def write_figure(path: Path, figure) -> None:
-    """Write a plot."""
-    plots.save_png(figure, path)
-    print(path)
+def picture(row: pd.Series, classes: LabelSpace, *labels: Path | np.ndarray) -> list[np.ndarray]:
+    """A target image and label maps of it, files or arrays, in its classes' colours."""
+    arrays = [read_label(maps) if isinstance(maps, Path) else maps for maps in labels]
+    colored = [colorize(array, classes.palette_array) for array in arrays]
+    return [read_image(TARGET / row["image"]), *colored]
 
 
 def draw_domains(classes: LabelSpace) -> None:
@@ -89,49 +86,48 @@ def draw_domains(classes: LabelSpace) -> None:
     source, target = (rows_of(domain, "train", [2, 5, 11]) for domain in ("source", "target"))
     rows = [
         [
-            read_image(PREPARED / "source" / one["image"]),
-            colored(PREPARED / "source" / one["label"], classes),
-            read_image(TARGET / other["image"]),
+            read_image(PREPARED / "source" / labelled["image"]),
+            *picture(unlabelled, classes, PREPARED / "source" / labelled["label"])[::-1],
         ]
-        for one, other in zip(source, target, strict=True)
+        for labelled, unlabelled in zip(source, target, strict=True)
     ]
-    write_panel(IMAGES / "domains.png", ["source image", "its label", "target image"], rows)
+    titles = ["source image", "its label", "target image"]
+    write("images/domains.png", plots.panel(rows, titles))
 
 
 def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list[int]) -> None:
     """Target training images with the pseudo-labels of both rules in two rounds."""
     columns = [(name, rule) for name in (first, last) for rule in RULES]
     rows = [
-        [
-            read_image(TARGET / row["image"]),
-            *(colored(PSEUDO_LABELS.format(*column, row["name"]), classes) for column in columns),
-        ]
+        picture(row, classes, *(pseudo_labels(*column, row["name"]) for column in columns))
         for row in rows_of("target", "train", numbers)
     ]
     titles = ["target image", *(f"{rule}, {name}" for name, rule in columns)]
-    write_panel(IMAGES / "pseudo_labels.png", titles, rows)
+    write("images/pseudo_labels.png", plots.panel(rows, titles))
+
+
+def pseudo_labels(name: str, rule: str, image: str) -> Path:
+    """Where a round's pseudo-labels of an image lie."""
+    return Path(f"data/rounds/{name}/pseudo_labels/{rule}/{image}.png")
 
 
 def draw_predictions(classes: LabelSpace, models: tuple[str, str]) -> None:
     """Validation images with the predictions of two models and the truth."""
+    folders = [Path(f"data/evaluation/{model}/predictions") for model in models]
     rows = [
-        [
-            read_image(TARGET / row["image"]),
-            *(colored(PREDICTIONS.format(model, row["name"]), classes) for model in models),
-            colored(TARGET / row["label"], classes),
-        ]
+        picture(row, classes, *(f / f"{row['name']}.png" for f in folders), TARGET / row["label"])
         for row in rows_of("target", "val", [0, 12, 35])
     ]
     titles = ["validation image", "source only", models[1], "truth"]
-    write_panel(IMAGES / "predictions.png", titles, rows)
+    write("images/predictions.png", plots.panel(rows, titles))
 
 
 def draw_plots(rounds: list[str]) -> None:
     """Coverage of the rounds' pseudo-labels, and the learning curves."""
     tables = {name: pd.read_csv(f"data/rounds/{name}/coverage.csv") for name in rounds}
-    write_figure(IMAGES / "coverage.png", plots.coverage_figure(tables))
+    write("images/coverage.png", plots.coverage_figure(tables))
     curves = {name: pd.read_csv(f"data/curves/{name}.csv") for name in ("pretrain", *rounds)}
-    write_figure(IMAGES / "curves.png", plots.curves_figure(curves))
+    write("images/curves.png", plots.curves_figure(curves))
 
 
 def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
@@ -143,17 +139,17 @@ def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
         image = read_image(TARGET / row["image"])
         rendered, ids = render("target", 0, number, *image.shape[:2])
         if not np.array_equal(rendered, image):
-            raise SystemExit(f"{row['name']} is not scene {number}: run preset `scenes` first")
+            raise UserError(f"{row['name']} is not scene {number}: run preset `scenes` first")
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
         before, after = (
             full_resolution_prediction(predict(net, tensor, fabric).logits[0], image.shape[:2])
             for net in networks
         )
-        pseudo = read_label(Path(PSEUDO_LABELS.format(last, "anchor", row["name"])))
-        maps = (before.numpy(), pseudo, after.numpy(), class_map.encode(ids))
-        rows.append([image, *(colorize(labels, classes.palette_array) for labels in maps)])
+        pseudo = pseudo_labels(last, "anchor", row["name"])
+        truth = class_map.encode(ids)
+        rows.append(picture(row, classes, before.numpy(), pseudo, after.numpy(), truth))
     titles = ["target image", "source only", "pseudo-label", "adapted", "truth"]
-    write_panel(DOCS / "overview.png", titles, rows)
+    write("overview.png", plots.panel(rows, titles))
 
 
 def photograph_report() -> None:
@@ -165,25 +161,18 @@ def photograph_report() -> None:
     if driver is None:
         raise UserError("chromedriver: not found; install chromium and its driver")
     # With a path given, selenium fetches nothing.
-    driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
         view = {"width": 1280, "height": 1250, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
-        driver.get((REPORT / "index.html").resolve().as_uri())
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+        browser.get(Path("data/report/index.html").resolve().as_uri())
         # The last image is a validation image, whose truth gives a precision.
-        driver.execute_script(EXPLORE)
+        browser.execute_script(EXPLORE)
         for name, selector in SHOTS.items():
-            if selector is None:
-                png = driver.get_screenshot_as_png()
-            else:
-                found = driver.find_elements("css selector", selector)
-                png = next(one for one in found if one.is_displayed()).screenshot_as_png
-            picture = Image.open(io.BytesIO(png)).convert("RGB")
-            with atomic_file(IMAGES / name) as partial:
-                picture.save(partial, format="PNG", optimize=True)
-            print(IMAGES / name)
-    finally:
-        driver.quit()
+            elements = browser.find_elements("css selector", selector)
+            shown = next(element for element in elements if element.is_displayed())
+            whole = selector == WINDOW
+            png = browser.get_screenshot_as_png() if whole else shown.screenshot_as_png
+            write(f"images/{name}", np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
 
 
 @click.command(help=__doc__)

@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import collect_env
 
 from cag.runtime.program import cpu_name
 
 PRECISIONS = ("float32", "TF32", "bf16")
+Function = Callable[[], object]
 
 
-def seconds(
-    function: Callable[[], object], device: torch.device, count: int, warm_up: int
-) -> float:
-    """Median duration of a call in seconds, over `count` calls after `warm_up` others.
+def seconds(function: Function, count: int, warm_up: int) -> float:
+    """Mean duration of a call in seconds, over `count` calls after `warm_up` others.
 
-    On a GPU the calls follow one another without waiting: marks in its stream tell them apart.
+    On a GPU the calls follow one another without waiting, until the last one.
     """
     for _ in range(warm_up):
         function()
-    if device.type == "cpu":
-        return statistics.median(_elapsed(function) for _ in range(count))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    torch.cuda.synchronize()
-    marks[0].record()
-    for mark in marks[1:]:
+    _wait()
+    began = time.perf_counter()
+    for _ in range(count):
         function()
-        mark.record()
-    torch.cuda.synchronize()
-    pairs = zip(marks, marks[1:], strict=False)
-    return statistics.median(start.elapsed_time(end) / 1000 for start, end in pairs)
+    _wait()
+    return (time.perf_counter() - began) / count
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def alternating_seconds(
-    functions: Sequence[Callable[[], object]], count: int, warm_up: int
+    functions: Sequence[Function],
+    count: int,
+    warm_up: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Median duration of each function on the CPU, called in turn: what else runs slows all."""
-    times = [[_elapsed(function) for function in functions] for _ in range(warm_up + count)]
-    return [statistics.median(own) for own in zip(*times[warm_up:], strict=True)]
+    """Median duration of each function on the CPU, called in turn: other load slows all alike."""
 
+    def elapsed(function: Function) -> float:
+        began = clock()
+        function()
+        return clock() - began
 
-def _elapsed(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+    times = [[elapsed(function) for function in functions] for _ in range(warm_up + count)]
+    return [statistics.median(column) for column in zip(*times[warm_up:], strict=True)]
 
 
 @contextmanager
@@ -78,19 +79,18 @@ def matrix_rate(precision: str, device: torch.device, size: int) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     with numerics(tf32=precision == "TF32"):
-        return 2 * size**3 / seconds(lambda: a @ b, device, 10, 3)
+        return 2 * size**3 / seconds(lambda: a @ b, 10, 3)
 
 
-def copy_rate(source: Tensor, target: Tensor, device: torch.device) -> float:
+def copy_rate(source: Tensor, target: Tensor) -> float:
     """Bytes that are copied in a second from one tensor to another of its size."""
-    duration = seconds(lambda: target.copy_(source, non_blocking=True), device, 10, 3)
-    return source.nbytes / duration
+    return source.nbytes / seconds(lambda: target.copy_(source, non_blocking=True), 10, 3)
 
 
 def memory_rate(device: torch.device, size: int) -> float:
     """Bytes read and written in a second by a copy of `size` bytes within the device's memory."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
-    return 2 * copy_rate(source, torch.empty_like(source), device)
+    return 2 * copy_rate(source, torch.empty_like(source))
 
 
 def disk_rate(folder: Path, size: int) -> float:
@@ -116,7 +116,8 @@ def machine(device: torch.device) -> str:
         return f"{cpu_name()}, {cores()} cores, torch {torch.__version__}"
     properties = torch.cuda.get_device_properties(device)
     memory = f"{properties.total_memory / 2**30:.0f} GiB"
-    return f"{properties.name}, {memory}, driver {_driver()}, torch {torch.__version__}"
+    driver = collect_env.get_nvidia_driver_version(collect_env.run) or "unknown"
+    return f"{properties.name}, {memory}, driver {driver}, torch {torch.__version__}"
 
 
 def cores() -> int:
@@ -124,22 +125,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    if shutil.which(query[0]) is None:
-        return "unknown"
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return found[0] if found else "unknown"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table whose columns line up; all but the first are aligned to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A markdown table of rows of the same columns; all but the first are aligned to the right."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned)

@@ -18,26 +18,24 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import click
-import numpy as np
 import pandas as pd
-import yaml
+import psutil
 from PIL import Image
 
+from benchmarks import ROOT
+from benchmarks.measure import table
+from benchmarks.miniature import LENIENT, scenes_params, write_params
 from cag.datasets.images import write_image
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
 from cag.runtime.program import run
+from cag.scenes import render
 
-ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 32, 64
-DRAWN_AT_ONCE = 500
+SCENES = 100  # different images of a folder
 VALIDATION_SHARE = 10  # training images for each validation image
 BATCH_SIZE = 4
 MOST_GROWTH = 1.10
-SKY, BUILDING, ROAD = 23, 11, 7  # raw label values
-COLORS = np.zeros((256, 3), np.int16)
-COLORS[[SKY, BUILDING, ROAD]] = [[130, 170, 210], [120, 90, 70], [80, 75, 90]]
-LOOKS = {"source": 0, "target": -30}  # what is added to the colours
 POLL_SECONDS, WORKER_SECONDS = 0.05, 0.5
 # The kernel counts for a process what the one that forked it had: this one has next to nothing.
 LAUNCHER = """
@@ -90,112 +88,88 @@ def stages(iterations: int) -> list[Stage]:
 # The project
 
 
-def draw(count: int, seed: int) -> np.ndarray:
-    """Label maps uint8 [count, H, W] of raw values: sky, a row of buildings, road."""
-    rng = np.random.default_rng(seed)
-    roofs = rng.integers(4, 14, (count, 1, WIDTH // 8)).repeat(8, axis=2)
-    kerbs = rng.integers(18, 26, (count, 1, 1))
-    rows = np.arange(HEIGHT)[:, None]
-    return np.where(rows < roofs, SKY, np.where(rows < kerbs, BUILDING, ROAD)).astype(np.uint8)
-
-
-def write_images(images: Path, labels: Path | None, count: int, look: str, seed: int) -> None:
-    """Write noisy pictures, and their label maps unless `labels` is None."""
-    rng = np.random.default_rng(seed)
+def write_images(images: Path, labels: Path | None, count: int, look: str) -> None:
+    """Write scenes, and their label maps unless `labels` is None."""
+    scenes = [render(look, 0, number, HEIGHT, WIDTH) for number in range(min(count, SCENES))]
     for folder in filter(None, (images, labels)):
         folder.mkdir(parents=True)
-    for first in range(0, count, DRAWN_AT_ONCE):
-        maps = draw(min(DRAWN_AT_ONCE, count - first), seed + first)  # (N, H, W)
-        noise = rng.integers(-20, 20, (*maps.shape, 3), np.int16)
-        pictures = (COLORS[maps] + LOOKS[look] + noise).clip(0, 255).astype(np.uint8)
-        for number, (picture, label) in enumerate(zip(pictures, maps, strict=True), first):
-            write_image(images / f"{number:06}.png", picture)
-            if labels is not None:
-                Image.fromarray(label).save(labels / f"{number:06}.png", compress_level=1)
+    for number in range(count):
+        picture, label = scenes[number % SCENES]
+        write_image(images / f"{number:06}.png", picture)
+        if labels is not None:
+            Image.fromarray(label).save(labels / f"{number:06}.png", compress_level=1)
 
 
 def parameters(iterations: int) -> dict:
     """Those of the scenes, with a small network, short trainings and folders of images."""
-    params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
     both = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": [HEIGHT, WIDTH]}
-    params["source"] = {**both, "folder": "source", "images": "images", "labels": "labels"}
-    params["target"] = {
-        **both,
-        "folder": "target",
-        "images": "images",
-        "val_images": "val/images",
-        "val_labels": "val/labels",
-    }
-    params["rounds"] = {"round1": {"teacher": "warmup", "anchors": "round1"}}
-    params["evaluated"] = ["round1"]
+    source = {"folder": "source", "images": "images", "labels": "labels"}
+    target = {"val_images": "val/images", "val_labels": "val/labels"}
     options = {"encoder_depth": 3, "decoder_channels": 16}
-    params["network"] |= {"encoder": "mobilenet_v2", "options": options}
-    for training in ("pretrain", "warmup", "adapt"):
-        params[training] |= {"iterations": iterations, "batch_size": BATCH_SIZE}
-        params[training]["augmentation"]["crop"] = [HEIGHT, WIDTH]
-    params["extract"]["batch_size"] = 16
-    # No threshold that so short a training could miss.
-    params["anchors"] |= {"min_pixels": 1, "min_recall": 0.0}
-    params["pseudo_label"] |= {"relative_margin": 0.0, "agreement": False}
-    return params
+    training = {"iterations": iterations, "batch_size": BATCH_SIZE}
+    training["augmentation"] = {"crop": [HEIGHT, WIDTH]}
+    changes = {
+        **dict.fromkeys(("pretrain", "warmup", "adapt"), training),
+        "evaluated": ["round1"],
+        "network": {"encoder": "mobilenet_v2", "options": options},
+        "extract": {"batch_size": 16},
+        "anchors": LENIENT,
+        "pseudo_label": {"relative_margin": 0.0, "agreement": False},
+    }
+    return scenes_params(changes) | {
+        "source": both | source,
+        "target": both | {"folder": "target", "images": "images"} | target,
+        "rounds": {"round1": {"teacher": "warmup", "anchors": "round1"}},
+    }
 
 
 def make_project(folder: Path, count: int, iterations: int) -> None:
     """Make a project of `count` training images in each domain."""
     for name in ("cag", "stages", "classes"):
         (folder / name).symlink_to(ROOT / name)
-    text = yaml.safe_dump(parameters(iterations))
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
-    source, target = (folder / "data/raw" / domain for domain in LOOKS)
-    write_images(source / "images", source / "labels", count, "source", seed=1)
-    write_images(target / "images", None, count, "target", seed=2)
+    write_params(folder, parameters(iterations))
+    source, target = (folder / "data/raw" / domain for domain in ("source", "target"))
+    write_images(source / "images", source / "labels", count, "source")
+    write_images(target / "images", None, count, "target")
     val = target / "val"
-    write_images(val / "images", val / "labels", validation(count), "target", seed=3)
+    write_images(val / "images", val / "labels", validation(count), "target")
 
 
 # The measurement
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """The processes that a process started, directly or not."""
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # it has ended
-            for child in map(int, children.read_text().split()):
-                yield child
-                yield from descendants(child)
+def workers_bytes(launcher: int) -> int:
+    """Bytes in memory of the programs that a process has started; 0 for a single one.
 
-
-def resident(pid: int) -> int:
-    """Bytes of a process that are in memory now; 0 if it has ended."""
-    with suppress(OSError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return 0
+    A program that has lived for less than half a second does not count: it may be a fork that is
+    about to start a command, and until then shares its parent's memory.
+    """
+    sizes, youngest = [], time.time() - WORKER_SECONDS
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(launcher).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                if process.create_time() <= youngest:
+                    sizes.append(process.memory_info().rss)
+    return sum(sizes) if len(sizes) > 1 else 0
 
 
 def measure(arguments: list[str], folder: Path) -> tuple[float, float, float]:
     """Run a Python program in a project; return its wall time and CPU time in s, and peak in MB.
 
     The peak is the kernel's own record for the largest of its processes or, where it has workers,
-    the largest sum over its processes at one of the looks taken every 0.05 s, if that is more. A
-    worker is a process that lives for half a second: not one that is forked to start a command, and
-    until then shares its parent's memory.
+    the largest sum over its processes, which is taken every 0.05 s, if that is more.
 
     Raises:
         UserError: It fails.
     """
     # One thread: several would wait for each other at tensors as small as these.
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "CAG_DATA": "data/raw"}
-    log, peak, first_seen = folder / "log.txt", 0, {}
+    log, peak = folder / "log.txt", 0
     command = [sys.executable, "-c", LAUNCHER, str(log), sys.executable, *arguments]
     began = time.monotonic()
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as launcher:
         while launcher.poll() is None:
-            now = time.monotonic()
-            processes = {pid: first_seen.setdefault(pid, now) for pid in descendants(launcher.pid)}
-            old = [pid for pid, start in processes.items() if now - start >= WORKER_SECONDS]
-            if len(old) > 1:
-                peak = max(peak, sum(map(resident, old)))
+            peak = max(peak, workers_bytes(launcher.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began
         code, cpu_seconds, kibibytes = json.loads(launcher.stdout.read())
@@ -224,32 +198,24 @@ def run_stages(count: int, iterations: int) -> Iterator[dict]:
 # The outcome
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each stage as text: memory, its ratio, time and throughput at each size."""
-    counts = rows["n"].unique()
-    names = rows["stage"].unique()
-    wide = rows.pivot(index="stage", columns="n").loc[names]
-    columns = {"stage": list(names)}
-    columns |= {f"MB at {n:,}": wide["MB", n].map("{:.0f}".format) for n in counts}
-    columns["ratio"] = growth(rows).loc[names].map("{:.2f}".format)
-    columns |= {f"s at {n:,}": wide["s", n].map("{:.1f}".format) for n in counts}
-    columns |= {f"images/s at {n:,}": wide["images/s", n].map("{:,.0f}".format) for n in counts}
-    return pd.DataFrame({name: list(values) for name, values in columns.items()})
+def comparison(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """A row of texts for each stage: memory, its ratio, time and throughput at each size."""
+    counts, ratios = rows["n"].unique(), growth(rows)
+    texts = []
+    for stage, sizes in rows.set_index("n").groupby("stage", sort=False):
+        megabytes = {f"MB at {n:,}": f"{sizes['MB'][n]:.0f}" for n in counts}
+        times = {f"s at {n:,}": f"{sizes['s'][n]:.1f}" for n in counts}
+        rates = {f"images/s at {n:,}": f"{sizes['images/s'][n]:,.0f}" for n in counts}
+        texts.append(
+            {"stage": stage, **megabytes, "ratio": f"{ratios[stage]:.2f}", **times, **rates}
+        )
+    return texts
 
 
 def growth(rows: pd.DataFrame) -> pd.Series:
     """Each stage's memory for most images over that for fewest."""
     memory = rows.pivot(index="stage", columns="n", values="MB")
     return memory[memory.columns.max()] / memory[memory.columns.min()]
-
-
-def markdown(texts: pd.DataFrame) -> str:
-    """A table of texts in Markdown, aligned; all but the first column to the right."""
-    widths = [max(map(len, [name, *texts[name]])) for name in texts]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [list(texts.columns), rule, *texts.values.tolist()]
-    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned)
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
@@ -279,7 +245,7 @@ def main(images: str, iterations: int, out: Path) -> None:
     """Print the table and draw the picture."""
     counts = sorted(map(int, images.split(",")))
     rows = pd.DataFrame([row for count in counts for row in run_stages(count, iterations)])
-    print(markdown(table(rows)))
+    print(table(comparison(rows)))
     plot(rows, out)
     grown = growth(rows).loc[lambda ratio: ratio > MOST_GROWTH]
     if len(grown):

@@ -20,25 +20,27 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from math import lcm
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import click
 import torch
-import yaml
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks import ROOT
+from benchmarks.measure import machine, table
+from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
 from cag.config.parameters import load_all
 from cag.networks import build
 from cag.runtime.files import sha256
-from cag.runtime.program import cpu_name, run
+from cag.runtime.program import run
 from cag.runtime.progress import progress
 from cag.training.loop import SAVE_EVERY, SAVE_SHARE, Checkpoint, _state
 from cag.training.objectives import Objective
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
 BEFORE_ADAPTATION = (
     *(("index",), ("prepare", "source"), ("prepare", "target"), ("pretrain",), ("warmup",)),
@@ -48,13 +50,14 @@ BEFORE_ADAPTATION = (
 )
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # has few layers, each of which processes share
 TEACHER_ITERATIONS = 10  # of the trainings before the one that is killed
-HITS = ("starting", "training", "writing a checkpoint", "ending")  # where a kill comes
-RUNS = ("runs", "that resumed", "that ended", "iterations redone")
+# The columns of a series of kills, after the stage: where they came, and what the runs did.
+HITS = ("starting", "training", "writing a checkpoint", "ending")
+COUNTS = ("kills", *HITS, "runs", "that resumed", "that ended", "iterations redone")
 LONGER = 1.25  # kills come within this many times what is left, so that some runs end before theirs
 DEADLINE = 600  # seconds after which something hangs
 SAVES = 7  # of which the first warms up
-NETWORKS = ("scenes", "gta5_to_cityscapes")
 CLASSES = 19
+NETWORKS = ("scenes", "gta5_to_cityscapes")
 
 # Importing torch takes longer than the trainings here: one server imports, each run is its fork.
 FORKS = multiprocessing.get_context("forkserver")
@@ -105,34 +108,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a training.
+    """One run of a training."""
 
-    Attributes:
-        resumed: Iterations in the checkpoint that it found.
-        steps: When it had made each of its iterations, in seconds from the start.
-        seconds: How long it lived.
-        killed: Whether it lived until it was killed.
-    """
-
-    resumed: int
-    steps: list[float]
-    seconds: float
-    killed: bool
+    resumed: int  # iterations in the checkpoint that it found
+    steps: list[float]  # when it had made each of its iterations, in seconds from the start
+    seconds: float  # until its end
+    killed: bool  # or it ended by itself
 
     def left(self, done: int) -> float:
         """Seconds that this run, a whole one, would have taken from a checkpoint to its end."""
         return self.seconds - (self.steps[done - 1] - self.steps[0] if done else 0)
-
-
-@dataclass
-class Tally:
-    """What a series of kills came to."""
-
-    kills: Counter = field(default_factory=Counter)
-    runs: int = 0
-    resumed: int = 0
-    ended: int = 0
-    repeated: int = 0
 
 
 def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
@@ -146,31 +131,30 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
     Returns:
         The folder.
     """
-    params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
     size = [32, 64]
-    params["source"] |= {"images": 8, "size": size}
-    params["target"] |= {"images": 8, "val_images": 1, "size": size}
-    params["network"] |= {"encoder": ENCODER, "options": {"decoder_channels": 256}}
-    for name in STAGES:
-        params[name] |= {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
-        params[name]["augmentation"] |= {"crop": size}
-    params["warmup"]["adversarial_weight"] = 0.1  # lets the discriminator show in the network
-    params["anchors"] |= {"min_pixels": 1, "min_recall": 0.0}
-    params["pseudo_label"] |= {"relative_margin": 0.01, "agreement": False, "probability": 0.2}
+    training = {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
+    training["augmentation"] = {"crop": size}
+    params = scenes_params(
+        {
+            **dict.fromkeys(STAGES, training),
+            # Lets the discriminator show in the network.
+            "warmup": training | {"adversarial_weight": 0.1},
+            "source": {"images": 8, "size": size},
+            "target": {"images": 8, "val_images": 1, "size": size},
+            "network": {"encoder": ENCODER, "options": {"decoder_channels": 256}},
+            "anchors": LENIENT,
+            "pseudo_label": {"relative_margin": 0.01, "agreement": False, "probability": 0.2},
+        }
+    )
     (folder / "classes").mkdir(parents=True)
     shutil.copy(ROOT / "classes/cityscapes.yaml", folder / "classes")
-    _write_params(folder, params)
+    write_params(folder, params)
     for program in BEFORE_ADAPTATION:
         if finish(start(folder, *program), DEADLINE, folder):
             raise Failed(f"{' '.join(program)} had not ended after {DEADLINE} s")
-    for name in STAGES:
-        params[name]["iterations"] = iterations
-    _write_params(folder, params)
+    longer = dict.fromkeys(STAGES, {"iterations": iterations})
+    write_params(folder, merged(params, longer))
     return folder
-
-
-def _write_params(folder: Path, params: dict) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def start(folder: Path, stage: str, *arguments: str, processes: int = 1) -> list[BaseProcess]:
@@ -298,8 +282,8 @@ def check(training: Training, made: Run, expected: dict[str, str], iterations: i
 
 def kill_at_random(
     training: Training, whole: Run, expected: dict[str, str], kills: int, moments: random.Random
-) -> Tally:
-    """Kill a training at random moments, run after run, then let it end.
+) -> Counter:
+    """Kill a training at random moments, run after run, then let it end; its `COUNTS`.
 
     A kill comes within 1.25 times what is left for the run by the time of a whole one. A run that
     ends before its kill is compared, and the next one starts anew. At least one run resumes from
@@ -315,11 +299,11 @@ def kill_at_random(
     Raises:
         Failed: See `check` and `finish`.
     """
-    tally, iterations = Tally(), len(whole.steps)
+    tally, iterations = Counter(), len(whole.steps)
     partial = training.checkpoint.with_name(f".{training.checkpoint.name}.partial")
     with progress(f"{training.stage}, {training.processes} process(es)", kills, "kills") as advance:
         while True:
-            last = tally.kills.total() >= kills and tally.resumed > 0
+            last = tally["kills"] >= kills and tally["that resumed"] > 0
             before = _written(partial)
             left = LONGER * whole.left(training.saved())
             made = run_once(training, DEADLINE if last else moments.uniform(0, left))
@@ -327,16 +311,17 @@ def kill_at_random(
                 raise Failed(f"had not ended after {DEADLINE} s")
             complete = len(training.digests()) == len(expected)
             check(training, made, expected, iterations)
-            tally.runs += 1
-            tally.resumed += 0 < made.resumed < iterations
-            tally.ended += not made.killed
+            tally["runs"] += 1
+            tally["that resumed"] += 0 < made.resumed < iterations
+            tally["that ended"] += not made.killed
             if last:
                 return tally
             if made.killed:
                 reached = made.resumed + len(made.steps)
                 writing = _written(partial) != before
-                tally.kills[_hit(made, writing, reached == iterations)] += 1
-                tally.repeated += 0 if complete else reached - training.saved()
+                tally["kills"] += 1
+                tally[_hit(made, writing, reached == iterations)] += 1
+                tally["iterations redone"] += 0 if complete else reached - training.saved()
                 advance()
 
 
@@ -352,24 +337,17 @@ def _hit(made: Run, writing: bool, trained: bool) -> str:
     return "ending" if trained else "training"
 
 
-def compare(training: Training, kills: int, moments: random.Random) -> Tally:
+def compare(training: Training, kills: int, moments: random.Random) -> Counter:
     """Kill a training at random moments; all ends must be that of its program, started by hand."""
+    training.delete_outputs()
     expected = started_by_hand(training)
     whole = run_once(training)
     check(training, whole, expected, len(whole.steps))
     return kill_at_random(training, whole, expected, kills, moments)
 
 
-def checkpoint_cost(preset: str, folder: Path) -> tuple[int, int, float]:
-    """What a checkpoint of a preset's adaptation costs.
-
-    Args:
-        preset: Its name; the weights are random.
-        folder: Where to write.
-
-    Returns:
-        Parameters, bytes of the file, and median seconds of a save.
-    """
+def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
+    """What a checkpoint of a preset's adaptation costs, with random weights: a row of the table."""
     params = load_all(ROOT / f"presets/{preset}.yaml")
     objective = Objective(build(params.network, CLASSES), None)
     parameters = list(objective.parameters())
@@ -386,22 +364,17 @@ def checkpoint_cost(preset: str, folder: Path) -> tuple[int, int, float]:
             checkpoint.save(_state(objective, optimizers, history, 1))
             seconds.append(time.monotonic() - began)
             advance()
-    count, size = sum(p.numel() for p in parameters), checkpoint.path.stat().st_size
-    checkpoint.delete()
-    return count, size, statistics.median(seconds[1:])
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """A markdown table of rows of cells, the first its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    lines = (" | ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def machine() -> str:
-    """The processor, its cores, and the libraries' versions."""
-    return f"{cpu_name()}, {os.cpu_count()} cores; torch {torch.__version__}"
+    seconds = statistics.median(seconds[1:])
+    interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
+    return {
+        "preset": preset,
+        "parameters": f"{sum(p.numel() for p in parameters):,}",
+        "MB": f"{checkpoint.path.stat().st_size / 1e6:.0f}",
+        "save, s": f"{seconds:.2f}",
+        f"share at {SAVE_EVERY} s": f"{seconds / (SAVE_EVERY + seconds):.2%}",
+        "interval, s": f"{interval:.0f}",
+        "share": f"{seconds / (interval + seconds):.2%}",
+    }
 
 
 @click.command(help=__doc__)
@@ -412,38 +385,27 @@ def machine() -> str:
 def main(kills: int, iterations: int, processes: str, seed: int) -> None:
     """Print both tables; exit status 1 if an end differs."""
     numbers = [int(number) for number in processes.split(",")]
-    cases = [(stage, number) for number in numbers for stage in STAGES]
-    rows = [["stage", "processes", "kills", *HITS, *RUNS, "result"]]
-    costs = [["preset", "parameters", "MB", "save, s", f"share at {SAVE_EVERY} s"]]
-    costs[0] += ["interval, s", "share"]
-    failures = []
+    rows, failures = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print("preparing a project", flush=True)
         project = make_project(folder / "project", iterations, max(2, lcm(*numbers)))
-        for stage, number in cases:
+        for number, stage in product(numbers, STAGES):
             copy = shutil.copytree(project, folder / f"{stage}-{number}")
-            training, row = Training(copy, stage, number), [stage, str(number)]
-            training.delete_outputs()
+            row = {"stage": stage, "processes": str(number), **dict.fromkeys(COUNTS, "")}
             print(f"{stage}, {number} process(es), uninterrupted", flush=True)
+            moments = random.Random(f"{seed} {stage} {number}")
             try:
-                tally = compare(training, kills, random.Random(f"{seed} {stage} {number}"))
+                tally = compare(Training(copy, stage, number), kills, moments)
+                row |= {name: str(tally[name]) for name in COUNTS} | {"result": "same bytes"}
             except Failed as failure:
-                failures.append(f"{stage}, {number} process(es): {failure}")
-                rows.append([*row, *["" for _ in rows[0][3:]], "FAILED"])
-                continue
-            counts = [tally.kills.total(), *(tally.kills[hit] for hit in HITS)]
-            counts += [tally.runs, tally.resumed, tally.ended, tally.repeated]
-            rows.append([*row, *map(str, counts), "same bytes"])
-        for preset in NETWORKS:
-            count, size, seconds = checkpoint_cost(preset, folder)
-            interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
-            cells = [preset, f"{count:,}", f"{size / 1e6:.0f}", f"{seconds:.2f}"]
-            cells += [f"{seconds / (SAVE_EVERY + seconds):.2%}", f"{interval:.0f}"]
-            costs.append([*cells, f"{seconds / (interval + seconds):.2%}"])
-    print(machine(), aligned(rows), aligned(costs), sep="\n\n")
+                failures.append(f"FAILED: {stage}, {number} process(es): {failure}")
+                row["result"] = "FAILED"
+            rows.append(row)
+        costs = [checkpoint_cost(preset, folder) for preset in NETWORKS]
+    print(machine(torch.device("cpu")), table(rows), table(costs), sep="\n\n")
     for failure in failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
+        print(failure, file=sys.stderr)
     sys.exit(bool(failures))
 
 

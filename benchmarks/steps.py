@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -22,12 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from cag.adaptation import AdaptationObjective
 from cag.anchors import resize_labels
 from cag.config.networks import Network
+from cag.config.parameters import Parameters
 from cag.datasets.labels import IGNORE
 from cag.losses import AdaptationLosses
 from cag.networks import NetworkOutput, SegmentationNetwork, build
-from cag.training.objectives import Batch, make_optimizer
+from cag.training.objectives import Batch, DomainBatch, make_optimizer
 
 CLASSES = 19
+RELEASED = "as released"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
     Args:
         rungs: Name of the form and the field it adds, in order.
     """
-    form = Form("as released")
+    form = Form(RELEASED)
     yield form
     for name, field in rungs.items():
         form = replace(form, name=name, **{field: True})
@@ -66,7 +67,7 @@ def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
 class Problem(NamedTuple):
     """What a step works on: everything random, on the device."""
 
-    params: SimpleNamespace  # of a preset
+    params: Parameters  # of a preset
     teacher: SegmentationNetwork  # in eval mode
     anchors: Tensor  # [K, D] float32
     margin: float  # of the anchor rule: half of the target's pixels reach it
@@ -74,7 +75,7 @@ class Problem(NamedTuple):
     batch: Batch  # its target labels are the teacher's, at the images' size
 
 
-def random_problem(params: SimpleNamespace, device: torch.device) -> Problem:
+def random_problem(params: Parameters, device: torch.device) -> Problem:
     """A network of random weights whose features, predictions and labels look like a trained one's.
 
     Each class is predicted somewhere, the anchors are features of random pixels, and each rule's
@@ -96,7 +97,7 @@ def random_problem(params: SimpleNamespace, device: torch.device) -> Problem:
     labels = torch.stack(released_labels(features, logits, anchors, margin, threshold), dim=1)
     labels = resize_labels(labels.flatten(0, 1), size[2:], align_corners=True)
     labels = labels.view(size[0], 2, *size[2:]).byte()  # (B, 2, H, W)
-    batch = ((source, blocky_labels(size, device)), (target, labels))
+    batch = Batch(DomainBatch(source, blocky_labels(size, device)), DomainBatch(target, labels))
     return Problem(params, teacher, anchors, margin, threshold, batch)
 
 
@@ -180,13 +181,21 @@ class Step:
 
 def in_channels_last(batch: Batch) -> Batch:
     """A batch whose images are stored with their channels last."""
-    return tuple((x.contiguous(memory_format=torch.channels_last), maps) for x, maps in batch)
+    return Batch(
+        *(
+            DomainBatch(images.contiguous(memory_format=torch.channels_last), labels)
+            for images, labels in batch
+        )
+    )
 
 
-def network_flops(config: Network, height: int, width: int, backward: bool) -> int:
-    """Floating-point operations of a network on one image: forward, and backward where asked for.
+def network_flops(
+    config: Network, height: int, width: int, backward: bool = False
+) -> tuple[int, torch.Size]:
+    """A network's floating-point operations on one image, and its features' shape D, h, w.
 
-    Counted in convolutions and matrix products, a multiplication and an addition as two.
+    Counted in convolutions and matrix products, of a forward pass and of a backward pass where
+    asked for; a multiplication and an addition are two.
     """
     with torch.device("meta"):
         network = build(config, CLASSES).eval()
@@ -195,14 +204,7 @@ def network_flops(config: Network, height: int, width: int, backward: bool) -> i
         output = network(images)
         if backward:
             (output.features.sum() + output.logits.sum()).backward()
-    return counter.get_total_flops()
-
-
-def feature_shape(config: Network, height: int, width: int) -> tuple[int, int, int]:
-    """D, h, w of a network's features of an image."""
-    with torch.device("meta"), torch.no_grad():
-        network = build(config, CLASSES).eval()
-        return tuple(network(torch.empty(1, 3, height, width)).features.shape[1:])
+    return counter.get_total_flops(), output.features.shape[1:]
 
 
 def anchor_distance_loop(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,7 +255,7 @@ def released_losses(
     target_ce = sum(_cross_entropy(target.logits, labels) for labels in maps) / 2
     small = F.interpolate(source_labels[:, None].float(), source.logits.shape[2:], mode="nearest")
     distances = [
-        _distance_loop(*class_vectors(*output, labels, len(anchors), min_pixels), anchors)
+        distance_loop(*class_vectors(*output, labels, len(anchors), min_pixels), anchors)
         for output, labels in ((source, small[:, 0]), (target, anchor_labels))
     ]
     total = source_ce + target_ce + distance_weight * sum(distances)
@@ -287,7 +289,8 @@ def class_vectors(
     return vectors, classes
 
 
-def _distance_loop(vectors: list[Tensor], classes: list[int], anchors: Tensor) -> Tensor:
+def distance_loop(vectors: list[Tensor], classes: list[int], anchors: Tensor) -> Tensor:
+    """The distance loss of mean features [D] and their classes, as released."""
     total = torch.zeros((), device=anchors.device)
     for vector, c in zip(vectors, classes, strict=True):
         term = F.smooth_l1_loss(vector, anchors[c])

@@ -6,19 +6,19 @@ random images, labels and weights. They take turns, so that whatever else runs s
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from functools import partial
 
 import click
 import torch
+from torch.optim import SGD, AdamW
 
-from benchmarks.gpu import ROOT
+from benchmarks import ROOT
 from benchmarks.measure import alternating_seconds, cores, machine, table
 from benchmarks.steps import Problem, Step, ladder, random_problem
-from cag.config.parameters import load_all
+from cag.config.parameters import Parameters, load_all
 from cag.networks import SegmentationNetwork
 from cag.runtime.program import run
 
-PRESET = ROOT / "presets/scenes.yaml"
 RUNGS = {
     "+ cached labels": "cached_labels",
     "+ vectorised losses": "vectorised",
@@ -27,36 +27,38 @@ RUNGS = {
 }
 
 
-def print_steps(problem: Problem, count: int) -> None:
+def step_rows(problem: Problem, count: int) -> list[dict[str, str]]:
     """Whole steps of each form."""
     forms = list(ladder(RUNGS))
-    steps = [Step(problem, form) for form in forms]
-    images = 2 * problem.params.adapt.batch_size
-    durations = alternating_seconds(steps, count, warm_up=2)
-    rows = [
-        [form.name, f"{1000 * t:.0f}", f"{images / t:.1f}", f"{durations[0] / t:.2f}"]
-        for form, t in zip(forms, durations, strict=True)
+    durations = alternating_seconds([Step(problem, form) for form in forms], count, warm_up=2)
+    return [
+        {
+            "step": form.name,
+            "ms": f"{1000 * duration:.0f}",
+            "images/s": f"{2 * problem.params.adapt.batch_size / duration:.1f}",
+            "times released": f"{durations[0] / duration:.2f}",
+        }
+        for form, duration in zip(forms, durations, strict=True)
     ]
-    print(table(["step", "ms", "images/s", "times released"], rows))
 
 
-def print_optimizers(network: SegmentationNetwork, count: int) -> None:
+def optimizer_rows(network: SegmentationNetwork, count: int) -> list[dict[str, str]]:
     """The optimizer's part of a step, fused and not."""
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    kinds = {"SGD": (torch.optim.SGD, {"momentum": 0.9}), "AdamW": (torch.optim.AdamW, {})}
-    names, updates = [], []
-    for name, (kind, options) in kinds.items():
-        for fused in (False, True):
-            names.append(f"{name}, fused" if fused else name)
-            optimizer = kind(network.parameters(), lr=1e-6, fused=fused, **options)
-            updates.append(optimizer.step)
+    optimizers = {}
+    for name, make in {"SGD": partial(SGD, momentum=0.9), "AdamW": AdamW}.items():
+        optimizers[name] = make(network.parameters(), lr=1e-6, fused=False)
+        optimizers[f"{name}, fused"] = make(network.parameters(), lr=1e-6, fused=True)
+    updates = [optimizer.step for optimizer in optimizers.values()]
     durations = alternating_seconds(updates, count, warm_up=2)
-    rows = [[name, f"{1000 * t:.1f}"] for name, t in zip(names, durations, strict=True)]
-    print(table(["optimizer alone", "ms"], rows))
+    return [
+        {"optimizer alone": name, "ms": f"{1000 * duration:.1f}"}
+        for name, duration in zip(optimizers, durations, strict=True)
+    ]
 
 
-def benchmark(params: SimpleNamespace, count: int) -> None:
+def benchmark(params: Parameters, count: int) -> None:
     """Print both tables, of medians over `count` steps."""
     config, device = params.adapt, torch.device("cpu")
     height, width = config.augmentation.crop
@@ -67,9 +69,8 @@ def benchmark(params: SimpleNamespace, count: int) -> None:
         f"domains together;\nmedians of {count} steps of each, in turn\n"
     )
     problem = random_problem(params, device)
-    print_steps(problem, count)
-    print()
-    print_optimizers(problem.teacher, count)
+    print(table(step_rows(problem, count)), end="\n\n")
+    print(table(optimizer_rows(problem.teacher, count)))
 
 
 @click.command(help=__doc__)
@@ -77,7 +78,7 @@ def benchmark(params: SimpleNamespace, count: int) -> None:
 def main(steps: int) -> None:
     """Measure on all cores."""
     torch.set_num_threads(cores())
-    benchmark(load_all(PRESET), steps)
+    benchmark(load_all(ROOT / "presets/scenes.yaml"), steps)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from benchmarks import ROOT
+from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
 from cag.config.training import Augmentation
 from cag.runtime.files import sha256
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 FOLDERS = ("stages", "cag", "classes", "presets")
 SIZE = [48, 96]  # height, width
@@ -39,15 +40,13 @@ OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE",
 
 def tiny_params(rounds: int = 2) -> dict:
     """The scenes preset with few and small images, and a few iterations of a small network."""
-    params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
     models = ["warmup", *(f"round{i + 1}" for i in range(rounds))]
-    params["rounds"] = {
+    students = {
         student: {"teacher": teacher, "anchors": student}
         for teacher, student in zip(models, models[1:], strict=False)
     }
     shrunk = {"batch_size": 2, "augmentation": {"crop": SIZE}}
-    return merged(
-        params,
+    params = scenes_params(
         {
             "evaluated": ["pretrain", models[-1]],
             "source": {"images": 8, "size": SIZE},
@@ -55,7 +54,7 @@ def tiny_params(rounds: int = 2) -> dict:
             "network": {"encoder": "mobilenet_v2", "options": {"decoder_channels": 32}},
             "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
             "warmup": shrunk,
-            "anchors": {"min_pixels": 1, "min_recall": 0.0},
+            "anchors": LENIENT,
             "pseudo_label": {
                 "relative_margin": None,
                 "quantile": 0.667,
@@ -63,17 +62,9 @@ def tiny_params(rounds: int = 2) -> dict:
                 "probability": 0.2,
             },
             "adapt": {**shrunk, "iterations": 4},
-        },
+        }
     )
-
-
-def merged(params: Mapping, changes: Mapping) -> dict:
-    """Parameters with changes; a mapping changes the keys that it has."""
-    result = dict(params)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if nested else value
-    return result
+    return params | {"rounds": students}
 
 
 def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes) -> Path:  # noqa: B006
@@ -122,12 +113,6 @@ def finished_project(folders: pytest.TempPathFactory) -> Path:
 def read_params(folder: Path) -> dict:
     """Read a folder's params.yaml."""
     return yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-
-
-def write_params(folder: Path, params: Mapping) -> None:
-    """Write a folder's params.yaml."""
-    text = yaml.safe_dump(dict(params), sort_keys=False)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:

@@ -214,9 +214,8 @@ def test_the_source_cross_entropy_can_be_weighted():
     )
     (images, labels), _ = batch
     only = labels.where(labels == 2, 255)
-    expected = AdversarialObjective(network, configuration())(
-        Batch(DomainBatch(images, only), batch.target)
-    )[1]
+    part = Batch(DomainBatch(images, only), batch.target)
+    expected = AdversarialObjective(network, configuration())(part)[1]
     assert torch.isclose(weighted, expected) and not torch.isclose(weighted, plain)
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.memory import growth, markdown, measure, table
+from benchmarks.memory import comparison, growth, measure
 from cag.runtime.errors import UserError
 
 MEBIBYTE = 2**20
@@ -44,9 +44,10 @@ def test_the_table_keeps_the_stages_order_and_gives_ratios():
         }
     )
     assert growth(rows).to_dict() == {"a": 1.0, "b": 1.5}
-    lines = markdown(table(rows)).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["b", "a"]
-    assert [cell.strip() for cell in lines[2].split("|")[2:-1]] == (
-        ["100", "150", "1.50", "1.0", "10.0", "10", "1,000"]
-    )
-    assert len({len(line) for line in lines}) == 1
+    first, second = comparison(rows)
+    assert (first["stage"], second["stage"]) == ("b", "a")
+    assert list(first.items())[1:] == [
+        *(("MB at 10", "100"), ("MB at 1,000", "150"), ("ratio", "1.50")),
+        *(("s at 10", "1.0"), ("s at 1,000", "10.0")),
+        *(("images/s at 10", "10"), ("images/s at 1,000", "1,000")),
+    ]

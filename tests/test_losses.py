@@ -1,11 +1,11 @@
 """Losses and gradients against the released code's, float64 loops and hand-worked values."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_files import INPUTS, LOSSES, golden_arrays, golden_inputs, golden_losses, valid_classes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,46 +20,19 @@ from cag.networks import NetworkOutput
 from cag.pseudo_labels import by_anchor, by_probability
 from cag.training.cross_entropy import class_balance_weights, cross_entropy
 
-GOLDEN = Path(__file__).parent / "golden"
 K = 19
-INPUTS = ("source_features", "source_logits", "target_features", "target_logits")
 # METHOD of comparison: feature gradients are about 1e-6, where a default atol accepts zeros
 TOLERANCES = {"features": {"rtol": 1e-4, "atol": 1e-10}, "logits": {"rtol": 1e-4, "atol": 1e-8}}
 
 
 @pytest.fixture(scope="module", params=["golden_losses", "golden_losses_edge"])
 def golden(request):
-    with np.load(GOLDEN / f"{request.param}.npz") as arrays:
-        values = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    valid = torch.zeros(K, dtype=torch.bool)
-    values["valid"] = valid.index_fill(0, values["valid_classes"], True)
-    return values
-
-
-def golden_inputs(golden):
-    return {name: golden[name].float().requires_grad_() for name in INPUTS}
-
-
-def golden_losses(golden, **options):
-    inputs = golden_inputs(golden)
-    losses = adaptation_loss(
-        inputs["source_features"],
-        inputs["source_logits"],
-        golden["source_labels"],
-        inputs["target_features"],
-        inputs["target_logits"],
-        golden["cluster_label"],
-        golden["prob_label"],
-        golden["anchors"],
-        **{"valid_classes": golden["valid"], **options},
-    )
-    return losses, inputs
+    return golden_arrays(request.param)
 
 
 def test_released_losses(golden):
     losses, _ = golden_losses(golden)
-    names = ["loss_total", "loss_source_ce", "loss_cts", "loss_source_dist", "loss_target_dist"]
-    for value, name in zip(losses, names, strict=True):
+    for value, name in zip(losses, LOSSES, strict=True):
         assert value.item() == pytest.approx(golden[name].item(), rel=1e-5), name
     weighted = 0.7 * (losses.source_distance + losses.target_distance)
     assert weighted.item() == pytest.approx(golden["loss_dist_weighted"].item(), rel=1e-5)
@@ -96,9 +69,9 @@ def test_released_pseudo_labels_come_from_the_teacher(golden):
 
 
 def test_edge_case_divides_terms_and_lacks_classes():
-    with np.load(GOLDEN / "golden_losses_edge.npz") as arrays:
-        assert (arrays["source_smoothl1_raw"] > 50).any()
-        assert set(arrays["source_ids"]) - set(arrays["valid_classes"])
+    edge = golden_arrays("golden_losses_edge")
+    assert (edge["source_smoothl1_raw"] > 50).any()
+    assert set(edge["source_ids"].tolist()) - set(edge["valid_classes"].tolist())
 
 
 def test_autocast_keeps_float32_and_the_gradients(golden):
@@ -346,10 +319,10 @@ def test_pasted_pixels_weigh_as_on_the_source_and_pseudo_labels_one(golden):
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(K, generator=generator) * 3
     pasted = torch.rand(golden["cluster_label"].shape, generator=generator) < 0.5
+    inputs, valid = golden_inputs(golden), valid_classes(golden)
 
     def target_ce(pasted):
-        inputs = golden_inputs(golden)
-        return AdaptationLoss(valid_classes=golden["valid"], source_class_weights=weights)(
+        return AdaptationLoss(valid_classes=valid, source_class_weights=weights)(
             NetworkOutput(inputs["source_features"], inputs["source_logits"]),
             golden["source_labels"],
             NetworkOutput(inputs["target_features"], inputs["target_logits"]),
@@ -357,7 +330,7 @@ def test_pasted_pixels_weigh_as_on_the_source_and_pseudo_labels_one(golden):
             golden["anchors"],
         ).target_ce.item()
 
-    logits = golden_inputs(golden)["target_logits"].detach()
+    logits = inputs["target_logits"].detach()
     expected = []
     for labels in (golden["cluster_label"], golden["prob_label"]):
         each = torch.nn.functional.cross_entropy(

@@ -1,12 +1,9 @@
 """Pseudo-labels against the released code's outputs, float64 references and hand-worked values."""
 
-import hashlib
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden_files import generated_maps, stored_maps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,37 +19,14 @@ from cag.pseudo_labels import (
     relative_margins,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 
-
-def stored_case():
-    with np.load(GOLDEN / "golden_pseudo.npz") as arrays:
-        expected = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    return expected["features"], expected["logits"], expected
-
-
-def generated_case():
-    """The same at the released code's own map size, 128 x 224; its inputs are made again."""
-    with np.load(GOLDEN / "golden_pseudo_full.npz") as arrays:
-        values = {name: arrays[name] for name in arrays.files}
-    digest, seed, _ = (values.pop(name) for name in ("inputs_sha256", "seed", "shape"))
-    spec = importlib.util.spec_from_file_location("gen_inputs", GOLDEN / "gen_inputs.py")
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
-    inputs = generator.pseudo_inputs(int(seed), values["anchors"], 2, 128, 224)
-    data = b"".join(np.ascontiguousarray(array).tobytes() for array in inputs)
-    assert hashlib.sha256(data).hexdigest() == str(digest)
-    expected = {name: torch.from_numpy(array) for name, array in values.items()}
-    return torch.from_numpy(inputs[0]), torch.from_numpy(inputs[1]), expected
-
-
-@pytest.fixture(scope="module", params=[stored_case, generated_case])
+@pytest.fixture(scope="module", params=[stored_maps, generated_maps])
 def golden(request):
     return request.param()
 
 
 def test_released_nearest_anchors_and_margins(golden):
-    features, _, expected = golden
+    features, expected = golden["features"], golden
     nearest, margin = anchor_margins(features, expected["anchors"])
     clear = expected["near_tie_cluster"] == 0
     assert nearest.dtype == torch.uint8 and margin.dtype == torch.float32
@@ -61,7 +35,7 @@ def test_released_nearest_anchors_and_margins(golden):
 
 
 def test_released_pseudo_labels(golden):
-    features, logits, expected = golden
+    features, logits, expected = golden["features"], golden["logits"], golden
     clear = expected["near_tie_cluster"] == 0
     labels = by_anchor(features, expected["anchors"])
     assert torch.equal(labels[clear], expected["cluster_label"][clear])
@@ -70,7 +44,7 @@ def test_released_pseudo_labels(golden):
 
 
 def test_released_nearest_distance():
-    features, _, expected = stored_case()
+    features, expected = stored_maps()["features"], stored_maps()
     _, first, _ = anchor_distances(features, expected["anchors"])
     torch.testing.assert_close(first, expected["dist_min"], rtol=1e-5, atol=1e-5)
 
@@ -186,7 +160,7 @@ def test_pixels_of_nan_are_not_labelled():
 
 
 def test_autocast_changes_nothing():
-    features, _, expected = stored_case()
+    features, expected = stored_maps()["features"], stored_maps()
     labels = by_anchor(features[:1], expected["anchors"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(by_anchor(features[:1], expected["anchors"]), labels)

@@ -1,6 +1,5 @@
 """The authors' files: the released network's own answers, every format, and nothing is run."""
 
-import importlib.util
 import io
 import os
 import pickle
@@ -11,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_files import GOLDEN, golden_arrays, golden_program
 
+from benchmarks import ROOT
 from cag import cli
 from cag.datasets.labels import read_class_map
 from cag.deploy.released import RELEASED_NETWORK, convert_released_weights, read_released
 from cag.networks import load_model
 from cag.runtime.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests/golden"
 
 
 def call(*arguments):
@@ -32,11 +30,9 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def golden_weights():
     """The golden file's input, and weights under the authors' keys."""
-    spec = importlib.util.spec_from_file_location("weights", GOLDEN / "network_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    state = {key: torch.from_numpy(value) for key, value in module.weights().items()}
-    return torch.from_numpy(module.image()), state
+    program = golden_program("network_weights")
+    state = {key: torch.from_numpy(value) for key, value in program["weights"]().items()}
+    return torch.from_numpy(program["image"]()), state
 
 
 def test_an_imported_checkpoint_answers_as_the_released_network(tmp_path, golden_weights):
@@ -52,9 +48,9 @@ def test_an_imported_checkpoint_answers_as_the_released_network(tmp_path, golden
     with torch.no_grad():
         features, logits = network(image)
     assert features.shape == (1, 256, 32, 64)
-    with np.load(GOLDEN / "golden_network.npz") as expected:
-        np.testing.assert_allclose(features[:, ::8], expected["features"], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(logits, expected["logits"], rtol=1e-3, atol=1e-3)
+    expected = golden_arrays("golden_network")
+    np.testing.assert_allclose(features[:, ::8], expected["features"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-3, atol=1e-3)
 
 
 def test_conversion_keeps_every_tensor(golden_weights):
