@@ -44,7 +44,7 @@ def main(round_name: str, teacher: str) -> None:
     config, folder = params.adapt, Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
     teacher_path = Path(MODEL.format(teacher))
-    network, network_config, _ = load_model(teacher_path, classes)
+    network, network_config, *_ = load_model(teacher_path, classes)
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, network.width)
     fabric = make_fabric(params.precision)
     seed = mix(params.seed, *round_name.encode())

@@ -100,7 +100,7 @@ def train_fold(
     fold: int, members: list[Sample], params: Params, fabric: Fabric
 ) -> tuple[SegmentationNetwork, Checkpoint]:
     """The pretrained network after training on the source and labelled target images."""
-    network, _, _ = load_model(MODEL, read_label_space(SOURCE))
+    network = load_model(MODEL, read_label_space(SOURCE)).network
     config = params.pretrain.model_copy(
         update={
             "iterations": params.adapt.iterations * len(params.rounds),

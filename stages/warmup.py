@@ -78,7 +78,7 @@ def align(params: Params) -> None:
 
     config, seed = params.warmup, mix(params.seed, *b"warmup")
     classes = read_label_space(SOURCE)
-    network, network_config, _ = load_model(PRETRAINED, classes)
+    network, network_config, *_ = load_model(PRETRAINED, classes)
     fabric = make_fabric(params.precision)
     fabric.seed_everything(seed % 2**32, verbose=False)
     domains = [
