@@ -34,7 +34,7 @@ def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
     """A street lamp whose arm reaches towards the road; `side` is where the pole stands."""
     height = between((5.5, 7.5), rng)
     model = pole(look, rng, height, 0.19)
-    paint = model.paints[0]
+    paint = model.faces[0].paint
     tip = -side * 1.6
     if look.foreign:
         model.stroke(
@@ -55,7 +55,9 @@ def utility_pole(look: Look, rng: np.random.Generator) -> Model:
     height = between((6.5, 8.5), rng)
     model = pole(look, rng, height, 0.26)
     for drop in (0.4, 1.2):
-        model.stroke([(-1.1, height - drop, 0), (1.1, height - drop, 0)], 0.16, model.paints[0])
+        model.stroke(
+            [(-1.1, height - drop, 0), (1.1, height - drop, 0)], 0.16, model.faces[0].paint
+        )
     return model
 
 
@@ -70,7 +72,7 @@ def traffic_light(look: Look, rng: np.random.Generator, side: int, phase: int) -
     _signal_head(model, look, (0.0, height, -0.05), phase)
     if arm:
         reach = -side * between((2.0, 3.4), rng)
-        model.stroke([(0, 5.5, 0), (reach, 5.6, 0)], 0.18, model.paints[0])
+        model.stroke([(0, 5.5, 0), (reach, 5.6, 0)], 0.18, model.faces[0].paint)
         _signal_head(model, look, (reach, 5.2, -0.05), phase)
     return model
 

@@ -118,7 +118,7 @@ def _strip(
     """A horizontal rectangle."""
     model = Model()
     model.face([(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])], paint)
-    scene.add_fixed(model, (z[0] + z[1]) / 2, layer)
+    scene.add(model, distance=(z[0] + z[1]) / 2, layer=layer)
 
 
 def _ground(site: Site) -> None:
@@ -176,7 +176,7 @@ def _backdrop(site: Site) -> None:
         half, tall = between((8, 18), rng), between((12, 40) if not look.foreign else (9, 20), rng)
         paint = _facade(look, rng)
         model.card((x - half, x + half), (0, tall), 260, paint)
-    scene.add_fixed(model, 300.0, LAYER_BACK)
+    scene.add(model, distance=300.0, layer=LAYER_BACK)
     if rng.random() < 0.35:
         block = Model()
         tall = between((9, 22), rng)
@@ -259,7 +259,7 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
             awning,
             level=2,
         )
-    scene.add_fixed(model, (z0 + z1) / 2, LAYER_FRONT)
+    scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
 
 
 def _house_shadows(site: Site, side: int) -> None:
@@ -313,7 +313,7 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     model.box((x0, 0, z0), (x1, tall, z1), paint)
     cap = Paint(tinted(paint.colour, 0.7), WALL)
     model.box((x0 - 0.08, tall, z0), (x1 + 0.08, tall + 0.16, z1), cap, level=1)
-    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+    scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
@@ -338,7 +338,7 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
         model.face(
             [(x, 0, z), (x, 0, z + 0.2), (x, tall + 0.15, z + 0.2), (x, tall + 0.15, z)], paint
         )
-    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+    scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _park(site: Site, side: int, z0: float, z1: float) -> None:
@@ -356,7 +356,7 @@ def _park(site: Site, side: int, z0: float, z1: float) -> None:
             hedge,
             top=Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES),
         )
-        scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+        scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _behind(site: Site, side: int, z0: float, z1: float) -> None:

@@ -28,8 +28,8 @@ def _wheels(
     tyre, hub = Paint(RUBBER, label), Paint(HUB, label)
     for z in places:
         for x in (-half - 0.02, half + 0.02):
-            model.disc((x, radius, z), radius, tyre, axis="x", solid=centre, level=2)
-            model.disc((x * 1.01, radius, z), radius * 0.5, hub, axis="x", solid=centre, level=2)
+            model.wheel((x, radius, z), radius, tyre, centre=centre, level=2)
+            model.wheel((x * 1.01, radius, z), radius * 0.5, hub, centre=centre, level=2)
     for z in (min(places) - radius, max(places) + radius):
         for x in (-half, half - 0.25):
             tread = [(x, 0.0, z), (x + 0.25, 0.0, z), (x + 0.25, radius, z), (x, radius, z)]
@@ -287,11 +287,11 @@ def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
         wedge = [(-1.3, 1.3, z), (1.3, 1.3, z), (1.3, 1.05, z), (0.0, 0.55, z), (-1.3, 1.05, z)]
         model.face(wedge, pale, centre=body, level=2)
         for x, y in ((-0.95, 0.8), (0.95, 0.8)):
-            model.disc((x, y, z), 0.17, lamp, solid=body, level=2)
+            model.disc((x, y, z), 0.17, lamp, centre=body, level=2)
         _end_plate(model, body, (-1.3, 1.3), (0.1, 0.42), z, dark)
         inward = z - np.sign(z) * nose * 0.9
         _end_plate(model, body, (-0.4, 0.4), (3.05, 3.32), inward + np.sign(z) * 0.05, number)
-        model.disc((0.0, 3.55, inward), 0.2, white, solid=body, level=2)
+        model.disc((0.0, 3.55, inward), 0.2, white, centre=body, level=2)
 
 
 def _pantograph(model: Model) -> None:
