@@ -18,6 +18,7 @@ FILL, STROKE, LABEL_ONLY = 0, 1, 2
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float]
+Corner = tuple[float, float]  # x and y of a point in the plane z = 0
 Limits = tuple[float, float]
 
 
@@ -69,9 +70,7 @@ class Model:
 
     faces: list[Face] = field(default_factory=list)
 
-    def face(
-        self, vertices: Sequence[Point | tuple[float, float]], paint: Paint, **options: Any
-    ) -> None:
+    def face(self, vertices: Sequence[Point | Corner], paint: Paint, **options: Any) -> None:
         """Add a face with the options of `Face`; corners of two numbers (x, y) have z = 0."""
         points = [(*vertex, 0.0)[:3] for vertex in vertices]
         self.faces.append(Face(points, paint, **options))
@@ -88,7 +87,7 @@ class Model:
 
     def stroke(
         self,
-        points: Sequence[Point | tuple[float, float]],
+        points: Sequence[Point | Corner],
         width: float,
         paint: Paint,
         level: int = 0,
@@ -98,7 +97,7 @@ class Model:
 
     def disc(
         self,
-        middle: Point | tuple[float, float],
+        middle: Point | Corner,
         radius: float,
         paint: Paint,
         sides: int = 12,

@@ -13,6 +13,9 @@ ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN = 7, 8, 11, 12, 13, 17,
 VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS = 21, 22, 23, 24, 25, 26, 27, 28
 TRAIN, MOTORCYCLE, BICYCLE = 31, 32, 33
 
+RUBBER: Colour = (24, 24, 26)
+HUB: Colour = (150, 152, 156)
+
 # Label id -> (class, official Cityscapes colour).
 CLASSES: dict[int, tuple[str, tuple[int, int, int]]] = {
     ROAD: ("road", (128, 64, 128)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from cag.scenes.geometry import Colour, Model, Paint, Point
+from cag.scenes.geometry import Limits, Model, Paint, Point
 from cag.scenes.looks import (
     BUS,
     CAR,
+    HUB,
+    RUBBER,
     TRAIN,
     TRUCK,
     Look,
@@ -16,9 +18,6 @@ from cag.scenes.looks import (
     tinted,
     varied,
 )
-
-RUBBER: Colour = (24, 24, 26)
-HUB: Colour = (150, 152, 156)
 
 
 def _wheels(
@@ -32,35 +31,20 @@ def _wheels(
             model.wheel((x * 1.01, radius, z), radius * 0.5, hub, centre=centre, level=2)
     for z in (min(places) - radius, max(places) + radius):
         for x in (-half, half - 0.25):
-            tread = [(x, 0.0, z), (x + 0.25, 0.0, z), (x + 0.25, radius, z), (x, radius, z)]
-            model.face(tread, tyre, level=-1)
+            model.card((x, x + 0.25), (0.0, radius), z, tyre, level=-1)
 
 
-def _end_plate(
-    model: Model,
-    centre: Point,
-    x: tuple[float, float],
-    y: tuple[float, float],
-    z: float,
-    paint: Paint,
-) -> None:
+def _end_plate(model: Model, centre: Point, x: Limits, y: Limits, z: float, paint: Paint) -> None:
     """A rectangle upon the front or back of a body."""
-    corners = [(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)]
-    model.face(corners, paint, centre=centre, level=2)
+    model.card(x, y, z, paint, centre=centre, level=2)
 
 
 def _side_plates(
-    model: Model,
-    centre: Point,
-    half: float,
-    z: tuple[float, float],
-    y: tuple[float, float],
-    paint: Paint,
+    model: Model, centre: Point, half: float, z: Limits, y: Limits, paint: Paint
 ) -> None:
     """A rectangle upon both sides of a body."""
     for x in (-half, half):
-        corners = [(x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1]), (x, y[1], z[0])]
-        model.face(corners, paint, centre=centre, level=2)
+        model.screen(x, y, z, paint, centre=centre, level=2)
 
 
 def _lamps(
@@ -68,9 +52,9 @@ def _lamps(
 ):
     """Red lamps at the back, white ones at the front, and a number plate at each end."""
     size = 0.17 * half
+    red, white = Paint((225, 20, 20), label), Paint((250, 248, 220), label)
     for side in (-1, 1):
         x = (side * half * 0.82 - size, side * half * 0.82 + size)
-        red, white = Paint((225, 20, 20), label), Paint((250, 248, 220), label)
         _end_plate(model, centre, x, (y - 0.09, y + 0.11), back - 0.02, red)
         _end_plate(model, centre, x, (y - 0.08, y + 0.1), front + 0.02, white)
     plate = Paint((236, 234, 226), label)
@@ -171,9 +155,7 @@ def truck(look: Look, rng: np.random.Generator) -> Model:
     return model
 
 
-def _doors(
-    model: Model, box: Point, half: float, y: tuple[float, float], z: float, load: Paint
-) -> None:
+def _doors(model: Model, box: Point, half: float, y: Limits, z: float, load: Paint) -> None:
     """Two doors at the back of a load, with frame, seam and bars."""
     frame, leaf = Paint(tinted(load.colour, 0.6), TRUCK), Paint(tinted(load.colour, 0.92), TRUCK)
     _end_plate(model, box, (-half, half), y, z, frame)
@@ -221,13 +203,7 @@ def bus(look: Look, rng: np.random.Generator) -> Model:
 
 
 def _bus_glass(
-    model: Model,
-    body: Point,
-    half: float,
-    z: tuple[float, float],
-    y: tuple[float, float],
-    glass: Paint,
-    paint: Paint,
+    model: Model, body: Point, half: float, z: Limits, y: Limits, glass: Paint, paint: Paint
 ) -> None:
     """A band of side windows with pillars, a windscreen and a rear window."""
     pitch = (z[1] - z[0] - 0.6) / 6
