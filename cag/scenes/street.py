@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cag.scenes import figures, furniture, vehicles
-from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
+from cag.scenes.geometry import LABEL_ONLY, Limits, Model, Paint, Scene
 from cag.scenes.looks import (
     BUILDING,
     FENCE,
@@ -35,6 +35,14 @@ DISTRICTS = {
     "city": ((0.66, 0.1, 0.12, 0.12), 0.6, 0.2),
     "suburb": ((0.16, 0.2, 0.34, 0.3), 0.8, 0.7),
     "outskirts": ((0.08, 0.34, 0.24, 0.34), 0.2, 0.7),
+}
+
+# A facade's windows: pitch along and up in metres, width and height as shares of the pitch. Of two
+# numbers, which are limits, one is drawn.
+WINDOWS = {
+    "brick": ((1.9, 2.8), (2.8, 3.3), (0.35, 0.5), (0.45, 0.6)),
+    "tower": ((2.2, 3.0), 3.4, 0.86, (0.6, 0.8)),
+    "house": ((2.6, 3.6), (3.0, 3.6), (0.45, 0.6), (0.45, 0.6)),
 }
 
 
@@ -108,12 +116,7 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
 
 
 def _strip(
-    scene: Scene,
-    x: tuple[float, float],
-    z: tuple[float, float],
-    paint: Paint,
-    layer: int = LAYER_GROUND,
-    y: float = 0.0,
+    scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND, y: float = 0.0
 ) -> None:
     """A horizontal rectangle."""
     model = Model()
@@ -122,7 +125,7 @@ def _strip(
 
 
 def _ground(site: Site) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
     asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
     slabs = Paint(
@@ -143,8 +146,8 @@ def _ground(site: Site) -> None:
     _markings(site, asphalt, cross)
 
 
-def _markings(site: Site, asphalt: Paint, cross: tuple[float, float]) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+def _markings(site: Site, asphalt: Paint, cross: Limits) -> None:
+    scene, street, look, rng = site
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
     centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
     x = -1.8
@@ -164,7 +167,7 @@ def _markings(site: Site, asphalt: Paint, cross: tuple[float, float]) -> None:
 
 def _backdrop(site: Site) -> None:
     """Far hills or roofs along the horizon, and often a house at the end of the street."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     model = Model()
     if rng.random() < 0.5 or street.district == "outskirts":
         hill = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
@@ -191,25 +194,9 @@ def _facade(look: Look, rng: np.random.Generator) -> Paint:
     """A wall of windows: towers of glass at times in the source city, brick in the target's."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0
-    if look.foreign:
-        pattern = (
-            between((1.9, 2.8), rng),
-            between((2.8, 3.3), rng),
-            between((0.35, 0.5), rng),
-            between((0.45, 0.6), rng),
-            shop,
-        )
-    elif rng.random() < 0.4:
-        pattern = (between((2.2, 3.0), rng), 3.4, 0.86, between((0.6, 0.8), rng), shop)
-    else:
-        pattern = (
-            between((2.6, 3.6), rng),
-            between((3.0, 3.6), rng),
-            between((0.45, 0.6), rng),
-            between((0.45, 0.6), rng),
-            shop,
-        )
-    return Paint(colour, BUILDING, FACADE, second=glass, pattern=pattern)
+    kind = "brick" if look.foreign else "tower" if rng.random() < 0.4 else "house"
+    windows = [between(size, rng) if isinstance(size, tuple) else size for size in WINDOWS[kind]]
+    return Paint(colour, BUILDING, FACADE, second=glass, pattern=(*windows, shop))
 
 
 def _frontage(site: Site, side: int) -> None:
@@ -232,7 +219,7 @@ def _frontage(site: Site, side: int) -> None:
 
 def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) -> None:
     """A house front at the sidewalk, or `back` metres behind it."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side) + side * (back + (between((0.0, 1.0), rng)))
     deep = between((8.0, 12.0), rng)
     paint = _facade(look, rng)
@@ -277,12 +264,7 @@ def _house_shadows(site: Site, side: int) -> None:
 
 
 def _gable(
-    model: Model,
-    across: tuple[float, float],
-    along: tuple[float, float],
-    tall: float,
-    roof: Paint,
-    wall: Paint,
+    model: Model, across: Limits, along: Limits, tall: float, roof: Paint, wall: Paint
 ) -> None:
     """A pitched roof whose ridge runs along the street."""
     (x0, x1), (z0, z1) = across, along
@@ -301,7 +283,7 @@ def _gable(
 
 def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     """A garden or factory wall, with trees or a house behind."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
     _behind(site, side, z0, z1)
     model = Model()
@@ -318,32 +300,28 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
 
 def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     """A fence of rails or bars; the gaps show what is behind and still count as fence."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
     _behind(site, side, z0, z1)
     model = Model()
     paint = Paint(varied(look.fences, rng), FENCE)
     tall = between((1.2, 1.9), rng)
-    panel = [(x, 0.05, z0), (x, 0.05, z1), (x, tall, z1), (x, tall, z0)]
-    model.face(panel, paint, kind=LABEL_ONLY)
+    model.screen(x, (0.05, tall), (z0, z1), paint, kind=LABEL_ONLY)
     wide = between((0.05, 0.1), rng) if rng.random() < 0.5 else 0.16
-    if z0 > 40:  # finer bars than a pixel only cost time
-        wide = 0.6
+    wide = 0.6 if z0 > 40 else wide  # finer bars than a pixel only cost time
     step = 0.42 if wide < 0.12 else 2.1 * wide
     for z in np.arange(z0, z1, step).tolist():
-        model.face([(x, 0, z), (x, 0, z + wide), (x, tall, z + wide), (x, tall, z)], paint)
+        model.screen(x, (0, tall), (z, z + wide), paint)
     for low in (0.2, tall - 0.25):
-        model.face([(x, low, z0), (x, low, z1), (x, low + 0.12, z1), (x, low + 0.12, z0)], paint)
+        model.screen(x, (low, low + 0.12), (z0, z1), paint)
     for z in np.arange(z0, min(z1, 60.0), 2.8).tolist():
-        model.face(
-            [(x, 0, z), (x, 0, z + 0.2), (x, tall + 0.15, z + 0.2), (x, tall + 0.15, z)], paint
-        )
+        model.screen(x, (0, tall + 0.15), (z, z + 0.2), paint)
     scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _park(site: Site, side: int, z0: float, z1: float) -> None:
     """Grass with trees and shrubs, behind a hedge at times."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
     _behind(site, side, z0, z1)
     if rng.random() < 0.35:
@@ -361,7 +339,7 @@ def _park(site: Site, side: int, z0: float, z1: float) -> None:
 
 def _behind(site: Site, side: int, z0: float, z1: float) -> None:
     """Trees and shrubs on a lot, and often a house at its back."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
     if rng.random() < DISTRICTS[street.district][1]:
         _building(site, side, z0, z1, back=between((7.0, 14.0), rng))
@@ -375,7 +353,7 @@ def _behind(site: Site, side: int, z0: float, z1: float) -> None:
 
 
 def _kerbside(site: Site, side: int) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     edge = street.edge(side)
     kerb = edge + side * 0.6
     offset = between((0.0, 9.0), rng)
@@ -394,17 +372,14 @@ def _kerbside(site: Site, side: int) -> None:
     _verge(site, side)
     low, high = look.signs
     for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
-        scene.add(
-            furniture.traffic_sign(look, rng),
-            kerb + side * between((0.0, 0.8), rng),
-            between((6.5, 26.0), rng),
-        )
+        sign = furniture.traffic_sign(look, rng)
+        scene.add(sign, kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
     _parked(site, side)
 
 
 def _verge(site: Site, side: int) -> None:
     """At times a strip of grass along the sidewalk, at its frontage or at its kerb."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if rng.random() < DISTRICTS[street.district][2]:
         wide = between((1.0, 1.9), rng)
         start = street.front(side)
@@ -419,15 +394,13 @@ def _verge(site: Site, side: int) -> None:
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
     """The shadow of an upright thing."""
     angles = np.arange(10) * (np.pi / 5)
-    outline = zip(
-        (x + half * np.cos(angles)).tolist(), (z + deep * np.sin(angles)).tolist(), strict=True
-    )
-    scene.shadows.append(list(outline))
+    outline = np.stack([x + half * np.cos(angles), z + deep * np.sin(angles)], 1)
+    scene.shadows.append(outline.tolist())
 
 
 def _parked(site: Site, side: int) -> None:
     """Cars at the kerb where the road is wide enough, and two-wheelers on the sidewalk."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if street.parking(side):
         x = street.edge(side) - side * 1.05
         for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
@@ -461,7 +434,7 @@ def _drive(
 
 def _traffic(site: Site) -> None:
     """Vehicles in the own lane (their backs) and in the oncoming one (their fronts)."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if street.tracks:
         facing = np.pi if rng.random() < 0.7 else 0.0
         z = between((19.0, 36.0), rng)
@@ -474,20 +447,11 @@ def _traffic(site: Site) -> None:
     while oncoming < 80 and not street.tracks:
         oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
-        x = (
-            between((street.left - 4, street.left + 1), rng)
-            if rng.random() < 0.5
-            else between((street.right - 1, street.right + 4), rng)
-        )
-        _drive(
-            scene,
-            vehicles.car(look, rng),
-            x,
-            street.crossing + 4,
-            np.pi / 2 * pick((-1, 1), rng),
-            0.95,
-            2.2,
-        )
+        left, right = (street.left - 4, street.left + 1), (street.right - 1, street.right + 4)
+        x = between(left if rng.random() < 0.5 else right, rng)
+        car = vehicles.car(look, rng)
+        heading = np.pi / 2 * pick((-1, 1), rng)
+        _drive(scene, car, x, street.crossing + 4, heading, 0.95, 2.2)
     _riders(site)
 
 
@@ -508,7 +472,7 @@ def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
 
 def _riders(site: Site) -> None:
     """Cyclists and motorcyclists, along the kerb or across the road."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     z = 3.0
     for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
         if rng.random() >= share:
@@ -525,7 +489,7 @@ def _riders(site: Site) -> None:
 
 def _people(site: Site) -> None:
     """Pedestrians on both sidewalks and at the crossing; traffic lights there too."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     low, high = look.people
     for _ in range(int(rng.integers(low, high + 1))):
         side = pick((-1, 1), rng)
