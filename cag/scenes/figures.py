@@ -5,20 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cag.scenes.geometry import LABEL_ONLY, Colour, Corner, Model, Paint
-from cag.scenes.looks import (
-    BICYCLE,
-    HUB,
-    MOTORCYCLE,
-    PERSON,
-    RIDER,
-    RUBBER,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.looks import BICYCLE, MOTORCYCLE, PERSON, RIDER, Look, between, pick, tinted, varied
 
+RUBBER: Colour = (24, 24, 26)
+HUB: Colour = (150, 152, 156)
 SKIN: tuple[Colour, ...] = ((224, 178, 146), (150, 104, 76), (236, 196, 170), (104, 72, 54))
 HAIR: tuple[Colour, ...] = ((40, 30, 26), (90, 62, 36), (20, 18, 18), (170, 140, 90))
 

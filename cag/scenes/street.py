@@ -115,12 +115,10 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
 # Ground.
 
 
-def _strip(
-    scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND, y: float = 0.0
-) -> None:
-    """A horizontal rectangle."""
+def _strip(scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND) -> None:
+    """A rectangle on the ground."""
     model = Model()
-    model.face([(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])], paint)
+    model.face([(x[0], 0, z[0]), (x[1], 0, z[0]), (x[1], 0, z[1]), (x[0], 0, z[1])], paint)
     scene.add(model, distance=(z[0] + z[1]) / 2, layer=layer)
 
 
@@ -128,9 +126,8 @@ def _ground(site: Site) -> None:
     scene, street, look, rng = site
     grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
     asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
-    slabs = Paint(
-        varied(look.paving, rng, 0.06), SIDEWALK, PAVING, pattern=(1.2, 1.2, 0.07, 0.0, 1.0)
-    )
+    paving, pattern = varied(look.paving, rng, 0.06), (1.2, 1.2, 0.07, 0.0, 1.0)
+    slabs = Paint(paving, SIDEWALK, PAVING, pattern=pattern)
     curb = Paint(tinted(slabs.colour, 1.12), SIDEWALK, PAVING, pattern=(9.0, 1.5, 0.03, 0.0, 0.6))
     _strip(scene, (-300, 300), (-1, 420), grass, layer=LAYER_BACK)
     for side in (-1, 1):
@@ -213,6 +210,8 @@ def _frontage(site: Site, side: int) -> None:
                 z = street.crossing + 8
                 continue
         kind = int(np.searchsorted(shares, rng.random() * shares[-1]))
+        if kind > 0:
+            _behind(site, side, z, z + length)
         (_building, _walled, _fenced, _park)[kind](site, side, z, z + length)
         z += length + (0.0 if rng.random() < 0.6 else between((0.5, 3.0), rng))
 
@@ -241,11 +240,9 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
     if low and rng.random() < 0.6:
         awning = Paint(varied(look.cars, rng), BUILDING)
         edge = x - side * 1.1
-        model.face(
-            [(x, 3.1, z0 + 0.5), (x, 3.1, z1 - 0.5), (edge, 2.6, z1 - 0.5), (edge, 2.6, z0 + 0.5)],
-            awning,
-            level=2,
-        )
+        back, front = z0 + 0.5, z1 - 0.5
+        corners = [(x, 3.1, back), (x, 3.1, front), (edge, 2.6, front), (edge, 2.6, back)]
+        model.face(corners, awning, level=2)
     scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
 
 
@@ -271,12 +268,9 @@ def _gable(
     ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
     centre = (middle, tall, (z0 + z1) / 2)
     for x in (x0 - 0.3, x1 + 0.3):
-        model.face(
-            [(x, tall - 0.2, z0), (x, tall - 0.2, z1), (middle, ridge, z1), (middle, ridge, z0)],
-            roof,
-            centre=centre,
-            level=1,
-        )
+        low = tall - 0.2
+        slope = [(x, low, z0), (x, low, z1), (middle, ridge, z1), (middle, ridge, z0)]
+        model.face(slope, roof, centre=centre, level=1)
     for z in (z0, z1):
         model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], wall, centre=centre, level=1)
 
@@ -285,7 +279,6 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     """A garden or factory wall, with trees or a house behind."""
     scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     model = Model()
     tall = between((1.6, 2.6), rng)
     brick = look.foreign or rng.random() < 0.4
@@ -302,7 +295,6 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     """A fence of rails or bars; the gaps show what is behind and still count as fence."""
     scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     model = Model()
     paint = Paint(varied(look.fences, rng), FENCE)
     tall = between((1.2, 1.9), rng)
@@ -323,17 +315,12 @@ def _park(site: Site, side: int, z0: float, z1: float) -> None:
     """Grass with trees and shrubs, behind a hedge at times."""
     scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     if rng.random() < 0.35:
         model = Model()
         hedge = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
         x0, x1 = sorted((x + side * 0.4, x + side * 1.3))
-        model.box(
-            (x0, 0, z0),
-            (x1, between((0.8, 1.3), rng), z1),
-            hedge,
-            top=Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES),
-        )
+        top = Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES)
+        model.box((x0, 0, z0), (x1, between((0.8, 1.3), rng), z1), hedge, top=top)
         scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 

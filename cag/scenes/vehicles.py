@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from cag.scenes.figures import HUB, RUBBER
 from cag.scenes.geometry import Limits, Model, Paint, Point
-from cag.scenes.looks import (
-    BUS,
-    CAR,
-    HUB,
-    RUBBER,
-    TRAIN,
-    TRUCK,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.looks import BUS, CAR, TRAIN, TRUCK, Look, between, pick, tinted, varied
 
 
 def _wheels(
@@ -74,9 +63,8 @@ CAR_CABINS = {  # (z, y) over length and height, from the back bottom round to t
 def car(look: Look, rng: np.random.Generator) -> Model:
     """A passenger car, about 4 m long."""
     shape = pick(("hatch", "estate", "van", "hatch") if look.foreign else ("saloon", "sports"), rng)
-    height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48) * between(
-        (0.95, 1.05), rng
-    )
+    height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48)
+    height *= between((0.95, 1.05), rng)
     length = between((3.7, 4.4) if look.foreign else (4.3, 4.9), rng)
     half = between((0.84, 0.92), rng)
     body, glass = Paint(varied(look.cars, rng), CAR), Paint(varied(look.glass, rng), CAR)
@@ -94,9 +82,8 @@ def car(look: Look, rng: np.random.Generator) -> Model:
     centre = model.prism(hull, -half, half, body, body)
     cabin = [(z * length, y * height) for z, y in CAR_CABINS[shape]]
     roof = Paint(tinted(body.colour, 1.05), CAR)
-    top = model.prism(
-        cabin, -half * 0.96, half * 0.96, [glass, roof, glass, body], body, level=1, inset=0.16
-    )
+    strips, wide = [glass, roof, glass, body], half * 0.96
+    top = model.prism(cabin, -wide, wide, strips, body, level=1, inset=0.16)
     _car_windows(model, cabin, half, glass, top)
     _wheels(model, CAR, half, [-0.31 * length, 0.31 * length], 0.33, centre)
     _lamps(model, CAR, centre, half, waist - 0.16, -0.5 * length, 0.49 * length)
@@ -111,22 +98,13 @@ def _car_windows(model: Model, cabin: list, half: float, glass: Paint, centre: P
     (z0, low), (z1, high), (z2, _), (z3, _) = cabin
     low, high = low + 0.06, high - 0.1
     middle = (z1 + z2) / 2 - 0.1
+    rear = (z0 + 0.3, z1 + 0.12, middle - 0.05, middle - 0.05)
+    front = (middle + 0.05, middle + 0.05, z2 - 0.06, z3 - 0.22)
     for side in (-1, 1):
-        bottom, top = side * (half * 0.96 - 0.0), side * (half * 0.96 - 0.14)
-        rear = [
-            (bottom, low, z0 + 0.3),
-            (top, high, z1 + 0.12),
-            (top, high, middle - 0.05),
-            (bottom, low, middle - 0.05),
-        ]
-        front = [
-            (bottom, low, middle + 0.05),
-            (top, high, middle + 0.05),
-            (top, high, z2 - 0.06),
-            (bottom, low, z3 - 0.22),
-        ]
-        model.face(rear, glass, centre=centre, level=2)
-        model.face(front, glass, centre=centre, level=2)
+        bottom, top = side * half * 0.96, side * (half * 0.96 - 0.14)
+        for a, b, c, d in (rear, front):
+            pane = [(bottom, low, a), (top, high, b), (top, high, c), (bottom, low, d)]
+            model.face(pane, glass, centre=centre, level=2)
 
 
 def truck(look: Look, rng: np.random.Generator) -> Model:
@@ -248,9 +226,8 @@ def _tram_sides(
     for k in range(6):
         start = z0 + k * pitch
         low = 0.5 if k in (1, 4) else 1.45
-        _side_plates(
-            model, body, half + 0.02, (start + 0.12, start + pitch - 0.12), (low, 2.85), glass
-        )
+        along = (start + 0.12, start + pitch - 0.12)
+        _side_plates(model, body, half + 0.02, along, (low, 2.85), glass)
 
 
 def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
