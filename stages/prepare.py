@@ -1,6 +1,5 @@
 """Turn a raw data set into the prepared form: images, train-id label maps, a manifest."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -112,7 +111,6 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
                 class_map,
                 size,
                 part.label_size,
-                workers=os.cpu_count(),
                 on_item=advance,
             )
             for part, items in parts

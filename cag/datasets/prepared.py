@@ -1,22 +1,25 @@
 """The one prepared form of a data set, which every later stage reads."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import LabelSpace
 from cag.runtime.errors import UserError
 from cag.runtime.files import is_local, sha256
 from cag.runtime.validation import readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
@@ -128,8 +131,8 @@ def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
         raise UserError(f"{path}: {rows['name'][repeated].iloc[0]!r} is listed twice")
 
 
-class PreparedImages(Dataset):
-    """One split of a prepared data set, in the manifest's order.
+class PreparedImages:
+    """One split of a prepared data set, in the manifest's order; a data set of PyTorch.
 
     Args:
         folder: The prepared folder.
@@ -169,6 +172,8 @@ class PreparedImages(Dataset):
         Raises:
             UserError: A file is missing or damaged, or the image is not of the manifest's size.
         """
+        import torch  # here, since it is slow to import and those who read the manifest need none
+
         path = self.folder / self._images[index]
         image = torch.from_numpy(read_image(path))  # (H, W, 3)
         if image.shape[:2] != self.sizes[index]:

@@ -86,14 +86,10 @@ class Model:
         self.face(corners, paint, **options)
 
     def stroke(
-        self,
-        points: Sequence[Point | Corner],
-        width: float,
-        paint: Paint,
-        level: int = 0,
+        self, points: Sequence[Point | Corner], width: float, paint: Paint, **options: Any
     ) -> None:
         """Add a polyline of `width` metres."""
-        self.face(points, paint, kind=STROKE, width=width, level=level)
+        self.face(points, paint, kind=STROKE, width=width, **options)
 
     def disc(
         self,
