@@ -25,23 +25,16 @@ def person(look: Look, rng: np.random.Generator, label: int = PERSON) -> Model:
     hip = 0.5 * tall
     for side in (-1, 1):
         foot = side * stride
-        leg = [
-            (side * 0.02, hip),
-            (side * 0.2, hip),
-            (foot + side * 0.09, 0.06),
-            (foot - side * 0.06, 0.06),
-        ]
-        model.face(leg, legs)
-        model.face(
-            [(foot - 0.08, 0), (foot + 0.14, 0), (foot + 0.08, 0.1), (foot - 0.08, 0.1)], shoe
-        )
+        ankle = [(foot + side * 0.09, 0.06), (foot - side * 0.06, 0.06)]
+        model.face([(side * 0.02, hip), (side * 0.2, hip), *ankle], legs)
+        sole = [(foot - 0.08, 0), (foot + 0.14, 0)]
+        model.face([*sole, (foot + 0.08, 0.1), (foot - 0.08, 0.1)], shoe)
     _torso(model, tall, hip, stride, top, skin, coat=look.foreign and rng.random() < 0.5)
     _head(model, (0.0, 0.92 * tall), skin, hair)
     if rng.random() < 0.3:
         bag = Paint(varied(look.cars, rng), label)
-        model.face(
-            [(0.22, 0.36 * tall), (0.42, 0.36 * tall), (0.4, 0.52 * tall), (0.24, 0.52 * tall)], bag
-        )
+        low, high = 0.36 * tall, 0.52 * tall
+        model.face([(0.22, low), (0.42, low), (0.4, high), (0.24, high)], bag)
     return model
 
 
@@ -51,27 +44,12 @@ def _torso(
     shoulder, sleeve = 0.83 * tall, Paint(tinted(top.colour, 0.8), top.label)
     for side in (-1, 1):
         hand = side * (0.26 + 0.5 * swing)
-        arm = [
-            (side * 0.16, shoulder),
-            (side * 0.25, shoulder - 0.03),
-            (hand + side * 0.07, 0.48 * tall),
-            (hand - side * 0.03, 0.48 * tall),
-        ]
-        model.face(arm, sleeve)
+        wrist = [(hand + side * 0.07, 0.48 * tall), (hand - side * 0.03, 0.48 * tall)]
+        model.face([(side * 0.16, shoulder), (side * 0.25, shoulder - 0.03), *wrist], sleeve)
         model.disc((hand, 0.47 * tall), 0.05, skin, sides=6)
     low = 0.3 * tall if coat else hip - 0.04
-    flare = 0.27 if coat else 0.19
-    model.face(
-        [
-            (-flare, low),
-            (-0.23, shoulder - 0.04),
-            (-0.1, 0.86 * tall),
-            (0.1, 0.86 * tall),
-            (0.23, shoulder - 0.04),
-            (flare, low),
-        ],
-        top,
-    )
+    left = [(-0.27 if coat else -0.19, low), (-0.23, shoulder - 0.04), (-0.1, 0.86 * tall)]
+    model.face([*left, *((-x, y) for x, y in reversed(left))], top)
 
 
 def _head(model: Model, at: Corner, skin: Paint, hair: Paint, helmet: bool = False) -> None:
@@ -155,17 +133,9 @@ def _rider(
     knee = (hip[0] + 0.4, hip[1] - 0.22)
     model.stroke([hip, knee, pedal], 0.17, legs)
     model.stroke([pedal, (pedal[0] + 0.16, pedal[1] - 0.02)], 0.12, Paint((30, 30, 30), RIDER))
-    model.face(
-        [
-            (hip[0] - 0.16, hip[1] - 0.04),
-            (hip[0] + 0.14, hip[1] - 0.06),
-            (neck[0] + 0.13, neck[1] - 0.04),
-            (neck[0] - 0.14, neck[1]),
-        ],
-        top,
-    )
+    belt = [(hip[0] - 0.16, hip[1] - 0.04), (hip[0] + 0.14, hip[1] - 0.06)]
+    model.face([*belt, (neck[0] + 0.13, neck[1] - 0.04), (neck[0] - 0.14, neck[1])], top)
     elbow = ((neck[0] + grip[0]) / 2, (neck[1] + grip[1]) / 2 - 0.12)
-    model.stroke(
-        [(neck[0], neck[1] - 0.06), elbow, grip], 0.12, Paint(tinted(top.colour, 0.8), RIDER)
-    )
+    sleeve = Paint(tinted(top.colour, 0.8), RIDER)
+    model.stroke([(neck[0], neck[1] - 0.06), elbow, grip], 0.12, sleeve)
     _head(model, (neck[0] + 0.07, neck[1] + 0.19), skin, cap, helmet=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cag.scenes.geometry import Colour, Model, Paint, Point
+from cag.scenes.geometry import Colour, Limits, Model, Paint, Point
 from cag.scenes.looks import LIGHT, POLE, SIGN, VEGETATION, Look, between, pick, tinted, varied
 from cag.scenes.shading import LEAVES
 
@@ -28,9 +28,8 @@ def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
     tip = -side * 1.6
     if look.foreign:
         model.stroke([(0, height), (tip * 0.5, height + 0.5), (tip, height + 0.4)], 0.14, paint)
-        model.face(
-            [(tip - 0.35, height + 0.3), (tip + 0.35, height + 0.3), (tip, height + 0.55)], paint
-        )
+        low = height + 0.3
+        model.face([(tip - 0.35, low), (tip + 0.35, low), (tip, height + 0.55)], paint)
     else:
         model.stroke([(0, height), (tip, height)], 0.14, paint)
         model.card((tip - 0.4, tip + 0.4), (height - 0.15, height + 0.1), 0, paint)
@@ -110,20 +109,16 @@ def _stop(model: Model, y: float, look: Look) -> None:
 
 def _diamond(model: Model, y: float, look: Look) -> None:
     for size, colour in ((0.6, (24, 24, 24)), (0.54, (252, 204, 20))):
-        model.face(
-            [(-size, y, -0.04), (0, y + size, -0.04), (size, y, -0.04), (0, y - size, -0.04)],
-            Paint(colour, SIGN),
-        )
+        corners = [(-size, y), (0, y + size), (size, y), (0, y - size)]
+        model.face(corners, Paint(colour, SIGN), z=-0.04)
     _plate(model, y, 0.07, 0.26, (24, 24, 24))
 
 
 def _triangle(model: Model, y: float, white: float, up: int) -> None:
     for size, colour in ((0.62, (206, 26, 32)), (white, (240, 238, 232))):
         base = y - up * 0.36 * size / 0.62
-        tip = base + up * 1.7 * size
-        model.face(
-            [(-size, base, -0.05), (size, base, -0.05), (0, tip, -0.05)], Paint(colour, SIGN)
-        )
+        corners = [(-size, base), (size, base), (0, base + up * 1.7 * size)]
+        model.face(corners, Paint(colour, SIGN), z=-0.05)
 
 
 def _warning(model: Model, y: float, look: Look) -> None:
@@ -146,17 +141,9 @@ def _parking(model: Model, y: float, look: Look) -> None:
 def _direction(model: Model, y: float, look: Look) -> None:
     ground = (238, 190, 40) if look.foreign else (16, 120, 70)
     ink = (30, 30, 32) if look.foreign else (240, 240, 240)
-    paint = Paint(ground, SIGN)
-    model.face(
-        [
-            (-0.9, y - 0.32, -0.05),
-            (0.6, y - 0.32, -0.05),
-            (0.95, y, -0.05),
-            (0.6, y + 0.32, -0.05),
-            (-0.9, y + 0.32, -0.05),
-        ],
-        paint,
-    )
+    low, high = y - 0.32, y + 0.32
+    arrow = [(-0.9, low), (0.6, low), (0.95, y), (0.6, high), (-0.9, high)]
+    model.face(arrow, Paint(ground, SIGN), z=-0.05)
     for low, high in ((-0.2, -0.08), (0.06, 0.18)):
         model.card((-0.75, 0.4), (y + low, y + high), -0.06, Paint(ink, SIGN))
 
@@ -170,7 +157,7 @@ def tree(look: Look, rng: np.random.Generator) -> Model:
     model.face([(-0.17, 0), (0.17, 0), (0.11, stem + 0.5), (-0.11, stem + 0.5)], trunk)
     if look.foreign:
         slim = rng.random() < 0.3
-        _crown(model, rng, leaves, stem, tall, 0.9 if slim else between((1.8, 2.6), rng), 9)
+        _crown(model, rng, leaves, (stem, tall), 0.9 if slim else between((1.8, 2.6), rng), 9)
     elif rng.random() < 0.35:
         for k in range(3):
             low = 0.8 + k * (tall - 1.0) / 3.6
@@ -178,20 +165,15 @@ def tree(look: Look, rng: np.random.Generator) -> Model:
             paint = Paint(tinted(leaves, 0.85 + 0.12 * k), VEGETATION, LEAVES)
             model.face([(-half, low), (half, low), (0, low + 0.5 * tall)], paint)
     else:
-        _crown(model, rng, leaves, stem, tall, between((1.3, 1.8), rng), 4)
+        _crown(model, rng, leaves, (stem, tall), between((1.3, 1.8), rng), 4)
     return model
 
 
 def _crown(
-    model: Model,
-    rng: np.random.Generator,
-    leaves: Colour,
-    low: float,
-    high: float,
-    half: float,
-    lobes: int,
+    model: Model, rng: np.random.Generator, leaves: Colour, y: Limits, half: float, lobes: int
 ) -> None:
     """Overlapping lobes, the lower ones darker."""
+    low, high = y
     middle, tall = (low + high) / 2, (high - low) / 2
     angles = rng.random(lobes) * 2 * np.pi
     radii = np.sqrt(rng.random(lobes)) * 0.55
@@ -199,12 +181,8 @@ def _crown(
         (middle + tall * float(r * np.sin(a)), half * float(r * np.cos(a)))
         for a, r in zip(angles, radii, strict=True)
     )
-    model.disc(
-        (0, middle),
-        half * 0.75,
-        Paint(tinted(leaves, 0.8), VEGETATION, LEAVES),
-        stretch=tall / half,
-    )
+    core = Paint(tinted(leaves, 0.8), VEGETATION, LEAVES)
+    model.disc((0, middle), half * 0.75, core, stretch=tall / half)
     for y, x in spots:
         shade = 0.8 + 0.35 * (y - low) / max(high - low, 0.1)
         paint = Paint(tinted(leaves, shade), VEGETATION, LEAVES)

@@ -18,7 +18,7 @@ FILL, STROKE, LABEL_ONLY = 0, 1, 2
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float]
-Corner = tuple[float, float]  # x and y of a point in the plane z = 0
+Corner = tuple[float, float]  # x and y of a point in a plane across z
 Limits = tuple[float, float]
 
 
@@ -70,9 +70,11 @@ class Model:
 
     faces: list[Face] = field(default_factory=list)
 
-    def face(self, vertices: Sequence[Point | Corner], paint: Paint, **options: Any) -> None:
-        """Add a face with the options of `Face`; corners of two numbers (x, y) have z = 0."""
-        points = [(*vertex, 0.0)[:3] for vertex in vertices]
+    def face(
+        self, vertices: Sequence[Point | Corner], paint: Paint, z: float = 0.0, **options: Any
+    ) -> None:
+        """Add a face with the options of `Face`; corners of two numbers (x, y) lie at `z`."""
+        points = [(*vertex, z)[:3] for vertex in vertices]
         self.faces.append(Face(points, paint, **options))
 
     def card(self, x: Limits, y: Limits, z: float, paint: Paint, **options: Any) -> None:
@@ -101,8 +103,8 @@ class Model:
         **options: Any,
     ) -> None:
         """Add a regular polygon across z; `stretch` scales its height."""
-        x, y, z = (*middle, 0.0)[:3]
-        points = [(x + radius * c, y + radius * stretch * s, z) for c, s in _circle(sides)]
+        x, y, *z = middle
+        points = [(x + radius * c, y + radius * stretch * s, *z) for c, s in _circle(sides)]
         self.face(points, paint, **options)
 
     def wheel(self, middle: Point, radius: float, paint: Paint, **options: Any) -> None:

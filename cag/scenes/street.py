@@ -26,7 +26,7 @@ from cag.scenes.looks import (
 from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
 
 FAR = 170.0  # metres to the end of the street
-LAYER_BACK, LAYER_GROUND, LAYER_FRONT, LAYER_THINGS = 0, 1, 3, 5
+LAYER_BACK, LAYER_GROUND, LAYER_FRONT = 0, 1, 3
 
 
 # Shares of building, wall, fence and park among the lots, of houses behind the latter three, and
@@ -219,11 +219,11 @@ def _frontage(site: Site, side: int) -> None:
 def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) -> None:
     """A house front at the sidewalk, or `back` metres behind it."""
     scene, street, look, rng = site
-    x = street.front(side) + side * (back + (between((0.0, 1.0), rng)))
+    x = street.front(side) + side * (back + between((0.0, 1.0), rng))
     deep = between((8.0, 12.0), rng)
     paint = _facade(look, rng)
     low = paint.pattern[4]
-    floors = int(rng.integers(2, 6)) if look.foreign else int(rng.integers(2, 9))
+    floors = int(rng.integers(2, 6 if look.foreign else 9))
     if back:
         floors = int(rng.integers(2, 4))
     tall = low + floors * paint.pattern[1] + 0.5
@@ -240,8 +240,8 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
     if low and rng.random() < 0.6:
         awning = Paint(varied(look.cars, rng), BUILDING)
         edge = x - side * 1.1
-        back, front = z0 + 0.5, z1 - 0.5
-        corners = [(x, 3.1, back), (x, 3.1, front), (edge, 2.6, front), (edge, 2.6, back)]
+        near, far = z0 + 0.5, z1 - 0.5
+        corners = [(x, 3.1, near), (x, 3.1, far), (edge, 2.6, far), (edge, 2.6, near)]
         model.face(corners, awning, level=2)
     scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
 

@@ -72,13 +72,8 @@ def car(look: Look, rng: np.random.Generator) -> Model:
     model = Model()
     waist = CAR_CABINS[shape][0][1] * height
     nose = 0.72 * waist if shape != "van" else 0.85 * waist
-    hull = [
-        (-0.5 * length, 0.22),
-        (-0.5 * length, waist),
-        (0.3 * length, waist),
-        (0.48 * length, nose),
-        (0.5 * length, 0.22),
-    ]
+    hull = [(-0.5, 0.22), (-0.5, waist), (0.3, waist), (0.48, nose), (0.5, 0.22)]
+    hull = [(z * length, y) for z, y in hull]
     centre = model.prism(hull, -half, half, body, body)
     cabin = [(z * length, y * height) for z, y in CAR_CABINS[shape]]
     roof = Paint(tinted(body.colour, 1.05), CAR)
