@@ -133,7 +133,8 @@ def draw_plots(rounds: list[str]) -> None:
 def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
     """The README's picture: target training images from the source-only model to the adapted."""
     class_map, fabric = read_class_map(Path("classes/cityscapes.yaml")), make_fabric("32-true")
-    networks = [load_model(Path(f"data/models/{m}.safetensors"))[0] for m in ("pretrain", last)]
+    paths = [Path(f"data/models/{name}.safetensors") for name in ("pretrain", last)]
+    networks = [load_model(path).network for path in paths]
     rows = []
     for number, row in zip(numbers, rows_of("target", "train", numbers), strict=True):
         image = read_image(TARGET / row["image"])

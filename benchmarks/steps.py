@@ -129,7 +129,7 @@ class Step:
             network.compile(backend=backend)
         weights = torch.ones(CLASSES) if config.class_balance > 0 else None
         self.objective = AdaptationObjective(
-            network, problem.anchors, config, problem.params.anchors.min_pixels, weights
+            network, problem.anchors, config, weights, problem.params.anchors
         ).to(problem.anchors.device)
         self.objective.train()
         self.batch = problem.batch

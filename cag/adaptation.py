@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cag.anchors import resize_labels
 from cag.config.adaptation import Adapt
+from cag.config.anchors import Anchors
 from cag.losses import AdaptationLoss, AdaptationLosses, TargetLabels
 from cag.mixing import class_regions, paste
 from cag.networks import SegmentationNetwork
@@ -26,13 +27,13 @@ class AdaptationObjective(TwoDomainObjective):
         network: SegmentationNetwork,
         anchors: Tensor,
         config: Adapt,
-        min_pixels: int,
-        class_weights: Tensor | None = None,
+        class_weights: Tensor | None,
+        anchors_config: Anchors,
     ):
         super().__init__(network, class_weights, config.batch_norm)
         self.register_buffer("anchors", anchors, persistent=False)
         self.config = config
-        self.min_pixels = min_pixels
+        self.min_pixels = anchors_config.min_pixels
 
     def forward(self, batch: Batch) -> Tensor:
         """The losses of a batch."""

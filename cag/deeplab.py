@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.ops import Conv2dNormActivation
 
 MULTI_GRID = (1, 2, 4)
 LOW_LEVEL_CHANNELS = 48
@@ -71,11 +72,11 @@ class Decoder(nn.Module):
     def __init__(self, encoder_channels: Sequence[int], channels: int, rates: Sequence[int]):
         super().__init__()
         self.aspp = ASPP(encoder_channels[-1], rates, channels)
-        self.low_level = _convolution(encoder_channels[2], LOW_LEVEL_CHANNELS, 1)
+        self.low_level = Conv2dNormActivation(encoder_channels[2], LOW_LEVEL_CHANNELS, 1)
         self.last = nn.Sequential(
-            *_convolution(channels + LOW_LEVEL_CHANNELS, channels, 3),
+            *Conv2dNormActivation(channels + LOW_LEVEL_CHANNELS, channels, 3),
             nn.Dropout(0.5),
-            *_convolution(channels, channels, 3),
+            *Conv2dNormActivation(channels, channels, 3),
             nn.Dropout(0.1),
         )
 
@@ -93,14 +94,6 @@ class Decoder(nn.Module):
         size = low_level.shape[-2:]
         context = F.interpolate(context, size, mode="bilinear", align_corners=True)
         return self.last(torch.cat([context, low_level], dim=1))  # (B, D, H / 4, W / 4)
-
-
-def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
 
 
 def apply_multi_grid(encoder: nn.Module, dilation: int) -> None:

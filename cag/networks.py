@@ -5,24 +5,26 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from cag.config.base import Pixels, Section
 from cag.config.networks import Network
-from cag.datasets.labels import LabelSpace
+from cag.datasets.labels import ClassList, LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import atomic_file, encoder_weights_file
+from cag.runtime.validation import explain
 
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
-MODEL_FORMAT = 1
 # Arguments of the library's networks that are not the user's to give, or would do nothing here.
 NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
@@ -113,7 +115,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     except Exception as error:  # the library checks little, so that wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
-            f"{config.options} cannot be built: {_shortened(error)}"
+            f"{config.options} cannot be built: {in_one_line(error)}"
         ) from None
     if pretrained and config.encoder_weights is not None:
         load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
@@ -131,11 +133,6 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
             )
 
 
-def _shortened(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     """Load pretrained weights into an encoder: from the local file if there is one, else the hub.
 
@@ -147,7 +144,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit encoder '{name}': {_shortened(error)}") from None
+        raise UserError(f"{path}: does not fit encoder '{name}': {in_one_line(error)}") from None
 
 
 def _read_encoder_file(path: Path) -> dict[str, Tensor]:
@@ -168,6 +165,24 @@ def _hub_state(name: str, weights: str, path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+class Model(NamedTuple):
+    """A model that was read."""
+
+    network: SegmentationNetwork
+    config: Network
+    classes: LabelSpace
+    size: Pixels | None  # (height, width) of the images that it was trained on, if they had one
+
+
+class Description(Section):
+    """What a model says of itself in its file."""
+
+    format: Literal[1]
+    network: Network
+    classes: ClassList
+    size: Pixels | None = None
+
+
 def save_model(
     path: Path,
     network: SegmentationNetwork,
@@ -185,7 +200,7 @@ def save_model(
         size: (height, width) of the images that it was trained on, if they have one.
     """
     description = {
-        "format": MODEL_FORMAT,
+        "format": 1,
         "network": config.model_dump(mode="json"),
         "classes": classes.to_dict(),
         "size": size,
@@ -196,29 +211,25 @@ def save_model(
         partial.write_bytes(save(state, metadata={"cag": json.dumps(description)}))
 
 
-def load_model(
-    path: Path, classes: LabelSpace | None = None
-) -> tuple[SegmentationNetwork, Network, LabelSpace]:
-    """Read a model.
+def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
+    """Read a model; its network is in eval mode on the CPU.
 
     Args:
         path: A file that `save_model` wrote.
         classes: The classes it must have; None accepts any.
 
-    Returns:
-        The network in eval mode on the CPU, its parameters and its classes.
-
     Raises:
         UserError: The file is missing, damaged, no model of ours, or has other classes.
     """
-    description, state = _read_model(path)
+    text, state = _read_model(path)
     try:
-        config = Network.model_validate_json(json.dumps(description["network"]))
-        found = LabelSpace.from_dict(description["classes"])
-    except (KeyError, ValueError) as error:
+        description = Description.model_validate_json(text)
+    except ValidationError as error:
         raise UserError(
-            f"{path}: damaged description of the model ({_shortened(error)}); delete it and rerun"
+            f"{path}: damaged description of the model, or one of another version "
+            f"({explain(Description, error, 'the file is incomplete')}); delete it and rerun"
         ) from None
+    config, found = description.network, description.classes.label_space
     if classes is not None and found.names != classes.names:
         raise UserError(
             f"{path}: a model of {found.num_classes} classes ({', '.join(found.names)}); the data "
@@ -228,45 +239,21 @@ def load_model(
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: weights do not fit its network: {_shortened(error)}") from None
-    return network.eval(), config, found
+        raise UserError(f"{path}: weights do not fit its network: {in_one_line(error)}") from None
+    return Model(network.eval(), config, found, description.size)
 
 
-def trained_size(path: Path) -> tuple[int, int] | None:
-    """The (height, width) of the images that a model was trained on; None if it does not say.
-
-    Raises:
-        UserError: The file is missing, damaged or no model of ours.
-    """
-    size = _read_description(path).get("size")
-    whole = isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
-    if size is not None and not (whole and min(size) > 0):
-        raise UserError(f"{path}: damaged description of the model (size {size}); delete it")
-    return None if size is None else (size[0], size[1])
-
-
-def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    description = _read_description(path)
-    try:
-        return description, load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged model file ({error}); delete it and rerun") from None
-
-
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_model(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The description as JSON, and the weights."""
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {})["cag"])
+            return (file.metadata() or {})["cag"], load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: damaged model file, or none ({error}); one of the pipeline's comes back when "
-            "it is deleted, by `dvc repro`"
-        ) from None
     except KeyError:
         raise UserError(f"{path}: no model of this program: it has no description") from None
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != MODEL_FORMAT:
-        raise UserError(f"{path}: model format {found}, expected {MODEL_FORMAT}; rerun its stage")
-    return description
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged model file, or none ({in_one_line(error)}); one of the pipeline's "
+            "comes back when it is deleted, by `dvc repro`"
+        ) from None

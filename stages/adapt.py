@@ -14,11 +14,10 @@ from cag.datasets.prepared import read_label_space
 from cag.networks import load_model
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit
-from cag.training.samples import labelled_samples, pseudo_labelled_samples
+from cag.training.samples import pseudo_labelled_samples
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
-MODEL, CURVE, ROUND = "data/models/{}.safetensors", "data/curves/{}.csv", "data/rounds/{}"
-CHECKPOINT = ".scratch/adapt-{}/checkpoint.pt"
+MODELS, CURVES, ROUNDS = Path("data/models"), Path("data/curves"), Path("data/rounds")
 
 
 class Params(Run):
@@ -29,25 +28,22 @@ class Params(Run):
 
 
 @click.command(help=__doc__)
-@click.argument("round_name")
+@click.argument("name", metavar="ROUND")
 @click.argument("teacher")
-def main(round_name: str, teacher: str) -> None:
-    """Write the student `data/models/<round>.safetensors` of TEACHER, and its learning curve."""
+def main(name: str, teacher: str) -> None:
+    """Write the student `data/models/ROUND.safetensors` of TEACHER, and its learning curve."""
     params, classes = load_params(Params), read_label_space(SOURCE)
-    folder, path = Path(ROUND.format(round_name)), Path(MODEL.format(teacher))
-    network, network_config, _ = load_model(path, classes)
-    anchors = read_anchors(folder / "anchors.npy", classes.num_classes, network.width)
-    checkpoint = Path(CHECKPOINT.format(round_name))
-    fit = Fit(f"adapt {round_name}", params, params.adapt, round_name.encode(), checkpoint)
-    source = fit.samples(labelled_samples(SOURCE), 0)
-    target = fit.samples(pseudo_labelled_samples(TARGET, folder / "pseudo_labels"), 1)
-    weights = fit.class_weights(source, classes.num_classes)
-    min_pixels = params.anchors.min_pixels
-    objective = AdaptationObjective(network, anchors, params.adapt, min_pixels, weights)
+    config, folder, path = params.adapt, ROUNDS / name, MODELS / f"{teacher}.safetensors"
+    model = load_model(path, classes)
+    anchors = read_anchors(folder / "anchors.npy", classes.num_classes, model.network.width)
+    fit = Fit(f"adapt {name}", params, config, name.encode())
+    source, weights = fit.source(SOURCE, classes.num_classes)
+    target = fit.samples(pseudo_labelled_samples(TARGET, folder / "pseudo_labels"))
+    objective = AdaptationObjective(model.network, anchors, config, weights, params.anchors)
     reads = [SOURCE, TARGET, path, folder / "anchors.npy", folder / "pseudo_labels"]
     curve = fit.train(objective, [source, target], reads)
-    fit.save(Path(MODEL.format(round_name)), objective.kept, network_config, classes, TARGET)
-    fit.finish(Path(CURVE.format(round_name)), curve)
+    model = model._replace(network=objective.kept)
+    fit.save(MODELS / f"{name}.safetensors", model, TARGET, CURVES / f"{name}.csv", curve)
 
 
 if __name__ == "__main__":

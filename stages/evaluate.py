@@ -51,7 +51,7 @@ def main(model: str) -> None:
     """Write `data/evaluation/<model>/`: metrics, tables, predictions and pictures."""
     params = load_params(Params)
     classes = read_shared_label_space(SOURCE, TARGET)
-    network, _, _ = load_model(Path(MODEL.format(model)), classes)
+    network = load_model(Path(MODEL.format(model)), classes).network
     images = PreparedImages(TARGET, "val", with_labels=True)
     fabric = make_fabric(params.precision)
     torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms

@@ -181,7 +181,7 @@ def main(round_name: str, teacher: str) -> None:
     names, config, source = classes.names, params.pseudo_label, Path(ROUND.format(round_name))
     thresholds = read_thresholds(source / "threshold_curves.csv", names)
     images = labelled_images()
-    network, _, _ = load_model(Path(MODEL.format(teacher)), classes)
+    network = load_model(Path(MODEL.format(teacher)), classes).network
     anchors = read_anchors(source / "anchors.npy", len(names), network.width)
     fabric = make_fabric(params.precision)
     torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms

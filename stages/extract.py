@@ -153,7 +153,7 @@ def main(round_name: str, teacher: str) -> None:
     params = load_params(Params)
     config, model, folder = params.extract, Path(MODEL.format(teacher)), FEATURES.format(round_name)
     classes = read_shared_label_space(SOURCE, TARGET)
-    network, _, _ = load_model(model, classes)
+    network = load_model(model, classes).network
     fabric = make_fabric(params.precision)
     processes = Processes(fabric)
     network = fabric.to_device(network.to(memory_format=torch.channels_last))

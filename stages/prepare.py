@@ -1,6 +1,5 @@
 """Turn a raw data set into the prepared form: images, train-id label maps, a manifest."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -101,19 +100,10 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
             )
         parts.append((part, items))
     total = sum(len(items) for _, items in parts)
-    size = config.size if config.size is None else tuple(config.size)
     with progress(f"prepare {domain}", total, "images") as advance:
         tables = [
             prepare_split(
-                items,
-                raw,
-                out,
-                part.name,
-                class_map,
-                size,
-                part.label_size,
-                workers=os.cpu_count(),
-                on_item=advance,
+                items, raw, out, part.name, class_map, config.size, part.label_size, None, advance
             )
             for part, items in parts
         ]
@@ -129,10 +119,8 @@ def main(domain: str) -> None:
     """Write `data/prepared/<domain>/`."""
     params = load_params(SourceParams if domain == "source" else TargetParams)
     config = getattr(params, domain)
-    with (
-        raw_folder(domain, config) as raw,
-        atomic_folder(Path(PREPARED.format(domain))) as partial,
-    ):
+    out = Path(PREPARED.format(domain))
+    with raw_folder(domain, config) as raw, atomic_folder(out) as partial:
         prepare(domain, config, raw, partial)
 
 

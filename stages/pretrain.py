@@ -8,15 +8,13 @@ from cag.config.base import load_params
 from cag.config.networks import Network
 from cag.config.training import Pretrain, Run
 from cag.datasets.prepared import read_label_space
-from cag.networks import build
+from cag.networks import Model, build
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit
 from cag.training.objectives import SupervisedObjective
-from cag.training.samples import labelled_samples
 
 SOURCE, WEIGHTS = Path("data/prepared/source"), Path("data/index/weights.csv")
 MODEL, CURVE = Path("data/models/pretrain.safetensors"), Path("data/curves/pretrain.csv")
-CHECKPOINT = Path(".scratch/pretrain/checkpoint.pt")
 
 
 class Params(Run):
@@ -30,13 +28,13 @@ class Params(Run):
 def main() -> None:
     """Write `data/models/pretrain.safetensors` and its learning curve."""
     params, classes = load_params(Params), read_label_space(SOURCE)
-    fit = Fit("pretrain", params, params.pretrain, [0], CHECKPOINT)
+    fit = Fit("pretrain", params, params.pretrain, [0])
     network = build(params.network, classes.num_classes, pretrained=True)
-    source = fit.samples(labelled_samples(SOURCE), 1)
-    objective = SupervisedObjective(network, fit.class_weights(source, classes.num_classes))
+    source, weights = fit.source(SOURCE, classes.num_classes, draw=1)
+    objective = SupervisedObjective(network, weights)
     curve = fit.train(objective, [source], reads=[SOURCE, WEIGHTS])
-    fit.save(MODEL, objective.kept, params.network, classes, SOURCE)
-    fit.finish(CURVE, curve)
+    model = Model(objective.kept, params.network, classes, None)
+    fit.save(MODEL, model, SOURCE, CURVE, curve)
 
 
 if __name__ == "__main__":

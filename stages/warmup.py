@@ -16,13 +16,11 @@ from cag.networks import load_model
 from cag.runtime.files import existing, model_weights_file
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit, pass_on
-from cag.training.samples import labelled_samples, unlabelled_samples
+from cag.training.samples import unlabelled_samples
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
-PRETRAINED = Path("data/models/pretrain.safetensors")
-LISTED = Path("data/index/warmup.csv")  # the digest of the given model
+PRETRAINED, LISTED = Path("data/models/pretrain.safetensors"), Path("data/index/warmup.csv")
 MODEL, CURVE = Path("data/models/warmup.safetensors"), Path("data/curves/warmup.csv")
-CHECKPOINT = Path(".scratch/warmup/checkpoint.pt")
 
 
 class Params(Run):
@@ -34,22 +32,18 @@ class Params(Run):
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/models/warmup.safetensors` and its learning curve."""
-    params, classes = load_params(Params), read_label_space(SOURCE)
+    params, classes, _ = load_params(Params), read_label_space(SOURCE), existing(LISTED)
     config = params.warmup
-    existing(LISTED)
     path = PRETRAINED if config.weights is None else model_weights_file(config.weights)
-    network, network_config, _ = load_model(path, classes)
+    model = load_model(path, classes)
     if config.weights is not None or config.iterations == 0:
-        pass_on(path, MODEL, CURVE)
-        return
-    fit = Fit("warmup", params, config, b"warmup", CHECKPOINT)
-    source = fit.samples(labelled_samples(SOURCE), 0)
-    target = fit.samples(unlabelled_samples(TARGET), 1)
-    weights = fit.class_weights(source, classes.num_classes)
-    objective = AdversarialObjective(network, config, weights)
+        return pass_on(path, MODEL, CURVE)
+    fit = Fit("warmup", params, config, b"warmup")
+    source, weights = fit.source(SOURCE, classes.num_classes)
+    target = fit.samples(unlabelled_samples(TARGET))
+    objective = AdversarialObjective(model.network, config, weights)
     curve = fit.train(objective, [source, target], [SOURCE, TARGET, PRETRAINED])
-    fit.save(MODEL, objective.kept, network_config, classes, TARGET)
-    fit.finish(CURVE, curve)
+    fit.save(MODEL, model._replace(network=objective.kept), TARGET, CURVE, curve)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from cag.datasets.images import write_image, write_label
+from cag.datasets.layouts import Split, list_split
+from cag.datasets.preparation import Item
 from cag.scenes import label_palette, render
 
 # Cityscapes label id of a scene -> SYNTHIA id; what SYNTHIA lacks becomes void.
@@ -36,6 +38,11 @@ def raw_data(root: Path, names=("a", "b/c", "d")) -> Path:
         picture(root / f"images/{name}.png", seed=seed)
         label(root / f"labels/{name}.png")
     return root
+
+
+def listed(folder: Path, images: str, labels: str | None) -> list[Item]:
+    """The items of a data set's folders."""
+    return list_split(folder, Split("train", images, labels))
 
 
 def raw_png(array: np.ndarray, depth: int, color_type: int) -> bytes:

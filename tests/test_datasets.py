@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from raw import label, picture, raw_data
+from raw import label, listed, picture, raw_data
 
 import cag.datasets.preparation
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
-from cag.datasets.layouts import list_folder
 from cag.datasets.preparation import Item, prepare_split, write_manifest
 from cag.datasets.prepared import (
     COLUMNS,
@@ -40,7 +39,7 @@ def test_rows_describe_the_files_that_were_written(tmp_path):
     raw, out = raw_data(tmp_path / "raw"), tmp_path / "out"
     done = []
     rows = prepare_split(
-        list_folder(raw, "images", "labels"),
+        listed(raw, "images", "labels"),
         raw,
         out,
         "train",
@@ -64,7 +63,7 @@ def test_rows_describe_the_files_that_were_written(tmp_path):
 
 def test_sizes_stay_without_a_size_and_pixels_are_unchanged(tmp_path):
     raw = raw_data(tmp_path / "raw")
-    rows = prepare_split(list_folder(raw, "images", None), raw, tmp_path / "o", "train", CLASS_MAP)
+    rows = prepare_split(listed(raw, "images", None), raw, tmp_path / "o", "train", CLASS_MAP)
     assert rows[["height", "width"]].drop_duplicates().values.tolist() == [[8, 12]]
     stored = read_image(tmp_path / "o" / rows["image"][1])
     assert np.array_equal(stored, read_image(raw / "images/b/c.png"))
@@ -78,9 +77,7 @@ def test_images_are_averaged_when_shrunk_and_labels_never_mixed(tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(array).save(tmp_path / folder / "a.png")
     out = tmp_path / "out"
-    prepare_split(
-        list_folder(tmp_path, "images", "labels"), tmp_path, out, "train", CLASS_MAP, (8, 8)
-    )
+    prepare_split(listed(tmp_path, "images", "labels"), tmp_path, out, "train", CLASS_MAP, (8, 8))
     image = read_image(out / "images/train/a.png").astype(int)
     assert np.abs(image[:, 1:-1] - 127).max() < 40  # without antialiasing 0 or 255
     assert set(np.unique(read_label(out / "labels/train/a.png"))) <= {1, IGNORE}
@@ -89,7 +86,7 @@ def test_images_are_averaged_when_shrunk_and_labels_never_mixed(tmp_path):
 @pytest.mark.parametrize(("label_size", "shape"), [("prepared", (4, 6)), ("own", (8, 12))])
 def test_label_size_is_the_images_or_its_own(tmp_path, label_size, shape):
     raw, out = raw_data(tmp_path / "raw"), tmp_path / "out"
-    items = list_folder(raw, "images", "labels")
+    items = listed(raw, "images", "labels")
     rows = prepare_split(items, raw, out, "val", CLASS_MAP, (4, 6), label_size)
     assert read_label(out / rows["label"][0]).shape == shape
     assert rows["height"][0] == 4
@@ -99,7 +96,7 @@ def test_no_label_is_opened_for_items_without_one(tmp_path, monkeypatch):
     raw = raw_data(tmp_path / "raw")
     opened = []
     monkeypatch.setattr(cag.datasets.preparation, "read_label", opened.append)
-    rows = prepare_split(list_folder(raw, "images", None), raw, tmp_path / "o", "train", CLASS_MAP)
+    rows = prepare_split(listed(raw, "images", None), raw, tmp_path / "o", "train", CLASS_MAP)
     assert opened == []
     assert not (rows["label"] + rows["label_sha256"]).any()
     assert not any(name.startswith("labels") for name in files_below(tmp_path / "o"))
@@ -107,7 +104,7 @@ def test_no_label_is_opened_for_items_without_one(tmp_path, monkeypatch):
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
     raw = raw_data(tmp_path / "raw", names=[f"n{i:02}" for i in range(20)])
-    items = list_folder(raw, "images", "labels")[::-1]
+    items = listed(raw, "images", "labels")[::-1]
     tables = [
         prepare_split(items, raw, tmp_path / str(n), "train", CLASS_MAP, (4, 6), workers=n)
         for n in (1, 7)
@@ -135,7 +132,7 @@ def test_few_items_are_in_memory_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cag.datasets.preparation, "_prepare_item", counted)
     raw = raw_data(tmp_path / "raw", names=[f"n{i:02}" for i in range(30)])
-    items = list_folder(raw, "images", None)
+    items = listed(raw, "images", None)
     prepare_split(items, raw, tmp_path / "o", "train", CLASS_MAP, workers=2, on_item=consumed)
     assert most <= 6
 
@@ -177,7 +174,7 @@ def break_link(raw):
 )
 def test_the_first_bad_item_is_named_and_nothing_is_left(tmp_path, break_item, message):
     raw, out = raw_data(tmp_path / "raw", names=[f"n{i:02}" for i in range(9)]), tmp_path / "out"
-    items = list_folder(raw, "images", "labels")
+    items = listed(raw, "images", "labels")
     label(raw / "labels/n07.png", value=99)
     break_item(raw)
     with pytest.raises(UserError, match=message):
@@ -198,7 +195,7 @@ def test_the_first_bad_item_wins_even_when_a_later_one_fails_sooner(tmp_path, mo
         label(raw / f"labels/{name}.png", value=77)
     with pytest.raises(UserError, match="n0"):
         prepare_split(
-            list_folder(raw, "images", "labels"), raw, tmp_path / "o", "train", CLASS_MAP, workers=2
+            listed(raw, "images", "labels"), raw, tmp_path / "o", "train", CLASS_MAP, workers=2
         )
 
 
@@ -210,7 +207,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         prepare_split(
-            list_folder(raw, "images", "labels"),
+            listed(raw, "images", "labels"),
             raw,
             tmp_path / "o",
             "train",
@@ -242,7 +239,7 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path):
     raw = raw_data(tmp_path / "raw")
     with pytest.raises(UserError, match=r"the prepared split 'train' needs about"):
         prepare_split(
-            list_folder(raw, "images", None),
+            listed(raw, "images", None),
             raw,
             tmp_path / "o",
             "train",
@@ -257,8 +254,8 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path):
 
 def prepared(tmp_path: Path) -> Path:
     raw, out = raw_data(tmp_path / "raw", names=("a", "NA", "x,y")), tmp_path / "out"
-    train = prepare_split(list_folder(raw, "images", None), raw, out, "train", CLASS_MAP)
-    val = prepare_split(list_folder(raw, "images", "labels"), raw, out, "val", CLASS_MAP)
+    train = prepare_split(listed(raw, "images", None), raw, out, "train", CLASS_MAP)
+    val = prepare_split(listed(raw, "images", "labels"), raw, out, "val", CLASS_MAP)
     write_manifest(out, pd.concat([train, val]), SPACE)
     return out
 

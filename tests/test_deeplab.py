@@ -129,7 +129,7 @@ def test_gradients_reach_every_parameter():
 
 def test_a_model_comes_back_bit_for_bit(tmp_path, network):
     save_model(tmp_path / "model.safetensors", network, config(), SPACE)
-    loaded, loaded_config, classes = load_model(tmp_path / "model.safetensors", SPACE)
+    loaded, loaded_config, classes, _ = load_model(tmp_path / "model.safetensors", SPACE)
     assert (loaded_config, classes) == (config(), SPACE)
     with torch.no_grad():
         found, expected = loaded(images(50, 70)), network(images(50, 70))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from raw import (
     label,
+    listed,
     picture,
     raw_data,
     write_cityscapes,
@@ -20,7 +21,7 @@ from raw import (
 from cag.config.datasets import CityscapesSource, CityscapesTarget, GameSource
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import read_class_map
-from cag.datasets.layouts import index_folder, list_folder, list_split, splits
+from cag.datasets.layouts import index_folder, list_split, splits
 from cag.datasets.preparation import Item
 from cag.datasets.prepared import read_manifest
 from cag.runtime.errors import UserError
@@ -40,7 +41,7 @@ def test_images_and_labels_are_matched_by_path_without_extension(tmp_path):
     label(tmp_path / "day/labels/a/z.png")
     (tmp_path / "day/images/readme.txt").touch()
     picture(tmp_path / "day/images/.hidden.png")
-    assert list_folder(tmp_path, "day/images", "day/labels") == [
+    assert listed(tmp_path, "day/images", "day/labels") == [
         Item("a/z", "day/images/a/z.PNG", "day/labels/a/z.png"),
         Item("b.x", "day/images/b.x.jpg", "day/labels/b.x.png"),
     ]
@@ -48,18 +49,18 @@ def test_images_and_labels_are_matched_by_path_without_extension(tmp_path):
 
 def test_without_a_label_folder_no_label_is_listed(tmp_path):
     raw_data(tmp_path)
-    items = list_folder(tmp_path, "images", None)
+    items = listed(tmp_path, "images", None)
     assert [item.name for item in items] == ["a", "b/c", "d"]
     assert {item.label for item in items} == {None}
-    assert list_folder(tmp_path / "images", ".", None)[0] == Item("a", "a.png", None)
+    assert listed(tmp_path / "images", ".", None)[0] == Item("a", "a.png", None)
 
 
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="none/images: no such folder"):
-        list_folder(tmp_path / "none", "images", None)
+        listed(tmp_path / "none", "images", None)
     picture(tmp_path / "images/a.png")
     with pytest.raises(UserError, match="labels: no such folder"):
-        list_folder(tmp_path, "images", "labels")
+        listed(tmp_path, "images", "labels")
     with pytest.raises(UserError, match="none: no such folder"):
         index_folder(tmp_path / "none")
 
@@ -68,7 +69,7 @@ def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.txt").touch()
     with pytest.raises(UserError, match=r"images: no image found; .*\.jpg"):
-        list_folder(tmp_path, "images", None)
+        listed(tmp_path, "images", None)
 
 
 @pytest.mark.parametrize(("kept", "lost"), [("image", "label"), ("label", "image")])
@@ -78,21 +79,21 @@ def test_the_first_unpaired_file_is_named(tmp_path, kept, lost):
         (tmp_path / f"{lost}s/{name}.png").unlink()
     message = rf"{kept}s/b/c\.png: this {kept} has no {lost} \(and 1 more\); expected .*{lost}s/b/c"
     with pytest.raises(UserError, match=message):
-        list_folder(tmp_path, "images", "labels")
+        listed(tmp_path, "images", "labels")
 
 
 def test_two_files_of_one_name_are_named(tmp_path):
     picture(tmp_path / "images/a.png")
     picture(tmp_path / "images/a.jpg")
     with pytest.raises(UserError, match=r"images/a\.png: has the same name as .*images/a\.jpg"):
-        list_folder(tmp_path, "images", None)
+        listed(tmp_path, "images", None)
 
 
 @pytest.mark.parametrize(("images", "labels"), [("x", "x"), (".", "x"), ("x", "x/y")])
 def test_labels_among_the_images_are_refused(tmp_path, images, labels):
     picture(tmp_path / "x/y/a.png")
     with pytest.raises(UserError, match="two separate folders"):
-        list_folder(tmp_path, images, labels)
+        listed(tmp_path, images, labels)
 
 
 @pytest.mark.parametrize("folder", ["../other", "/etc"])
@@ -100,9 +101,9 @@ def test_listed_folders_stay_inside_the_data_set(tmp_path, folder):
     picture(tmp_path / "other/a.png")
     raw_data(tmp_path / "data")
     with pytest.raises(UserError, match="leaves this folder"):
-        list_folder(tmp_path / "data", folder, None)
+        listed(tmp_path / "data", folder, None)
     with pytest.raises(UserError, match="leaves this folder"):
-        list_folder(tmp_path / "data", "images", folder)
+        listed(tmp_path / "data", "images", folder)
 
 
 # Index
@@ -130,7 +131,7 @@ def test_links_inside_the_folder_are_followed_and_others_refused(tmp_path):
     assert index_folder(tmp_path / "link")["path"].tolist() == ["copy/a.png", "images/a.png"]
     secret = picture(tmp_path / "secret.png")
     (data / "images/b.png").symlink_to(secret)
-    for listing in (lambda: index_folder(data), lambda: list_folder(data, "images", None)):
+    for listing in (lambda: index_folder(data), lambda: listed(data, "images", None)):
         with pytest.raises(UserError, match=r"images/b\.png: this link leaves the data set"):
             listing()
 

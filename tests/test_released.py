@@ -43,7 +43,7 @@ def test_an_imported_checkpoint_answers_as_the_released_network(tmp_path, golden
     call("weights", "import", tmp_path / "a.pkl", tmp_path / "weights/a.safetensors")
 
     classes = read_class_map(ROOT / "classes/cityscapes.yaml").label_space
-    network, config, _ = load_model(tmp_path / "weights/a.safetensors", classes)
+    network, config, *_ = load_model(tmp_path / "weights/a.safetensors", classes)
     assert config == RELEASED_NETWORK
     with torch.no_grad():
         features, logits = network(image)

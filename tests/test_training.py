@@ -13,6 +13,7 @@ import cag.training.loop
 from cag.adaptation import AdaptationObjective
 from cag.adversarial import AdversarialObjective
 from cag.config.adaptation import Adapt
+from cag.config.anchors import Anchors
 from cag.config.networks import Network, Normalization
 from cag.config.training import Pretrain, Run
 from cag.config.warmup import Warmup
@@ -32,6 +33,7 @@ from cag.training.objectives import (
 )
 
 CLASSES, WIDTH, HEIGHT, BREADTH = 3, 16, 32, 64
+ANCHORS = Anchors(average="images", min_pixels=1, min_recall=0.0)
 ADAPT = {
     "class_mix": 0.0,
     "target_labels": "both",
@@ -102,7 +104,7 @@ def problem(kind, network, **changes):
         return AdversarialObjective(network, config), unlabelled_batches, config
     config = Adapt(**TRAINING | ADAPT | changes)
     anchors = torch.rand(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    return AdaptationObjective(network, anchors, config, min_pixels=1), both_batches, config
+    return AdaptationObjective(network, anchors, config, None, ANCHORS), both_batches, config
 
 
 def run_params(**changes):

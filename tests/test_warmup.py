@@ -100,7 +100,7 @@ def test_the_pretrained_model_is_trained_and_target_labels_stay_closed(project, 
     stage()
     source = Path("data/prepared/source/labels/train")
     assert {path.parent for path in opened} == {source}
-    before, after = (load_model(path, SPACE)[0].state_dict() for path in (PRETRAINED, MODEL))
+    before, after = (load_model(path, SPACE).network.state_dict() for path in (PRETRAINED, MODEL))
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
     assert before.keys() == after.keys()  # no discriminator among them
     curve = pd.read_csv(CURVE)

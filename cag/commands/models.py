@@ -50,13 +50,13 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
       cag export data/models/round3.safetensors --format pt2 --out round3.pt2 --images photos
     """
     from cag.deploy import export as exports
-    from cag.networks import load_model, trained_size
+    from cag.networks import load_model
 
     if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
     if form == "onnx":
         exports.require_packages("onnx", "onnxscript", "onnxruntime")
-    network, _, classes = load_model(model)
+    network, _, classes, size = load_model(model)
     given = _comparison_images(images)
     program = exports.trace(network)
     write, load = {
@@ -64,7 +64,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
         "pt2": (exports.write_pt2, exports.load_pt2),
     }[form]
     with atomic_file(out) as partial:
-        write(partial, program, exports.metadata(classes, trained_size(model)))
+        write(partial, program, exports.metadata(classes, size))
         compared = list(exports.compare(network, load(partial), given))
         _print_comparisons(compared)
         if not all(one.passed for one in compared):

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cag.commands.terminal import print_table
 from cag.datasets.images import overlay, read_image, resize, write_image, write_jpeg, write_label
-from cag.datasets.layouts import EXTENSIONS, list_folder
+from cag.datasets.layouts import EXTENSIONS, Split, list_split
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, write_json
 
@@ -174,7 +174,7 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
     """Name and path of each image, and whether it was named itself."""
     path = Path(text)
     if path.is_dir():
-        for item in list_folder(path, "", None):
+        for item in list_split(path, Split("", "", None)):
             yield item.name, path / item.image, False
     elif path.exists():
         yield path.stem, path, True

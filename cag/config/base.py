@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cag.runtime.errors import UserError
+from cag.runtime.validation import explain, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +24,8 @@ BATCH_NORM = (
 )
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+COMPLETE = "presets/ holds complete files"
+DOMAINS = ("source", "target")  # the sections whose keys depend on their layout
 RULES = ("anchor", "probability")  # of pseudo-labels, in the order of their maps
 
 
@@ -58,7 +60,7 @@ def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
     Raises:
         UserError: The file cannot be read, or a key is missing, unknown, mistyped or impossible.
     """
-    content = read_yaml(path)
+    content = read_parameters(path)
     wanted = {name: content[name] for name in model.model_fields if name in content}
     return validated(model, wanted, path)
 
@@ -73,7 +75,7 @@ def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P
         # Through JSON's rules a YAML list is a tuple; other types stay strict.
         return model.model_validate(_tuples(content))
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(model, error)}") from None
+        raise UserError(f"{path}: {explain(model, error, COMPLETE, DOMAINS)}") from None
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,21 +87,13 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+def read_parameters(path: str | Path) -> dict[str, Any]:
+    """The sections that a parameter file holds, not yet validated.
 
     Raises:
-        UserError: There is none, or it cannot be read.
+        UserError: There is no such file, or it cannot be read.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `cag preset scenes` writes one") from None
-    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
-        raise UserError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds no mapping; presets/ holds complete files")
-    return raw
+    return read_yaml(path, "`cag preset scenes` writes one", COMPLETE)
 
 
 def _tuples(value: Any) -> Any:
@@ -108,30 +102,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return value
-
-
-def _explain(model: type[Section], error: ValidationError) -> str:
-    first = error.errors()[0]
-    kind, found = first["type"], first["input"]
-    section, *parts = first["loc"]
-    # A domain's location goes on with its layout, that of a mapping's bad key ends with "[key]".
-    parts = parts[1:] if section in ("source", "target") else parts
-    key = ".".join(str(part) for part in (section, *parts) if part != "[key]")
-    if kind == "union_tag_not_found":
-        return f"'{key}.layout' is missing"
-    if kind == "union_tag_invalid":
-        expected = first["ctx"]["expected_tags"]
-        return f"{key}.layout is {first['ctx']['tag']!r}: expected one of {expected}"
-    if kind == "extra_forbidden":
-        known = "check its spelling" if parts else f"known are {', '.join(model.model_fields)}"
-        return f"unknown key '{key}'; {known}"
-    if kind == "missing":
-        complete = "" if parts else "; presets/ holds complete files"
-        return f"'{key}' is missing{complete}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = f"{message[0].lower()}{message[1:]}"
-    if isinstance(found, dict):
-        return f"{key}: {message}"
-    text_for_number = kind == "float_type" and isinstance(found, str)
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
-    return f"{key} is {list(found) if isinstance(found, tuple) else found!r}: {message}{hint}"

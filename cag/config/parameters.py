@@ -13,7 +13,7 @@ from cag.config.base import (
     Name,
     Section,
     about,
-    read_yaml,
+    read_parameters,
     validated,
 )
 from cag.config.datasets import Source, Target
@@ -73,7 +73,7 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
     Raises:
         UserError: As `load_params`, or a round refers to a model or round that comes later or not.
     """
-    params = validated(Parameters, read_yaml(path), path)
+    params = validated(Parameters, read_parameters(path), path)
     models, rounds = ["pretrain", "warmup"], []
     for name, entry in params.rounds.items():
         if name in models:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # PNG colour types
@@ -138,9 +138,8 @@ def _read(path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder and the file's name") from None
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: not a readable image ({reason}); replace or remove the file"
+            f"{path}: not a readable image ({in_one_line(error)}); replace or remove the file"
         ) from error
 
 

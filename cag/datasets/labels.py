@@ -1,15 +1,27 @@
 """Label spaces (names and colours of the classes) and class maps (raw label value -> train id)."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from cag.runtime.errors import UserError
+from cag.runtime.validation import explain, read_yaml
 
 IGNORE = 255
 MAX_CLASSES = 254
@@ -26,23 +38,11 @@ class LabelSpace:
         palette: One (red, green, blue) colour in 0..255 for each class.
         subsets: Names of sets of classes over which the mean IoU is also given, and their train
             ids, e.g. ("13_of_16", (0, 1, 2, 6, ...)).
-
-    Raises:
-        ValueError: No or too many classes, repeated names, or not one valid colour for each name.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.names) <= MAX_CLASSES:
-            raise ValueError(f"{len(self.names)} classes found, 1 to {MAX_CLASSES} are possible")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"the class name {repeated[0]!r} is given twice")
-        if len(self.palette) != len(self.names) or not all(map(_is_color, self.palette)):
-            raise ValueError("each class needs a colour of three integers in 0..255")
 
     @property
     def num_classes(self) -> int:
@@ -62,36 +62,64 @@ class LabelSpace:
         return content | ({"subsets": subsets} if subsets else {})
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "LabelSpace":
+    def from_dict(cls, content: Mapping[str, Any]) -> LabelSpace:
         """Rebuild what `to_dict` gave.
 
         Raises:
             ValueError: The content has another form.
         """
         try:
-            names = tuple(str(entry["name"]) for entry in content["classes"])
-            palette = tuple(tuple(entry["color"]) for entry in content["classes"])
-        except (KeyError, TypeError) as error:
-            raise ValueError("expected a list 'classes' of entries with name and color") from error
-        space = cls(names, palette)
-        return replace(space, subsets=_subsets(content.get("subsets", {}), names))
+            return ClassList.model_validate(content).label_space
+        except ValidationError as error:
+            raise ValueError(explain(ClassList, error, "expected a list 'classes'")) from None
 
 
-def _subsets(content: Any, names: tuple[str, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"subsets: expected a mapping of names to lists, found {content!r}")
-    subsets = []
-    for key, members in content.items():
-        if not (isinstance(key, str) and re.fullmatch(r"\w+", key)):
-            raise ValueError(f"subsets: the name {key!r} may have letters, digits and _ alone")
-        if not isinstance(members, list) or not members:
-            raise ValueError(f"subsets.{key}: expected a list of class names, found {members!r}")
-        for i, name in enumerate(members):
-            if name not in names or name in members[:i]:
-                problem = "is given twice" if name in names else "is no class of this map"
-                raise ValueError(f"subsets.{key}: {name!r} {problem}")
-        subsets.append((key, tuple(names.index(name) for name in members)))
-    return tuple(subsets)
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[list[Byte], Field(min_length=3, max_length=3), AfterValidator(tuple)]
+COUNT = Field(min_length=1, max_length=MAX_CLASSES)
+
+
+class Class(BaseModel):
+    """A class of a label space."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    color: Color
+
+
+class ClassList(BaseModel):
+    """The classes of prepared data, of a model or of a class map, and sets of them by name."""
+
+    model_config = ConfigDict(strict=True)
+
+    classes: Annotated[list[Class], COUNT]
+    subsets: dict[
+        Annotated[str, Field(pattern=r"^\w+$")], Annotated[list[str], Field(min_length=1)]
+    ] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassList:
+        _ = self.label_space
+        return self
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes in the order of their train ids.
+
+        Raises:
+            ValueError: A name is given twice, or a set names something else than a class.
+        """
+        names = [entry.name for entry in self.classes]
+        named = {f"subsets.{key}": members for key, members in self.subsets.items()}
+        for key, members in [("classes", names), *named.items()]:
+            if repeated := [name for name, count in Counter(members).items() if count > 1]:
+                raise ValueError(f"{key}: the class name {repeated[0]!r} is given twice")
+            if unknown := [name for name in members if name not in names]:
+                raise ValueError(f"{key}: {unknown[0]!r} is no class of this map")
+        palette = tuple(entry.color for entry in self.classes)
+        subsets = ((key, tuple(map(names.index, self.subsets[key]))) for key in self.subsets)
+        return LabelSpace(tuple(names), palette, tuple(subsets))
 
 
 class ClassMap:
@@ -262,99 +290,71 @@ def read_class_map(path: Path) -> ClassMap:
     Raises:
         UserError: The file is missing, is not YAML or breaks a rule; file and key are named.
     """
+    examples = "classes/ holds complete class maps"
+    content = read_yaml(path, examples, examples)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the class map cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        file = ClassMapFile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(ClassMapFile, error, examples)}") from None
+    return ClassMap(file.label_space, file.train_ids, file.ignore == "rest", file.channel)
+
+
+def _raw_value(value: Any, handler: Callable[[Any], Any]) -> int | tuple[int, int, int]:
     try:
-        return _class_map(content)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        return handler(value)
+    except ValidationError:
+        raise ValueError("expected an integer or [r, g, b]") from None
 
 
-def _class_map(content: Any) -> ClassMap:
-    optional = {"ignore", "channel", "subsets"}
-    _check_keys("the file", content, required={"classes"}, optional=optional)
-    entries = content["classes"]
-    if not isinstance(entries, list):
-        raise ValueError(f"classes: expected a list, found {entries!r}")
-    for train_id, entry in enumerate(entries):
-        _check_class(f"classes[{train_id}]", entry)
-    try:
-        label_space = LabelSpace.from_dict({"classes": entries})
-    except ValueError as error:
-        raise ValueError(f"classes: {error}") from error
-    subsets = _subsets(content.get("subsets", {}), label_space.names)
-    channel = content.get("channel")
-    if channel is not None and (type(channel) is not int or channel not in (0, 1, 2)):
-        raise ValueError(f"channel: expected 0, 1 or 2, found {channel!r}")
-
-    ignore = content.get("ignore", [])
-    listed = [(f"classes[{i}].values", entry["values"], i) for i, entry in enumerate(entries)]
-    if ignore != "rest":
-        listed.append(("ignore", ignore, IGNORE))
-    train_ids = _train_ids(listed)
-    if channel is not None and any(isinstance(value, tuple) for value in train_ids):
-        raise ValueError("channel: one channel holds integers, but the classes list colours")
-    label_space = replace(label_space, subsets=subsets)
-    return ClassMap(label_space, train_ids, ignore == "rest", channel)
+def _list_or_rest(value: Any, handler: Callable[[Any], list]) -> Any:
+    if isinstance(value, list):
+        return handler(value)
+    if value != "rest":
+        raise ValueError("expected a list of values or 'rest'")
+    return value
 
 
-def _check_class(key: str, entry: Any) -> None:
-    _check_keys(key, entry, required={"name", "color", "values"})
-    if not isinstance(entry["name"], str) or not entry["name"].strip():
-        raise ValueError(f"{key}.name: expected a text, found {entry['name']!r}")
-    if not _is_color(entry["color"]):
-        raise ValueError(
-            f"{key}.color: expected three integers in 0..255, found {entry['color']!r}"
-        )
+RawValues = list[Annotated[int | Color, WrapValidator(_raw_value)]]
 
 
-def _check_keys(key: str, entry: Any, required: set[str], optional: frozenset | set = frozenset()):
-    if not isinstance(entry, dict):
-        raise ValueError(f"{key}: expected keys {sorted(required)}, found {entry!r}")
-    unknown = [name for name in entry if name not in required | optional]
-    if unknown:
-        raise ValueError(
-            f"{key}: unknown key {unknown[0]!r}; known keys are {sorted(required | optional)}"
-        )
-    missing = sorted(required - set(entry))
-    if missing:
-        raise ValueError(f"{key}: the key {missing[0]!r} is missing")
+class MappedClass(Class, extra="forbid"):
+    """A class and the raw values that mean it."""
+
+    values: RawValues
 
 
-def _train_ids(listed: list[tuple[str, Any, int]]) -> dict[int | tuple[int, int, int], int]:
-    """Merge lists of (key, raw values, train id), each value once and all of one kind."""
-    train_ids: dict = {}
-    first_key: dict = {}
-    for key, values, train_id in listed:
-        if not isinstance(values, list):
-            raise ValueError(f"{key}: expected a list of values, found {values!r}")
-        for value in values:
-            raw = _raw_value(key, value)
-            if raw in train_ids:
-                raise ValueError(f"{key}: the value {value} is already in {first_key[raw]}")
-            train_ids[raw], first_key[raw] = train_id, key
-    if not train_ids:
-        raise ValueError("classes: no class has a value")
-    if len({type(raw) for raw in train_ids}) > 1:
-        raise ValueError("classes: integers and [r, g, b] colours are mixed; use one kind")
-    return train_ids
+class ClassMapFile(ClassList, extra="forbid"):
+    """The content of a class map's file."""
 
+    classes: Annotated[list[MappedClass], COUNT]
+    ignore: Annotated[RawValues, WrapValidator(_list_or_rest)] = []
+    channel: Annotated[int, Field(ge=0, le=2)] | None = None
 
-def _raw_value(key: str, value: Any) -> int | tuple[int, int, int]:
-    if type(value) is int:
-        return value
-    if _is_color(value):
-        return tuple(value)
-    raise ValueError(f"{key}: expected an integer or [r, g, b], found {value!r}")
+    @model_validator(mode="after")
+    def _check_values(self) -> ClassMapFile:
+        _ = self.train_ids
+        return self
 
+    @property
+    def train_ids(self) -> dict[int | tuple[int, int, int], int]:
+        """Raw value -> train id or 255.
 
-def _is_color(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 3
-        and all(type(channel) is int and 0 <= channel <= 255 for channel in value)
-    )
+        Raises:
+            ValueError: A value is listed twice, or they are not all of one kind.
+        """
+        listed = [(f"classes.{i}.values", entry.values, i) for i, entry in enumerate(self.classes)]
+        if self.ignore != "rest":
+            listed.append(("ignore", self.ignore, IGNORE))
+        train_ids, first_key = {}, {}
+        for key, values, train_id in listed:
+            for value in values:
+                if value in train_ids:
+                    raise ValueError(f"{key}: the value {value} is already in {first_key[value]}")
+                train_ids[value], first_key[value] = train_id, key
+        if not train_ids:
+            raise ValueError("classes: no class has a value")
+        if len(set(map(type, train_ids))) > 1:
+            raise ValueError("classes: integers and [r, g, b] colours are mixed; use one kind")
+        if self.channel is not None and isinstance(next(iter(train_ids)), tuple):
+            raise ValueError("channel: one channel holds integers, but the classes list colours")
+        return train_ids

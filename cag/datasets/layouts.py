@@ -101,55 +101,38 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
 
 
 def list_split(folder: Path, split: Split) -> list[Item]:
-    """List a split's items, sorted by name.
-
-    Raises:
-        UserError: See `list_folder`.
-    """
-    return list_folder(folder, split.images, split.labels, split.image_suffix, split.label_suffix)
-
-
-def list_folder(
-    folder: Path,
-    images: str,
-    labels: str | None,
-    image_suffix: str = "",
-    label_suffix: str = "",
-) -> list[Item]:
-    """List folders of images and, matched by name, of labels.
+    """List a split's images and, matched by name, its labels.
 
     Args:
         folder: The data set's folder.
-        images: Folder of the images, below `folder`; its sub-folders belong to it.
-        labels: Folder of the labels, or None: no label is then looked for.
-        image_suffix: What an image's name ends with before its extension; others are passed over.
-        label_suffix: The same of a label.
+        split: Its folders below `folder`, and the suffixes of the files' names.
 
     Returns:
-        Items sorted by name: the path below `images` (and below `labels`) without suffix and
+        Items sorted by name: the path below the images (and below the labels) without suffix and
             extension.
 
     Raises:
         UserError: A folder is missing, there is no image, an image has no label or a label no
             image, or two files have one name.
     """
-    image_paths = _by_name(Path(folder), images, image_suffix)
-    if not image_paths:
+    folder = Path(folder)
+    images = _by_name(folder, split.images, split.image_suffix)
+    if not images:
         raise UserError(
-            f"{Path(folder) / images}: no image found; expected files that end in "
-            f"{', '.join(image_suffix + extension for extension in sorted(EXTENSIONS))}"
+            f"{folder / split.images}: no image found; expected files that end in "
+            f"{', '.join(split.image_suffix + extension for extension in sorted(EXTENSIONS))}"
         )
-    if labels is None:
-        return [Item(name, path, None) for name, path in sorted(image_paths.items())]
-    first, second = PurePosixPath(images), PurePosixPath(labels)
+    if split.labels is None:
+        return [Item(name, path, None) for name, path in sorted(images.items())]
+    first, second = PurePosixPath(split.images), PurePosixPath(split.labels)
     if first.is_relative_to(second) or second.is_relative_to(first):
         raise UserError(
-            f"{folder}: images ({images}) and labels ({labels}) must be two separate folders"
+            f"{folder}: images ({split.images}) and labels ({split.labels}) must be two separate "
+            "folders"
         )
-    label_paths = _by_name(Path(folder), labels, label_suffix)
-    where = {"image": (images, image_suffix), "label": (labels, label_suffix)}
-    _check_pairs(Path(folder), where, image_paths, label_paths)
-    return [Item(name, path, label_paths[name]) for name, path in sorted(image_paths.items())]
+    labels = _by_name(folder, split.labels, split.label_suffix)
+    _check_pairs(folder, split, images, labels)
+    return [Item(name, path, labels[name]) for name, path in sorted(images.items())]
 
 
 def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
@@ -223,21 +206,17 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
 
 
 def _check_pairs(
-    folder: Path,
-    where: dict[str, tuple[str, str]],
-    image_paths: dict[str, str],
-    label_paths: dict[str, str],
+    folder: Path, split: Split, images: dict[str, str], labels: dict[str, str]
 ) -> None:
-    for kind, other, paths, missing in (
-        ("image", "label", image_paths, image_paths.keys() - label_paths.keys()),
-        ("label", "image", label_paths, label_paths.keys() - image_paths.keys()),
+    for kind, paths, other, others, below, suffix in (
+        ("image", images, "label", labels, split.labels, split.label_suffix),
+        ("label", labels, "image", images, split.images, split.image_suffix),
     ):
-        if missing:
-            first = paths[min(missing)]
+        if missing := paths.keys() - others.keys():
+            name = min(missing)
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            below, suffix = where[other]
-            expected = folder / below / f"{min(missing)}{suffix}"
             raise UserError(
-                f"{folder / first}: this {kind} has no {other}{more}; expected {expected} "
-                "with an image extension; add or remove the file"
+                f"{folder / paths[name]}: this {kind} has no {other}{more}; expected "
+                f"{folder / below / f'{name}{suffix}'} with an image extension; add or remove the "
+                "file"
             )

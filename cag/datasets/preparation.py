@@ -78,7 +78,9 @@ def prepare_split(
             image and its label differ in size; two items have one name; or the disk is too full.
     """
     _check_names(items, split)
-    require_space(out, _estimated_bytes(items, folder, size), f"the prepared split '{split}'")
+    height, width = size or image_size(inside(folder, items[0].image))
+    needed = prepared_bytes(len(items) * height * width)
+    require_space(out, needed, f"the prepared split '{split}'")
     targets = [Path(out) / kind / split for kind in ("images", "labels")]
     for target in targets:
         target.mkdir(parents=True)
@@ -207,11 +209,6 @@ def _check_names(items: Sequence[Item], split: str) -> None:
         seen[item.name] = item.image
 
 
-def _estimated_bytes(items: Sequence[Item], folder: Path, size: tuple[int, int] | None) -> int:
-    height, width = size or image_size(inside(folder, items[0].image))
-    return prepared_bytes(len(items) * height * width)
-
-
 def _prepare_item(
     item: Item,
     folder: Path,
@@ -224,7 +221,11 @@ def _prepare_item(
     image = read_image(inside(folder, item.image))  # (H, W, 3)
     labels = None
     if item.label is not None:
-        labels = _read_train_ids(item, folder, image.shape[:2], class_map)  # (H, W)
+        raw = read_raw_label(item, folder, image.shape[:2])
+        try:
+            labels = class_map.encode(raw)  # (H, W)
+        except UserError as error:
+            raise UserError(f"{folder / item.label}: {error}") from None
     image = resize(image, size)
     row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
     row["height"], row["width"] = image.shape[:2]
@@ -239,16 +240,6 @@ def _prepare_item(
         write_label(path, labels, class_map.label_space.palette_array)
         row["label_sha256"] = sha256(path)
     return row
-
-
-def _read_train_ids(
-    item: Item, folder: Path, size: tuple[int, int], class_map: ClassMap
-) -> np.ndarray:
-    raw = read_raw_label(item, folder, size)
-    try:
-        return class_map.encode(raw)
-    except UserError as error:
-        raise UserError(f"{folder / item.label}: {error}") from None
 
 
 def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:

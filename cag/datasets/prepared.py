@@ -1,24 +1,29 @@
 """The one prepared form of a data set, which every later stage reads."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import LabelSpace
 from cag.runtime.errors import UserError
 from cag.runtime.files import is_local, sha256
+from cag.runtime.validation import readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
+PREPARE, AGAIN = "run `dvc repro` to prepare the data set", "prepare it again"
 COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
 
 
@@ -41,12 +46,8 @@ def read_manifest(folder: Path) -> pd.DataFrame:
             name, or a path that leaves the folder.
     """
     path = Path(folder) / MANIFEST
-    try:
+    with readable(path, "a readable table", PREPARE, AGAIN):
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
-    except (OSError, ValueError) as error:  # what pandas raises for a broken file is a ValueError
-        raise UserError(f"{path}: not a readable table ({error}); prepare it again") from error
     _check_manifest(path, rows)
     return rows.astype({"height": "int64", "width": "int64"})
 
@@ -58,12 +59,8 @@ def read_label_space(folder: Path) -> LabelSpace:
         UserError: classes.json is missing or not of the form that `write_manifest` writes.
     """
     path = Path(folder) / CLASSES
-    try:
+    with readable(path, "a list of classes", PREPARE, AGAIN):
         return LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` to prepare the data set") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a list of classes ({error}); prepare it again") from error
 
 
 def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
@@ -101,12 +98,9 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for name in (MANIFEST, CLASSES):
-        try:
-            digest.update(f"{name} {sha256(Path(folder) / name)}\n".encode())
-        except FileNotFoundError:
-            raise UserError(
-                f"{Path(folder) / name}: no such file; run `dvc repro` to prepare the data set"
-            ) from None
+        path = Path(folder) / name
+        with readable(path, "a readable file", PREPARE):
+            digest.update(f"{name} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -117,29 +111,28 @@ def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
     if list(rows.columns) != COLUMNS:
         raise UserError(
             f"{path}: found the columns {', '.join(rows.columns)}; expected {', '.join(COLUMNS)}; "
-            "prepare it again"
+            f"{AGAIN}"
         )
     for column in ("height", "width"):
         wrong = ~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")
         if wrong.any():
             raise UserError(
                 f"{path}: {column} of {rows['name'][wrong].iloc[0]!r} is "
-                f"{rows[column][wrong].iloc[0]!r}; expected a number of pixels; prepare it again"
+                f"{rows[column][wrong].iloc[0]!r}; expected a number of pixels; {AGAIN}"
             )
     for column in _PATH_COLUMNS:
         for value in rows[column]:
             if not is_local(value) or (not value and column != "label"):
                 raise UserError(
-                    f"{path}: the {column} {value!r} is not a path below {path.parent}; "
-                    "prepare it again"
+                    f"{path}: the {column} {value!r} is not a path below {path.parent}; {AGAIN}"
                 )
     repeated = rows.duplicated(["split", "name"])
     if repeated.any():
         raise UserError(f"{path}: {rows['name'][repeated].iloc[0]!r} is listed twice")
 
 
-class PreparedImages(Dataset):
-    """One split of a prepared data set, in the manifest's order.
+class PreparedImages:
+    """One split of a prepared data set, in the manifest's order; a data set of PyTorch.
 
     Args:
         folder: The prepared folder.
@@ -179,6 +172,8 @@ class PreparedImages(Dataset):
         Raises:
             UserError: A file is missing or damaged, or the image is not of the manifest's size.
         """
+        import torch  # here, since it is slow to import and those who read the manifest need none
+
         path = self.folder / self._images[index]
         image = torch.from_numpy(read_image(path))  # (H, W, 3)
         if image.shape[:2] != self.sizes[index]:

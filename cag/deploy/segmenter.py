@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cag.datasets.images import read_image, resize, to_rgb
 from cag.datasets.labels import LabelSpace
-from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, load_model, trained_size
+from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, load_model
 from cag.prediction import full_resolution, predict, upsampled
 from cag.runtime.devices import one_device
 
@@ -59,8 +59,8 @@ class Segmenter:
     @classmethod
     def from_file(cls, path: Path, device: str | None = None) -> Segmenter:
         """See `cag.load`."""
-        network, _, classes = load_model(path)
-        return cls(network, classes, device, trained_size(path))
+        model = load_model(path)
+        return cls(model.network, model.classes, device, model.size)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -31,8 +31,7 @@ from cag.training.samples import labelled_samples
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = Path("data/models/pretrain.safetensors")
-SCRATCH = Path(".scratch/oracle")
-LABELLED = SCRATCH / "labelled"
+LABELLED = Path(".scratch/oracle/labelled")
 
 
 class OracleParams(Run):
@@ -119,11 +118,10 @@ def run_folds(params: OracleParams, classes: LabelSpace) -> tuple[Tensor, int]:
 
 def _run_fold(fold, members, validation, params: OracleParams, classes: LabelSpace) -> Tensor:
     """Train the pretrained network on the source and the members; score the validation images."""
-    network, _, _ = load_model(MODEL, classes)
-    checkpoint = SCRATCH / f"checkpoint-{fold}.pt"
-    fit = Fit(f"oracle, fold {fold + 1}", params, params.schedule, [3, fold], checkpoint)
-    source, target = fit.samples(labelled_samples(SOURCE), 0), fit.samples(members, 1)
-    weights = fit.class_weights(source, network.num_classes)
+    network = load_model(MODEL, classes).network
+    fit = Fit(f"oracle fold {fold + 1}", params, params.schedule, [3, fold])
+    source, weights = fit.source(SOURCE, classes.num_classes)
+    target = fit.samples(members)
     objective = SupervisedObjective(network, weights, ("source", "target"))
     names = [sample.image.name for sample in members]
     fit.train(objective, [source, target], [SOURCE, LABELLED, MODEL], members=names)
@@ -135,6 +133,5 @@ def _run_fold(fold, members, validation, params: OracleParams, classes: LabelSpa
 
 def clean_up() -> None:
     """Remove the resume states and the prepared images, once the scores are on the disk."""
-    for checkpoint in SCRATCH.glob("checkpoint-*.pt"):
-        checkpoint.unlink()
-    shutil.rmtree(LABELLED)
+    for folder in (LABELLED, *Path(".scratch").glob("oracle-fold-*")):
+        shutil.rmtree(folder)

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cag.scenes.geometry import LABEL_ONLY, Colour, Model, Paint, Point
-from cag.scenes.looks import (
-    BICYCLE,
-    MOTORCYCLE,
-    PERSON,
-    RIDER,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.geometry import LABEL_ONLY, Colour, Corner, Model, Paint
+from cag.scenes.looks import BICYCLE, MOTORCYCLE, PERSON, RIDER, Look, between, pick, tinted, varied
 
 RUBBER: Colour = (24, 24, 26)
 HUB: Colour = (150, 152, 156)
@@ -27,45 +17,24 @@ def person(look: Look, rng: np.random.Generator, label: int = PERSON) -> Model:
     """A standing or walking person, about 1.75 m tall, on a card across z."""
     model = Model()
     tall = between((1.6, 1.9), rng)
-    top, legs = (
-        Paint(varied(look.clothes, rng), label),
-        Paint(varied(((44, 50, 78), (60, 58, 60), (110, 100, 84)), rng), label),
-    )
+    top = Paint(varied(look.clothes, rng), label)
+    legs = Paint(varied(((44, 50, 78), (60, 58, 60), (110, 100, 84)), rng), label)
     skin, hair = Paint(pick(SKIN, rng), label), Paint(pick(HAIR, rng), label)
     shoe = Paint((34, 32, 32), label)
     stride = between((0.04, 0.3), rng)
     hip = 0.5 * tall
     for side in (-1, 1):
         foot = side * stride
-        leg = [
-            (side * 0.02, hip, 0),
-            (side * 0.2, hip, 0),
-            (foot + side * 0.09, 0.06, 0),
-            (foot - side * 0.06, 0.06, 0),
-        ]
-        model.face(leg, legs)
-        model.face(
-            [
-                (foot - 0.08, 0, 0),
-                (foot + 0.14, 0, 0),
-                (foot + 0.08, 0.1, 0),
-                (foot - 0.08, 0.1, 0),
-            ],
-            shoe,
-        )
+        ankle = [(foot + side * 0.09, 0.06), (foot - side * 0.06, 0.06)]
+        model.face([(side * 0.02, hip), (side * 0.2, hip), *ankle], legs)
+        sole = [(foot - 0.08, 0), (foot + 0.14, 0)]
+        model.face([*sole, (foot + 0.08, 0.1), (foot - 0.08, 0.1)], shoe)
     _torso(model, tall, hip, stride, top, skin, coat=look.foreign and rng.random() < 0.5)
-    _head(model, (0.0, 0.92 * tall, 0.0), skin, hair)
+    _head(model, (0.0, 0.92 * tall), skin, hair)
     if rng.random() < 0.3:
         bag = Paint(varied(look.cars, rng), label)
-        model.face(
-            [
-                (0.22, 0.36 * tall, 0),
-                (0.42, 0.36 * tall, 0),
-                (0.4, 0.52 * tall, 0),
-                (0.24, 0.52 * tall, 0),
-            ],
-            bag,
-        )
+        low, high = 0.36 * tall, 0.52 * tall
+        model.face([(0.22, low), (0.42, low), (0.4, high), (0.24, high)], bag)
     return model
 
 
@@ -75,33 +44,18 @@ def _torso(
     shoulder, sleeve = 0.83 * tall, Paint(tinted(top.colour, 0.8), top.label)
     for side in (-1, 1):
         hand = side * (0.26 + 0.5 * swing)
-        arm = [
-            (side * 0.16, shoulder, 0),
-            (side * 0.25, shoulder - 0.03, 0),
-            (hand + side * 0.07, 0.48 * tall, 0),
-            (hand - side * 0.03, 0.48 * tall, 0),
-        ]
-        model.face(arm, sleeve)
-        model.disc((hand, 0.47 * tall, 0), 0.05, skin, sides=6)
+        wrist = [(hand + side * 0.07, 0.48 * tall), (hand - side * 0.03, 0.48 * tall)]
+        model.face([(side * 0.16, shoulder), (side * 0.25, shoulder - 0.03), *wrist], sleeve)
+        model.disc((hand, 0.47 * tall), 0.05, skin, sides=6)
     low = 0.3 * tall if coat else hip - 0.04
-    flare = 0.27 if coat else 0.19
-    model.face(
-        [
-            (-flare, low, 0),
-            (-0.23, shoulder - 0.04, 0),
-            (-0.1, 0.86 * tall, 0),
-            (0.1, 0.86 * tall, 0),
-            (0.23, shoulder - 0.04, 0),
-            (flare, low, 0),
-        ],
-        top,
-    )
+    left = [(-0.27 if coat else -0.19, low), (-0.23, shoulder - 0.04), (-0.1, 0.86 * tall)]
+    model.face([*left, *((-x, y) for x, y in reversed(left))], top)
 
 
-def _head(model: Model, at: Point, skin: Paint, hair: Paint, helmet: bool = False) -> None:
-    x, y, z = at
-    model.disc((x, y + 0.035, z), 0.14 if helmet else 0.125, hair, stretch=1.15, sides=10)
-    model.disc((x, y - (0.06 if helmet else 0.03), z), 0.095, skin, stretch=1.1, sides=10)
+def _head(model: Model, at: Corner, skin: Paint, hair: Paint, helmet: bool = False) -> None:
+    x, y = at
+    model.disc((x, y + 0.035), 0.14 if helmet else 0.125, hair, stretch=1.15, sides=10)
+    model.disc((x, y - (0.06 if helmet else 0.03)), 0.095, skin, stretch=1.1, sides=10)
 
 
 def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model:
@@ -111,24 +65,22 @@ def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model
     tyre, area = Paint((28, 28, 30), BICYCLE), Paint((0, 0, 0), BICYCLE)
     radius = 0.36
     for x in (-0.54, 0.54):
-        model.disc((x, radius, 0), radius, area, kind=LABEL_ONLY)
-        rim = [
-            (x + radius * np.cos(t), radius + radius * np.sin(t), 0.0)
-            for t in np.linspace(0, 2 * np.pi, 13)
-        ]
+        model.disc((x, radius), radius, area, kind=LABEL_ONLY)
+        turns = np.linspace(0, 2 * np.pi, 13)
+        rim = [(x + radius * np.cos(t), radius + radius * np.sin(t)) for t in turns]
         model.stroke(rim, 0.075, tyre)
-        model.disc((x, radius, 0), 0.07, tyre, sides=6)
-    seat, crank, head = (-0.2, 0.88, 0.0), (-0.08, 0.34, 0.0), (0.36, 0.84, 0.0)
-    model.face([(-0.54, 0.36, 0), seat, head, crank], area, kind=LABEL_ONLY)
-    model.stroke([(-0.54, radius, 0), seat, crank, (-0.54, radius, 0)], 0.07, paint)
-    model.stroke([crank, head, (-0.2, 0.8, 0)], 0.075, paint)
-    model.stroke([(0.54, radius, 0), (0.34, 0.98, 0), (0.44, 1.04, 0)], 0.07, paint)
-    model.stroke([(-0.34, 0.93, 0), (-0.06, 0.92, 0)], 0.1, tyre)
+        model.disc((x, radius), 0.07, tyre, sides=6)
+    seat, crank, head = (-0.2, 0.88), (-0.08, 0.34), (0.36, 0.84)
+    model.face([(-0.54, 0.36), seat, head, crank], area, kind=LABEL_ONLY)
+    model.stroke([(-0.54, radius), seat, crank, (-0.54, radius)], 0.07, paint)
+    model.stroke([crank, head, (-0.2, 0.8)], 0.075, paint)
+    model.stroke([(0.54, radius), (0.34, 0.98), (0.44, 1.04)], 0.07, paint)
+    model.stroke([(-0.34, 0.93), (-0.06, 0.92)], 0.1, tyre)
     if look.foreign:
         basket = Paint((92, 78, 60), BICYCLE)
-        model.face([(0.48, 0.72, 0), (0.8, 0.72, 0), (0.84, 0.98, 0), (0.44, 0.98, 0)], basket)
+        model.face([(0.48, 0.72), (0.8, 0.72), (0.84, 0.98), (0.44, 0.98)], basket)
     if ridden:
-        _rider(model, look, rng, (-0.2, 0.95, 0), (0.42, 1.06, 0), (-0.02, 0.2, 0))
+        _rider(model, look, rng, (-0.2, 0.95), (0.42, 1.06), (-0.02, 0.2))
     return model
 
 
@@ -140,28 +92,25 @@ def motorcycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Mo
     scooter = look.foreign and rng.random() < 0.6
     radius = 0.25 if scooter else 0.34
     for x in (-0.68, 0.7):
-        model.disc((x, radius, 0), radius, tyre)
-        model.disc((x, radius, 0), radius * 0.5, hub, sides=10)
+        model.disc((x, radius), radius, tyre)
+        model.disc((x, radius), radius * 0.5, hub, sides=10)
     if scooter:
-        model.face(
-            [(-0.85, 0.42, 0), (-0.8, 0.8, 0), (-0.1, 0.78, 0), (-0.02, 0.3, 0), (-0.5, 0.26, 0)],
-            paint,
-        )
-        model.face([(-0.1, 0.24, 0), (-0.1, 0.36, 0), (0.5, 0.36, 0), (0.5, 0.24, 0)], dark)
-        model.face([(0.4, 0.3, 0), (0.38, 1.0, 0), (0.52, 1.06, 0), (0.66, 0.34, 0)], paint)
-        model.face([(-0.82, 0.8, 0), (-0.78, 0.9, 0), (-0.08, 0.88, 0), (-0.1, 0.78, 0)], dark)
+        model.face([(-0.85, 0.42), (-0.8, 0.8), (-0.1, 0.78), (-0.02, 0.3), (-0.5, 0.26)], paint)
+        model.face([(-0.1, 0.24), (-0.1, 0.36), (0.5, 0.36), (0.5, 0.24)], dark)
+        model.face([(0.4, 0.3), (0.38, 1.0), (0.52, 1.06), (0.66, 0.34)], paint)
+        model.face([(-0.82, 0.8), (-0.78, 0.9), (-0.08, 0.88), (-0.1, 0.78)], dark)
     else:
-        model.face([(-0.3, 0.24, 0), (-0.36, 0.62, 0), (0.34, 0.66, 0), (0.24, 0.24, 0)], dark)
-        model.disc((0.0, 0.4, 0), 0.15, hub, sides=8)
-        model.face([(-0.14, 0.64, 0), (-0.06, 0.88, 0), (0.3, 0.94, 0), (0.42, 0.66, 0)], paint)
-        model.face([(-0.92, 0.84, 0), (-0.86, 0.68, 0), (-0.1, 0.64, 0), (-0.12, 0.78, 0)], dark)
-        model.face([(-0.98, 0.72, 0), (-0.95, 0.86, 0), (-0.5, 0.78, 0), (-0.5, 0.66, 0)], paint)
-        model.stroke([(-0.9, 0.3, 0), (0.1, 0.26, 0)], 0.1, hub)
-    model.stroke([(0.7, radius, 0), (0.42, 0.98, 0), (0.3, 1.08, 0)], 0.1, dark)
-    model.disc((0.52, 0.9, 0), 0.11, Paint((250, 246, 210), MOTORCYCLE), sides=8)
-    model.disc((-0.94, 0.74, 0), 0.07, Paint((226, 24, 24), MOTORCYCLE), sides=6)
+        model.face([(-0.3, 0.24), (-0.36, 0.62), (0.34, 0.66), (0.24, 0.24)], dark)
+        model.disc((0.0, 0.4), 0.15, hub, sides=8)
+        model.face([(-0.14, 0.64), (-0.06, 0.88), (0.3, 0.94), (0.42, 0.66)], paint)
+        model.face([(-0.92, 0.84), (-0.86, 0.68), (-0.1, 0.64), (-0.12, 0.78)], dark)
+        model.face([(-0.98, 0.72), (-0.95, 0.86), (-0.5, 0.78), (-0.5, 0.66)], paint)
+        model.stroke([(-0.9, 0.3), (0.1, 0.26)], 0.1, hub)
+    model.stroke([(0.7, radius), (0.42, 0.98), (0.3, 1.08)], 0.1, dark)
+    model.disc((0.52, 0.9), 0.11, Paint((250, 246, 210), MOTORCYCLE), sides=8)
+    model.disc((-0.94, 0.74), 0.07, Paint((226, 24, 24), MOTORCYCLE), sides=6)
     if ridden:
-        _rider(model, look, rng, (-0.2, 0.9, 0), (0.34, 1.1, 0), (0.12, 0.32, 0), helmet=True)
+        _rider(model, look, rng, (-0.2, 0.9), (0.34, 1.1), (0.12, 0.32), helmet=True)
     return model
 
 
@@ -169,35 +118,24 @@ def _rider(
     model: Model,
     look: Look,
     rng: np.random.Generator,
-    seat: Point,
-    grip: Point,
-    pedal: Point,
+    seat: Corner,
+    grip: Corner,
+    pedal: Corner,
     helmet: bool = False,
 ) -> None:
     """A person on a two-wheeler, seen from its side."""
     top, legs = Paint(varied(look.clothes, rng), RIDER), Paint((54, 58, 80), RIDER)
     skin = Paint(pick(SKIN, rng), RIDER)
-    cap = (
-        Paint(varied(look.cars, rng), RIDER)
-        if helmet or rng.random() < 0.5
-        else Paint(pick(HAIR, rng), RIDER)
-    )
-    hip = (seat[0], seat[1] + 0.02, 0.0)
-    neck = (hip[0] + 0.22, hip[1] + 0.58, 0.0)
-    knee = (hip[0] + 0.4, hip[1] - 0.22, 0.0)
+    covered = helmet or rng.random() < 0.5
+    cap = Paint(varied(look.cars, rng) if covered else pick(HAIR, rng), RIDER)
+    hip = (seat[0], seat[1] + 0.02)
+    neck = (hip[0] + 0.22, hip[1] + 0.58)
+    knee = (hip[0] + 0.4, hip[1] - 0.22)
     model.stroke([hip, knee, pedal], 0.17, legs)
-    model.stroke([pedal, (pedal[0] + 0.16, pedal[1] - 0.02, 0.0)], 0.12, Paint((30, 30, 30), RIDER))
-    model.face(
-        [
-            (hip[0] - 0.16, hip[1] - 0.04, 0),
-            (hip[0] + 0.14, hip[1] - 0.06, 0),
-            (neck[0] + 0.13, neck[1] - 0.04, 0),
-            (neck[0] - 0.14, neck[1], 0),
-        ],
-        top,
-    )
-    elbow = ((neck[0] + grip[0]) / 2, (neck[1] + grip[1]) / 2 - 0.12, 0.0)
-    model.stroke(
-        [(neck[0], neck[1] - 0.06, 0.0), elbow, grip], 0.12, Paint(tinted(top.colour, 0.8), RIDER)
-    )
-    _head(model, (neck[0] + 0.07, neck[1] + 0.19, 0.0), skin, cap, helmet=True)
+    model.stroke([pedal, (pedal[0] + 0.16, pedal[1] - 0.02)], 0.12, Paint((30, 30, 30), RIDER))
+    belt = [(hip[0] - 0.16, hip[1] - 0.04), (hip[0] + 0.14, hip[1] - 0.06)]
+    model.face([*belt, (neck[0] + 0.13, neck[1] - 0.04), (neck[0] - 0.14, neck[1])], top)
+    elbow = ((neck[0] + grip[0]) / 2, (neck[1] + grip[1]) / 2 - 0.12)
+    sleeve = Paint(tinted(top.colour, 0.8), RIDER)
+    model.stroke([(neck[0], neck[1] - 0.06), elbow, grip], 0.12, sleeve)
+    _head(model, (neck[0] + 0.07, neck[1] + 0.19), skin, cap, helmet=True)

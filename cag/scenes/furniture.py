@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cag.scenes.geometry import Colour, Model, Paint, Point
-from cag.scenes.looks import (
-    LIGHT,
-    POLE,
-    SIGN,
-    VEGETATION,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.geometry import Colour, Limits, Model, Paint, Point
+from cag.scenes.looks import LIGHT, POLE, SIGN, VEGETATION, Look, between, pick, tinted, varied
 from cag.scenes.shading import LEAVES
 
 
@@ -34,18 +24,14 @@ def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
     """A street lamp whose arm reaches towards the road; `side` is where the pole stands."""
     height = between((5.5, 7.5), rng)
     model = pole(look, rng, height, 0.19)
-    paint = model.paints[0]
+    paint = model.faces[0].paint
     tip = -side * 1.6
     if look.foreign:
-        model.stroke(
-            [(0, height, 0), (tip * 0.5, height + 0.5, 0), (tip, height + 0.4, 0)], 0.14, paint
-        )
-        model.face(
-            [(tip - 0.35, height + 0.3, 0), (tip + 0.35, height + 0.3, 0), (tip, height + 0.55, 0)],
-            paint,
-        )
+        model.stroke([(0, height), (tip * 0.5, height + 0.5), (tip, height + 0.4)], 0.14, paint)
+        low = height + 0.3
+        model.face([(tip - 0.35, low), (tip + 0.35, low), (tip, height + 0.55)], paint)
     else:
-        model.stroke([(0, height, 0), (tip, height, 0)], 0.14, paint)
+        model.stroke([(0, height), (tip, height)], 0.14, paint)
         model.card((tip - 0.4, tip + 0.4), (height - 0.15, height + 0.1), 0, paint)
     return model
 
@@ -55,7 +41,7 @@ def utility_pole(look: Look, rng: np.random.Generator) -> Model:
     height = between((6.5, 8.5), rng)
     model = pole(look, rng, height, 0.26)
     for drop in (0.4, 1.2):
-        model.stroke([(-1.1, height - drop, 0), (1.1, height - drop, 0)], 0.16, model.paints[0])
+        model.stroke([(-1.1, height - drop), (1.1, height - drop)], 0.16, model.faces[0].paint)
     return model
 
 
@@ -70,7 +56,7 @@ def traffic_light(look: Look, rng: np.random.Generator, side: int, phase: int) -
     _signal_head(model, look, (0.0, height, -0.05), phase)
     if arm:
         reach = -side * between((2.0, 3.4), rng)
-        model.stroke([(0, 5.5, 0), (reach, 5.6, 0)], 0.18, model.paints[0])
+        model.stroke([(0, 5.5), (reach, 5.6)], 0.18, model.faces[0].paint)
         _signal_head(model, look, (reach, 5.2, -0.05), phase)
     return model
 
@@ -93,12 +79,9 @@ def traffic_sign(look: Look, rng: np.random.Generator) -> Model:
     """A sign on a pole: warning, order, ban, direction or street sign of either city."""
     height = between((2.3, 2.9), rng)
     model = pole(look, rng, height + 0.1, 0.13)
-    kinds = (
-        ("ban", "warning", "parking", "direction", "yield")
-        if look.foreign
-        else ("stop", "diamond", "ban", "direction", "parking")
-    )
-    _SIGNS[pick(kinds, rng)](model, height, look)
+    abroad = (_ban, _warning, _parking, _direction, _yield)
+    home = (_stop, _diamond, _ban, _direction, _parking)
+    pick(abroad if look.foreign else home, rng)(model, height, look)
     if rng.random() < 0.25:
         white = Paint((232, 232, 228), SIGN)
         model.card((-0.35, 0.35), (height - 0.85, height - 0.55), -0.04, white)
@@ -126,30 +109,25 @@ def _stop(model: Model, y: float, look: Look) -> None:
 
 def _diamond(model: Model, y: float, look: Look) -> None:
     for size, colour in ((0.6, (24, 24, 24)), (0.54, (252, 204, 20))):
-        model.face(
-            [(-size, y, -0.04), (0, y + size, -0.04), (size, y, -0.04), (0, y - size, -0.04)],
-            Paint(colour, SIGN),
-        )
+        corners = [(-size, y), (0, y + size), (size, y), (0, y - size)]
+        model.face(corners, Paint(colour, SIGN), z=-0.04)
     _plate(model, y, 0.07, 0.26, (24, 24, 24))
 
 
+def _triangle(model: Model, y: float, white: float, up: int) -> None:
+    for size, colour in ((0.62, (206, 26, 32)), (white, (240, 238, 232))):
+        base = y - up * 0.36 * size / 0.62
+        corners = [(-size, base), (size, base), (0, base + up * 1.7 * size)]
+        model.face(corners, Paint(colour, SIGN), z=-0.05)
+
+
 def _warning(model: Model, y: float, look: Look) -> None:
-    for size, colour in ((0.62, (206, 26, 32)), (0.4, (240, 238, 232))):
-        low = y - 0.36 * size / 0.62
-        model.face(
-            [(-size, low, -0.05), (size, low, -0.05), (0, low + 1.7 * size, -0.05)],
-            Paint(colour, SIGN),
-        )
+    _triangle(model, y, 0.4, up=1)
     _plate(model, y - 0.02, 0.05, 0.16, (30, 30, 30))
 
 
 def _yield(model: Model, y: float, look: Look) -> None:
-    for size, colour in ((0.62, (206, 26, 32)), (0.38, (240, 238, 232))):
-        high = y + 0.36 * size / 0.62
-        model.face(
-            [(-size, high, -0.05), (size, high, -0.05), (0, high - 1.7 * size, -0.05)],
-            Paint(colour, SIGN),
-        )
+    _triangle(model, y, 0.38, up=-1)
 
 
 def _parking(model: Model, y: float, look: Look) -> None:
@@ -163,30 +141,11 @@ def _parking(model: Model, y: float, look: Look) -> None:
 def _direction(model: Model, y: float, look: Look) -> None:
     ground = (238, 190, 40) if look.foreign else (16, 120, 70)
     ink = (30, 30, 32) if look.foreign else (240, 240, 240)
-    paint = Paint(ground, SIGN)
-    model.face(
-        [
-            (-0.9, y - 0.32, -0.05),
-            (0.6, y - 0.32, -0.05),
-            (0.95, y, -0.05),
-            (0.6, y + 0.32, -0.05),
-            (-0.9, y + 0.32, -0.05),
-        ],
-        paint,
-    )
+    low, high = y - 0.32, y + 0.32
+    arrow = [(-0.9, low), (0.6, low), (0.95, y), (0.6, high), (-0.9, high)]
+    model.face(arrow, Paint(ground, SIGN), z=-0.05)
     for low, high in ((-0.2, -0.08), (0.06, 0.18)):
         model.card((-0.75, 0.4), (y + low, y + high), -0.06, Paint(ink, SIGN))
-
-
-_SIGNS = {
-    "ban": _ban,
-    "stop": _stop,
-    "diamond": _diamond,
-    "warning": _warning,
-    "yield": _yield,
-    "parking": _parking,
-    "direction": _direction,
-}
 
 
 def tree(look: Look, rng: np.random.Generator) -> Model:
@@ -195,31 +154,26 @@ def tree(look: Look, rng: np.random.Generator) -> Model:
     tall = between((4.5, 7.5), rng)
     leaves = varied(look.leaves, rng, 0.15)
     stem, trunk = tall * between((0.3, 0.42), rng), Paint(look.trunk, VEGETATION)
-    model.face([(-0.17, 0, 0), (0.17, 0, 0), (0.11, stem + 0.5, 0), (-0.11, stem + 0.5, 0)], trunk)
+    model.face([(-0.17, 0), (0.17, 0), (0.11, stem + 0.5), (-0.11, stem + 0.5)], trunk)
     if look.foreign:
         slim = rng.random() < 0.3
-        _crown(model, rng, leaves, stem, tall, 0.9 if slim else between((1.8, 2.6), rng), 9)
+        _crown(model, rng, leaves, (stem, tall), 0.9 if slim else between((1.8, 2.6), rng), 9)
     elif rng.random() < 0.35:
         for k in range(3):
             low = 0.8 + k * (tall - 1.0) / 3.6
             half = 1.7 - 0.4 * k
             paint = Paint(tinted(leaves, 0.85 + 0.12 * k), VEGETATION, LEAVES)
-            model.face([(-half, low, 0), (half, low, 0), (0, low + 0.5 * tall, 0)], paint)
+            model.face([(-half, low), (half, low), (0, low + 0.5 * tall)], paint)
     else:
-        _crown(model, rng, leaves, stem, tall, between((1.3, 1.8), rng), 4)
+        _crown(model, rng, leaves, (stem, tall), between((1.3, 1.8), rng), 4)
     return model
 
 
 def _crown(
-    model: Model,
-    rng: np.random.Generator,
-    leaves: Colour,
-    low: float,
-    high: float,
-    half: float,
-    lobes: int,
+    model: Model, rng: np.random.Generator, leaves: Colour, y: Limits, half: float, lobes: int
 ) -> None:
     """Overlapping lobes, the lower ones darker."""
+    low, high = y
     middle, tall = (low + high) / 2, (high - low) / 2
     angles = rng.random(lobes) * 2 * np.pi
     radii = np.sqrt(rng.random(lobes)) * 0.55
@@ -227,12 +181,8 @@ def _crown(
         (middle + tall * float(r * np.sin(a)), half * float(r * np.cos(a)))
         for a, r in zip(angles, radii, strict=True)
     )
-    model.disc(
-        (0, middle, 0),
-        half * 0.75,
-        Paint(tinted(leaves, 0.8), VEGETATION, LEAVES),
-        stretch=tall / half,
-    )
+    core = Paint(tinted(leaves, 0.8), VEGETATION, LEAVES)
+    model.disc((0, middle), half * 0.75, core, stretch=tall / half)
     for y, x in spots:
         shade = 0.8 + 0.35 * (y - low) / max(high - low, 0.1)
         paint = Paint(tinted(leaves, shade), VEGETATION, LEAVES)
@@ -247,5 +197,5 @@ def bush(look: Look, rng: np.random.Generator) -> Model:
     for k in range(3):
         size = between((0.5, 0.8), rng)
         paint = Paint(tinted(leaves, 0.85 + 0.12 * k), VEGETATION, LEAVES)
-        model.disc((0.6 * (k - 1), size * 0.75, 0), size, paint, sides=9)
+        model.disc((0.6 * (k - 1), size * 0.75), size, paint, sides=9)
     return model

@@ -5,8 +5,10 @@ World axes: x right, y up, z forward along the street, in metres; the camera is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,6 +18,8 @@ FILL, STROKE, LABEL_ONLY = 0, 1, 2
 
 Point = tuple[float, float, float]
 Colour = tuple[float, float, float]
+Corner = tuple[float, float]  # x and y of a point in a plane across z
+Limits = tuple[float, float]
 
 
 @dataclass
@@ -37,74 +41,77 @@ class Paint:
     pattern: tuple[float, float, float, float, float] = (1.0, 1.0, 0.5, 0.5, 0.0)
 
 
+class Face(NamedTuple):
+    """A planar polygon or a polyline.
+
+    Attributes:
+        vertices: its corners.
+        paint: what it looks like.
+        centre: of the convex solid whose outside it is; None for a flat card, seen from both sides.
+        level: see `Model`.
+        kind: FILL, STROKE (a polyline) or LABEL_ONLY.
+        width: of a polyline, in metres.
+    """
+
+    vertices: list[Point]
+    paint: Paint
+    centre: Point | None = None
+    level: int = 0
+    kind: int = FILL
+    width: float = 0.0
+
+
 @dataclass
 class Model:
     """Faces of one thing in its own axes: x right, y up, z forward, origin on the ground below it.
 
-    A face belongs to a convex solid (whose centre tells its outside from its inside) or is a flat
-    card seen from both sides. Solids of one level are drawn far to near, levels one after another.
+    Solids of one level are drawn far to near, levels one after another.
     """
 
-    vertices: list[Point] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    paints: list[Paint] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-    widths: list[float] = field(default_factory=list)
-    centres: list[Point] = field(default_factory=list)
-    solid: list[bool] = field(default_factory=list)
-    levels: list[int] = field(default_factory=list)
+    faces: list[Face] = field(default_factory=list)
 
     def face(
-        self,
-        vertices: list[Point],
-        paint: Paint,
-        *,
-        centre: Point | None = None,
-        level: int = 0,
-        kind: int = FILL,
-        width: float = 0.0,
+        self, vertices: Sequence[Point | Corner], paint: Paint, z: float = 0.0, **options: Any
     ) -> None:
-        """Add a planar polygon, or a polyline of `width` metres when `kind` is STROKE."""
-        self.vertices += vertices
-        self.counts.append(len(vertices))
-        self.paints.append(paint)
-        self.kinds.append(kind)
-        self.widths.append(width)
-        self.solid.append(centre is not None)
-        self.centres.append(vertices[0] if centre is None else centre)
-        self.levels.append(level)
+        """Add a face with the options of `Face`; corners of two numbers (x, y) lie at `z`."""
+        points = [(*vertex, z)[:3] for vertex in vertices]
+        self.faces.append(Face(points, paint, **options))
 
-    def card(self, x: tuple[float, float], y: tuple[float, float], z: float, paint: Paint) -> None:
-        """Add an upright rectangle across z, seen from both sides."""
-        self.face([(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)], paint)
+    def card(self, x: Limits, y: Limits, z: float, paint: Paint, **options: Any) -> None:
+        """Add an upright rectangle across z."""
+        corners = [(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)]
+        self.face(corners, paint, **options)
 
-    def stroke(self, points: list[Point], width: float, paint: Paint, level: int = 0) -> None:
+    def screen(self, x: float, y: Limits, z: Limits, paint: Paint, **options: Any) -> None:
+        """Add an upright rectangle across x."""
+        corners = [(x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1]), (x, y[1], z[0])]
+        self.face(corners, paint, **options)
+
+    def stroke(
+        self, points: Sequence[Point | Corner], width: float, paint: Paint, **options: Any
+    ) -> None:
         """Add a polyline of `width` metres."""
-        self.face(points, paint, kind=STROKE, width=width, level=level)
+        self.face(points, paint, kind=STROKE, width=width, **options)
 
     def disc(
         self,
-        centre: Point,
+        middle: Point | Corner,
         radius: float,
         paint: Paint,
-        *,
-        axis: str = "z",
         sides: int = 12,
         stretch: float = 1.0,
-        solid: Point | None = None,
-        level: int = 0,
-        kind: int = FILL,
+        **options: Any,
     ) -> None:
-        """Add a regular polygon across `axis`; `stretch` scales its height."""
-        circle = _circle(sides)
-        x, y, z = centre
-        if axis == "z":
-            points = [(x + radius * c, y + radius * stretch * s, z) for c, s in circle]
-        elif axis == "x":
-            points = [(x, y + radius * stretch * s, z + radius * c) for c, s in circle]
-        else:
-            points = [(x + radius * c, y, z + radius * stretch * s) for c, s in circle]
-        self.face(points, paint, centre=solid, level=level, kind=kind)
+        """Add a regular polygon across z; `stretch` scales its height."""
+        x, y, *z = middle
+        points = [(x + radius * c, y + radius * stretch * s, *z) for c, s in _circle(sides)]
+        self.face(points, paint, **options)
+
+    def wheel(self, middle: Point, radius: float, paint: Paint, **options: Any) -> None:
+        """Add a disc across x."""
+        x, y, z = middle
+        points = [(x, y + radius * s, z + radius * c) for c, s in _circle(12)]
+        self.face(points, paint, **options)
 
     def prism(
         self,
@@ -128,9 +135,9 @@ class Model:
         right = [(x1 - s, y, z) for (z, y), s in zip(profile, shift, strict=True)]
         mid = sum(z for z, _ in profile) / len(profile)
         centre = ((x0 + x1) / 2, (low + high) / 2, mid)
-        for i in range(len(profile)):
+        strips = strips if isinstance(strips, list) else [strips] * len(profile)
+        for i, paint in enumerate(strips):
             j = (i + 1) % len(profile)
-            paint = strips[i] if isinstance(strips, list) else strips
             self.face([left[i], left[j], right[j], right[i]], paint, centre=centre, level=level)
         self.face(left, side, centre=centre, level=level)
         self.face(right, side, centre=centre, level=level)
@@ -163,48 +170,39 @@ def _circle(sides: int) -> list[tuple[float, float]]:
 class Scene:
     """Placed models, in world coordinates, and the shadows that they cast on the ground."""
 
-    vertices: list[np.ndarray] = field(default_factory=list)
-    centres: list[np.ndarray] = field(default_factory=list)
-    model: Model = field(default_factory=Model)
+    vertices: list[np.ndarray] = field(default_factory=list)  # of each model, [V, 3]
+    centres: list[np.ndarray] = field(default_factory=list)  # of each model, [F, 3]
+    faces: list[Face] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
     anchors: list[tuple[float, float]] = field(default_factory=list)
     shadows: list[list[tuple[float, float]]] = field(default_factory=list)
 
     def add(
-        self, model: Model, x: float = 0.0, z: float = 0.0, heading: float = 0.0, layer: int = 5
-    ) -> None:
-        """Place `model` at (x, z), turned right by `heading` radians; lower layers lie behind."""
-        self._insert(model, x, z, heading, layer, (x, z))
-
-    def add_fixed(self, model: Model, distance: float, layer: int) -> None:
-        """Add a model given in world coordinates, drawn as if it stood at z = `distance`."""
-        self._insert(model, 0.0, 0.0, 0.0, layer, (0.0, distance))
-
-    def _insert(
         self,
         model: Model,
-        x: float,
-        z: float,
-        heading: float,
-        layer: int,
-        anchor: tuple[float, float],
+        x: float = 0.0,
+        z: float = 0.0,
+        heading: float = 0.0,
+        layer: int = 5,
+        distance: float | None = None,
     ) -> None:
-        if not model.counts:
+        """Place `model` at (x, z), turned right by `heading` radians; lower layers lie behind.
+
+        With a `distance` it is drawn as if it stood at x = 0 and z = `distance`.
+        """
+        faces = model.faces
+        if not faces:
             return
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
         shift = np.array([x, 0.0, z])
-        self.vertices.append(np.array(model.vertices) @ turn + shift)
-        self.centres.append(np.array(model.centres) @ turn + shift)
-        merged = self.model
-        merged.counts += model.counts
-        merged.paints += model.paints
-        merged.kinds += model.kinds
-        merged.widths += model.widths
-        merged.solid += model.solid
-        merged.levels += model.levels
-        self.layers += [layer] * len(model.counts)
-        self.anchors += [anchor] * len(model.counts)
+        vertices = [vertex for face in faces for vertex in face.vertices]
+        centres = [face.centre or face.vertices[0] for face in faces]
+        self.vertices.append(np.array(vertices) @ turn + shift)
+        self.centres.append(np.array(centres) @ turn + shift)
+        self.faces += faces
+        self.layers += [layer] * len(faces)
+        self.anchors += [(x, z) if distance is None else (0.0, distance)] * len(faces)
 
 
 @dataclass(frozen=True)
@@ -273,35 +271,59 @@ class Buffers:
     paints: list[Paint]
 
 
-def rasterise(scene: Scene, camera: Camera, height: int, width: int, sky: Paint) -> Buffers:
-    """Draw the scene's faces far to near."""
+class _Faces(NamedTuple):
+    """A scene's F faces and V vertices as arrays, vertices in metres."""
+
+    world: np.ndarray  # [V, 3]
+    local: np.ndarray  # [V, 3] in the camera's axes
+    starts: np.ndarray  # [F] first vertex of each face
+    counts: np.ndarray  # [F] vertices of each face
+    near: np.ndarray  # [F] least depth
+    far: np.ndarray  # [F] greatest depth
+    centres: np.ndarray  # [F, 3] of the solids
+    solid: np.ndarray  # [F] bool
+    normals: np.ndarray  # [F, 3] unit normals; those of two points are zero
+
+
+def _placed(scene: Scene, camera: Camera) -> _Faces:
     world = np.concatenate(scene.vertices)
     local = camera.to_camera(world)
-    counts = np.array(scene.model.counts)
+    counts = np.array([len(face.vertices) for face in scene.faces])
     starts = np.cumsum(counts) - counts
     depth = local[:, 2]
     near, far = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
-    normals = _normals(world, starts, counts)
-    visible = (far > NEAR) & _faces_camera(scene, world[starts], normals, camera)
-    order = _painter_order(scene, camera)
-    order = order[visible[order]]
-    face, label_face = _draw(scene, camera, local, starts, counts, near, order, height, width)
-    paints = [sky, *scene.model.paints]
-    labels = np.array([paint.label for paint in paints], np.uint8)[label_face]
-    towards = np.sum(normals * (camera.position - world[starts]), axis=1, keepdims=True)
-    normals = normals * np.where(towards < 0, -1.0, 1.0)
-    planes = _inverse_depth(camera, local, starts, normals, near, far, height, width)
+    solid = np.array([face.centre is not None for face in scene.faces])
+    first, second = world[starts], world[starts + 1]
+    normals = np.cross(second - first, world[starts + np.minimum(2, counts - 1)] - first)
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    centres = np.concatenate(scene.centres)
+    return _Faces(world, local, starts, counts, near, far, centres, solid, normals)
+
+
+def rasterise(scene: Scene, camera: Camera, height: int, width: int, sky: Paint) -> Buffers:
+    """Draw the scene's faces far to near."""
+    faces = _placed(scene, camera)
+    near, far, normals = faces.near, faces.far, faces.normals
+    first = faces.world[faces.starts]
+    outwards = np.sum(normals * (first - faces.centres), axis=1)
+    towards = np.sum(normals * (camera.position - first), axis=1)
+    visible = (far > NEAR) & (~faces.solid | (outwards * towards > 0))
+    order = _painter_order(scene, camera, faces)
+    face, label_face = _draw(scene, camera, faces, order[visible[order]], height, width)
+    paints = [sky, *(face.paint for face in scene.faces)]
+    normals = normals * np.where(towards < 0, -1.0, 1.0)[:, None]
+    planes = _inverse_depth(camera, faces, normals, height, width)
     level = np.hypot(normals[:, 0], normals[:, 2])
     tangents = np.stack([normals[:, 2], -normals[:, 0]], 1) / np.maximum(level, 1e-6)[:, None]
     tangents[level < 0.1] = (1.0, 0.0)
     return Buffers(
         face=face,
-        labels=labels,
+        labels=np.array([paint.label for paint in paints], np.uint8)[label_face],
         shadow=_draw_shadows(scene, camera, height, width),
         normals=_with_sky(normals, (0.0, 0.0, 0.0)),
         inverse_depth=_with_sky(planes, (0.0, 0.0, 1e-4)),
         depth_range=_with_sky(np.stack([np.maximum(near, NEAR), far], 1), (1e4, 1e4)),
-        origins=_with_sky(world[starts], (0.0, 0.0, 0.0)),
+        origins=_with_sky(first, (0.0, 0.0, 0.0)),
         tangents=_with_sky(tangents, (1.0, 0.0)),
         paints=paints,
     )
@@ -311,86 +333,55 @@ def _with_sky(rows: np.ndarray, sky: tuple[float, ...]) -> np.ndarray:
     return np.concatenate([np.array([sky]), rows]).astype(np.float32)
 
 
-def _normals(world: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Unit normals [F, 3]; strokes of two points get zero."""
-    first, second = world[starts], world[starts + 1]
-    third = world[starts + np.minimum(2, counts - 1)]
-    normals = np.cross(second - first, third - first)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-
-
-def _faces_camera(
-    scene: Scene, first: np.ndarray, normals: np.ndarray, camera: Camera
-) -> np.ndarray:
-    """Whether a face's outside is towards the camera; flat cards always are."""
-    outwards = np.sum(normals * (first - np.concatenate(scene.centres)), axis=1)
-    towards = np.sum(normals * (camera.position - first), axis=1)
-    return ~np.array(scene.model.solid) | (outwards * towards > 0)
-
-
-def _painter_order(scene: Scene, camera: Camera) -> np.ndarray:
-    centres = np.concatenate(scene.centres) - camera.position
-    solid = np.where(scene.model.solid, np.linalg.norm(centres, axis=1), 0.0)
-    anchors = np.array(scene.anchors)
+def _painter_order(scene: Scene, camera: Camera, faces: _Faces) -> np.ndarray:
+    distance = np.linalg.norm(faces.centres - camera.position, axis=1)
+    solid = np.where(faces.solid, distance, 0.0)
+    levels = [face.level for face in scene.faces]
     direction = np.array([np.sin(camera.yaw), np.cos(camera.yaw)])
-    keys = (np.arange(len(solid)), -solid, scene.model.levels, -(anchors @ direction), scene.layers)
-    return np.lexsort(keys)
+    anchors = np.array(scene.anchors) @ direction
+    return np.lexsort((np.arange(len(solid)), -solid, levels, -anchors, scene.layers))
 
 
 def _inverse_depth(
-    camera: Camera,
-    local: np.ndarray,
-    starts: np.ndarray,
-    normals: np.ndarray,
-    near: np.ndarray,
-    far: np.ndarray,
-    height: int,
-    width: int,
+    camera: Camera, faces: _Faces, normals: np.ndarray, height: int, width: int
 ) -> np.ndarray:
     """Coefficients of 1/depth, which is linear in the pixel on a plane; constant if edge-on."""
     turned = normals @ camera.rotation.T
-    offset = np.sum(turned * local[starts], axis=1)
+    offset = np.sum(turned * faces.local[faces.starts], axis=1)
     focal = camera.focal * width
     ok = np.abs(offset) > 1e-3
     scale = turned / np.where(ok, offset, 1.0)[:, None]
     constant = scale[:, 2] - scale[:, 0] * width / 2 / focal + scale[:, 1] * height / 2 / focal
     planes = np.stack([scale[:, 0] / focal, -scale[:, 1] / focal, constant], 1)
     flat = np.zeros_like(planes)
-    flat[:, 2] = 2 / np.maximum(near + far, 2 * NEAR)
+    flat[:, 2] = 2 / np.maximum(faces.near + faces.far, 2 * NEAR)
     return np.where(ok[:, None], planes, flat)
 
 
 def _draw(
-    scene: Scene,
-    camera: Camera,
-    local: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
-    near: np.ndarray,
-    order: np.ndarray,
-    height: int,
-    width: int,
+    scene: Scene, camera: Camera, faces: _Faces, order: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the face tables seen at each pixel, for the colour and for the label."""
-    clipped = np.maximum(local, [-np.inf, -np.inf, NEAR])
+    starts, near = faces.starts, faces.near
+    clipped = np.maximum(faces.local, [-np.inf, -np.inf, NEAR])
     pixels = camera.project(clipped, height, width)
     low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
     outside = ((high < 0) | (low > (width, height))).any(axis=1) & (near > NEAR)
-    flat, widths = pixels.ravel().tolist(), scene.model.widths
+    flat = pixels.ravel().tolist()
     colour, label = Image.new("I", (width, height), 0), Image.new("I", (width, height), 0)
     on_colour, on_label = ImageDraw.Draw(colour), ImageDraw.Draw(label)
     for i in order[~outside[order]].tolist():
-        start, end, kind = int(starts[i]), int(starts[i] + counts[i]), scene.model.kinds[i]
+        face, start, end = scene.faces[i], int(starts[i]), int(starts[i] + faces.counts[i])
         points = flat[2 * start : 2 * end]
-        if kind == STROKE:
+        if face.kind == STROKE:
             if near[i] > NEAR:
-                thick = max(1, round(widths[i] * camera.focal * width / near[i]))
+                thick = max(1, round(face.width * camera.focal * width / near[i]))
                 on_colour.line(points, fill=i + 1, width=thick)
                 on_label.line(points, fill=i + 1, width=thick)
             continue
         if near[i] < NEAR:
-            points = _clip(local[start:end], camera, height, width)
-        if kind == FILL:
+            points = _clip(faces.local[start:end], camera, height, width)
+        if face.kind == FILL:
             on_colour.polygon(points, fill=i + 1)
         on_label.polygon(points, fill=i + 1)
     return np.asarray(colour), np.asarray(label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import ImageColor
 
 Colour = tuple[float, float, float]
 
@@ -116,6 +117,11 @@ class Look:
     districts: tuple[float, float, float] = (0.5, 0.25, 0.25)  # city, suburb, outskirts
 
 
+def colours(codes: str) -> tuple[Colour, ...]:
+    """Colours from their hexadecimal codes, as in "#ff0000 #00ff00"."""
+    return tuple(map(ImageColor.getrgb, codes.split()))
+
+
 SOURCE = Look(
     name="source",
     identity=1,
@@ -126,37 +132,23 @@ SOURCE = Look(
     camera_yaw=4.0,
     camera_focal=(0.72, 0.86),
     foreign=False,
-    sky=(((70, 140, 235), (175, 215, 250)), ((90, 160, 245), (200, 225, 250))),
-    asphalt=((92, 92, 98), (84, 84, 90), (104, 102, 104)),
-    paving=((178, 170, 160), (190, 184, 172), (168, 164, 160)),
-    grass=((96, 176, 62), (116, 186, 70), (150, 168, 80)),
-    leaves=((40, 132, 48), (54, 148, 46), (30, 116, 56), (78, 156, 50)),
-    trunk=(104, 72, 44),
-    facades=((206, 190, 160), (150, 168, 190), (190, 120, 96), (222, 216, 204), (164, 150, 140)),
-    glass=((96, 160, 210), (70, 130, 190), (120, 180, 215)),
-    roofs=((150, 60, 50), (110, 80, 70), (90, 90, 100)),
-    walls=((176, 172, 166), (196, 168, 138), (160, 150, 150)),
-    fences=((70, 70, 76), (214, 214, 210), (132, 92, 58)),
-    poles=((120, 124, 128), (96, 100, 104), (140, 140, 144)),
-    cars=(
-        (210, 30, 36),
-        (30, 76, 200),
-        (240, 240, 240),
-        (250, 200, 20),
-        (30, 30, 34),
-        (30, 150, 90),
-    ),
-    cargo=((236, 236, 232), (224, 120, 30), (60, 110, 180)),
-    buses=((226, 40, 40), (240, 180, 20)),
-    trains=(((232, 232, 236), (200, 30, 50)), ((210, 40, 60), (240, 240, 240))),
-    clothes=(
-        (220, 40, 50),
-        (40, 80, 200),
-        (250, 210, 40),
-        (60, 160, 80),
-        (240, 240, 240),
-        (140, 60, 160),
-    ),
+    sky=(colours("#468ceb #afd7fa"), colours("#5aa0f5 #c8e1fa")),
+    asphalt=colours("#5c5c62 #54545a #686668"),
+    paving=colours("#b2aaa0 #beb8ac #a8a4a0"),
+    grass=colours("#60b03e #74ba46 #96a850"),
+    leaves=colours("#288430 #36942e #1e7438 #4e9c32"),
+    trunk=ImageColor.getrgb("#68482c"),
+    facades=colours("#cebea0 #96a8be #be7860 #ded8cc #a4968c"),
+    glass=colours("#60a0d2 #4682be #78b4d7"),
+    roofs=colours("#963c32 #6e5046 #5a5a64"),
+    walls=colours("#b0aca6 #c4a88a #a09696"),
+    fences=colours("#46464c #d6d6d2 #845c3a"),
+    poles=colours("#787c80 #606468 #8c8c90"),
+    cars=colours("#d21e24 #1e4cc8 #f0f0f0 #fac814 #1e1e22 #1e965a"),
+    cargo=colours("#ecece8 #e0781e #3c6eb4"),
+    buses=colours("#e22828 #f0b414"),
+    trains=(colours("#e8e8ec #c81e32"), colours("#d2283c #f0f0f0")),
+    clothes=colours("#dc2832 #2850c8 #fad228 #3ca050 #f0f0f0 #8c3ca0"),
 )
 
 TARGET = Look(
@@ -181,49 +173,23 @@ TARGET = Look(
     camera_yaw=6.0,
     camera_focal=(0.85, 1.05),
     foreign=True,
-    sky=(
-        ((150, 172, 204), (208, 216, 222)),
-        ((112, 142, 188), (226, 212, 190)),
-        ((184, 194, 208), (220, 224, 226)),
-    ),
-    asphalt=((104, 102, 100), (88, 88, 92), (118, 114, 110)),
-    paving=((150, 146, 142), (160, 140, 128), (136, 134, 134)),
-    grass=((112, 124, 70), (134, 128, 84), (96, 116, 66)),
-    leaves=((78, 94, 50), (98, 104, 52), (128, 106, 54), (62, 82, 50)),
-    trunk=(74, 64, 56),
-    facades=(
-        (150, 92, 76),
-        (176, 140, 112),
-        (204, 196, 180),
-        (140, 128, 120),
-        (122, 74, 64),
-        (190, 174, 130),
-    ),
-    glass=((62, 70, 78), (84, 92, 100), (50, 56, 66)),
-    roofs=((104, 72, 62), (82, 78, 78), (70, 62, 60)),
-    walls=((138, 130, 122), (142, 100, 84), (120, 118, 114)),
-    fences=((74, 88, 76), (108, 104, 98), (86, 70, 58)),
-    poles=((88, 92, 90), (112, 112, 108), (70, 84, 78)),
-    cars=(
-        (176, 178, 180),
-        (60, 64, 70),
-        (30, 32, 36),
-        (104, 40, 42),
-        (52, 66, 96),
-        (206, 204, 198),
-        (120, 112, 96),
-    ),
-    cargo=((196, 194, 188), (84, 104, 124), (150, 134, 96), (92, 110, 84)),
-    buses=((206, 204, 196), (70, 120, 110), (216, 190, 110)),
-    trains=(((214, 196, 130), (90, 90, 84)), ((86, 116, 96), (218, 210, 186))),
-    clothes=(
-        (54, 56, 66),
-        (92, 84, 76),
-        (120, 52, 50),
-        (62, 76, 100),
-        (150, 144, 132),
-        (84, 92, 70),
-    ),
+    sky=(colours("#96accc #d0d8de"), colours("#708ebc #e2d4be"), colours("#b8c2d0 #dce0e2")),
+    asphalt=colours("#686664 #58585c #76726e"),
+    paving=colours("#96928e #a08c80 #888686"),
+    grass=colours("#707c46 #868054 #607442"),
+    leaves=colours("#4e5e32 #626834 #806a36 #3e5232"),
+    trunk=ImageColor.getrgb("#4a4038"),
+    facades=colours("#965c4c #b08c70 #ccc4b4 #8c8078 #7a4a40 #beae82"),
+    glass=colours("#3e464e #545c64 #323842"),
+    roofs=colours("#68483e #524e4e #463e3c"),
+    walls=colours("#8a827a #8e6454 #787672"),
+    fences=colours("#4a584c #6c6862 #56463a"),
+    poles=colours("#585c5a #70706c #46544e"),
+    cars=colours("#b0b2b4 #3c4046 #1e2024 #68282a #344260 #ceccc6 #787060"),
+    cargo=colours("#c4c2bc #54687c #968660 #5c6e54"),
+    buses=colours("#ceccc4 #46786e #d8be6e"),
+    trains=(colours("#d6c482 #5a5a54"), colours("#567460 #dad2ba")),
+    clothes=colours("#363842 #5c544c #783432 #3e4c64 #969084 #545c46"),
     car=0.5,
     truck=0.25,
     bus=0.28,

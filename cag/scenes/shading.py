@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -44,24 +46,34 @@ def _lookup(tile: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
     return tile.ravel()[row * TILE + column]
 
 
+class Surface(NamedTuple):
+    """The surface seen at each pixel, each [H * W]."""
+
+    face: np.ndarray  # row of the tables of faces; 0 is the sky
+    material: np.ndarray
+    depth: np.ndarray  # metres
+    s: np.ndarray  # metres along the surface
+    t: np.ndarray  # metres up the surface
+
+
 def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
     """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
     height, width = buffers.face.shape
-    face = buffers.face.ravel()
     paints = buffers.paints
-    material = np.array([p.material for p in paints], np.int32)[face]
     sun = _sun(rng)
     ambient = between(look.grade.ambient, rng)
     light = ambient + (1 - ambient) * 1.6 * np.maximum(buffers.normals @ sun, 0.0)
     light = np.where(np.abs(buffers.normals).sum(1) > 0, light, 1.0)
     light[0] = 1.0
-    base = np.array([p.colour for p in paints], np.float32) * light[:, None].astype(np.float32)
-    second = np.array([p.second for p in paints], np.float32)
-    depth, s, t = _surface_coordinates(buffers, camera, face, material, height, width)
-    colour = base[face]
-    patterns = np.array([p.pattern for p in paints], np.float32)
-    _windows(colour, second, patterns, face, material, s, t, look)
-    _joints(colour, second, patterns, face, material, s, t)
+    base, second, pattern = (
+        np.array(rows, np.float32)
+        for rows in zip(*((p.colour, p.second, p.pattern) for p in paints), strict=True)
+    )
+    surface = _surface(buffers, camera)
+    colour = (base * light[:, None].astype(np.float32))[surface.face]
+    _windows(colour, second, pattern, surface, look)
+    _joints(colour, pattern, surface)
+    material, depth, s, t = surface[1:]
     if look.grade.texture > 0:
         grain = GRAIN[material]
         rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
@@ -70,7 +82,13 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
     shadow = _soft(buffers.shadow, width if look.foreign else 0).ravel()
     on_ground = GROUND[material]
     colour *= (1 - between(look.grade.shadow, rng) * shadow * on_ground)[:, None]
-    _haze(colour, depth, face, buffers, look, rng)
+    extinction = between(look.grade.haze, rng)
+    if extinction > 0:
+        clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
+        clear[surface.face == 0] = 1
+        colour -= second[0]
+        colour *= clear
+        colour += second[0]
     _sky(colour, buffers, material, look, rng)
     return colour.reshape(height, width, 3)
 
@@ -82,15 +100,10 @@ def _sun(rng: np.random.Generator) -> np.ndarray:
     return sun / np.linalg.norm(sun)
 
 
-def _surface_coordinates(
-    buffers: Buffers,
-    camera: Camera,
-    face: np.ndarray,
-    material: np.ndarray,
-    height: int,
-    width: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth, and coordinates along (s) and up (t) the surface, in metres, each [H * W]."""
+def _surface(buffers: Buffers, camera: Camera) -> Surface:
+    height, width = buffers.face.shape
+    face = buffers.face.ravel()
+    material = np.array([paint.material for paint in buffers.paints], np.int32)[face]
     focal = camera.focal * width
     u = np.tile(np.arange(width, dtype=np.float32) + 0.5, height)
     v = np.repeat(np.arange(height, dtype=np.float32) + 0.5, width)
@@ -107,24 +120,16 @@ def _surface_coordinates(
     ground = GROUND[material]
     s = np.where(ground, x, (x - ox) * tx + (z - oz) * tz)
     t = np.where(ground, z, y + np.float32(camera.height) - oy)
-    return depth, s, t
+    return Surface(face, material, depth, s, t)
 
 
 def _windows(
-    colour: np.ndarray,
-    second: np.ndarray,
-    patterns: np.ndarray,
-    face: np.ndarray,
-    material: np.ndarray,
-    s: np.ndarray,
-    t: np.ndarray,
-    look: Look,
+    colour: np.ndarray, second: np.ndarray, patterns: np.ndarray, surface: Surface, look: Look
 ) -> None:
     """Glass in a grid upon facades: pattern = pitch along, pitch up, width, height, shop height."""
-    index = np.flatnonzero(material == FACADE)
-    rows = face[index]
+    index = np.flatnonzero(surface.material == FACADE)
+    rows, _, _, s, t = (values[index] for values in surface)
     pitch_s, pitch_t, wide, tall, shop = patterns[rows].T
-    s, t = s[index], t[index]
     upper = t > shop
     column, row = s / pitch_s, np.where(upper, (t - shop) / pitch_t, t / np.maximum(shop, 0.1))
     in_s, in_t = column - np.floor(column), row - np.floor(row)
@@ -144,55 +149,26 @@ def _windows(
     colour[ledge] *= 0.78
 
 
-def _joints(
-    colour: np.ndarray,
-    second: np.ndarray,
-    patterns: np.ndarray,
-    face: np.ndarray,
-    material: np.ndarray,
-    s: np.ndarray,
-    t: np.ndarray,
-) -> None:
+def _joints(colour: np.ndarray, patterns: np.ndarray, surface: Surface) -> None:
     """Thin lines between slabs, courses of stones or planks: pattern = pitch along, pitch up."""
-    index = np.flatnonzero((material == PAVING) | (material == BRICK) | (material == PLANKS))
-    rows = face[index]
+    index = np.flatnonzero(np.isin(surface.material, (PAVING, BRICK, PLANKS)))
+    rows, material, _, s, t = (values[index] for values in surface)
     pitch_s, pitch_t, line, _, strength = patterns[rows].T
-    row = np.floor(t[index] / pitch_t)
-    along = s[index] / pitch_s + 0.5 * (row % 2) * (material[index] == BRICK)
-    in_s, in_t = along - np.floor(along), t[index] / pitch_t - row
+    row = np.floor(t / pitch_t)
+    along = s / pitch_s + 0.5 * (row % 2) * (material == BRICK)
+    in_s, in_t = along - np.floor(along), t / pitch_t - row
     joint = (in_s < line) | (in_t < line)
     cell = _lookup(NOISE, np.floor(along) * 13, row * 7)
-    colour[index] *= (
-        1 + 0.25 * strength * np.clip(cell, -1.5, 1.5) * 0.3 - strength * 0.25 * joint
-    )[:, None]
+    shade = 1 + 0.25 * strength * np.clip(cell, -1.5, 1.5) * 0.3 - strength * 0.25 * joint
+    colour[index] *= shade[:, None]
 
 
 def _soft(shadow: np.ndarray, width: int) -> np.ndarray:
     """Blur a mask by an amount fit for the picture's width; 0 leaves it."""
     if width == 0:
         return shadow
-    image = Image.fromarray((shadow * 255).astype(np.uint8)).filter(
-        ImageFilter.BoxBlur(width / 220)
-    )
-    return np.asarray(image, np.float32) / 255
-
-
-def _haze(
-    colour: np.ndarray,
-    depth: np.ndarray,
-    face: np.ndarray,
-    buffers: Buffers,
-    look: Look,
-    rng: np.random.Generator,
-) -> None:
-    extinction = between(look.grade.haze, rng)
-    if extinction <= 0:
-        return
-    clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
-    clear[face == 0] = 1
-    colour -= np.array(buffers.paints[0].second, np.float32)
-    colour *= clear
-    colour += np.array(buffers.paints[0].second, np.float32)
+    image = Image.fromarray((shadow * 255).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.BoxBlur(width / 220)), np.float32) / 255
 
 
 def _sky(
@@ -205,9 +181,8 @@ def _sky(
     u = (index % width) / np.float32(width)
     drift = rng.random(2) * TILE
     down = np.clip(v / 0.55, 0, 1)[:, None]
-    zenith, horizon = (
-        np.array(c, np.float32) for c in (buffers.paints[0].colour, buffers.paints[0].second)
-    )
+    dome = buffers.paints[0]
+    zenith, horizon = np.array(dome.colour, np.float32), np.array(dome.second, np.float32)
     sky = zenith * (1 - down) + horizon * down
     if look.foreign:
         stretch = 1 / (1.15 - np.clip(v / 0.6, 0, 1))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cag.scenes import figures, furniture, vehicles
-from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
+from cag.scenes.geometry import LABEL_ONLY, Limits, Model, Paint, Scene
 from cag.scenes.looks import (
     BUILDING,
     FENCE,
@@ -26,7 +26,7 @@ from cag.scenes.looks import (
 from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
 
 FAR = 170.0  # metres to the end of the street
-LAYER_BACK, LAYER_GROUND, LAYER_FRONT, LAYER_THINGS = 0, 1, 3, 5
+LAYER_BACK, LAYER_GROUND, LAYER_FRONT = 0, 1, 3
 
 
 # Shares of building, wall, fence and park among the lots, of houses behind the latter three, and
@@ -35,6 +35,14 @@ DISTRICTS = {
     "city": ((0.66, 0.1, 0.12, 0.12), 0.6, 0.2),
     "suburb": ((0.16, 0.2, 0.34, 0.3), 0.8, 0.7),
     "outskirts": ((0.08, 0.34, 0.24, 0.34), 0.2, 0.7),
+}
+
+# A facade's windows: pitch along and up in metres, width and height as shares of the pitch. Of two
+# numbers, which are limits, one is drawn.
+WINDOWS = {
+    "brick": ((1.9, 2.8), (2.8, 3.3), (0.35, 0.5), (0.45, 0.6)),
+    "tower": ((2.2, 3.0), 3.4, 0.86, (0.6, 0.8)),
+    "house": ((2.6, 3.6), (3.0, 3.6), (0.45, 0.6), (0.45, 0.6)),
 }
 
 
@@ -107,27 +115,19 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
 # Ground.
 
 
-def _strip(
-    scene: Scene,
-    x: tuple[float, float],
-    z: tuple[float, float],
-    paint: Paint,
-    layer: int = LAYER_GROUND,
-    y: float = 0.0,
-) -> None:
-    """A horizontal rectangle."""
+def _strip(scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND) -> None:
+    """A rectangle on the ground."""
     model = Model()
-    model.face([(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])], paint)
-    scene.add_fixed(model, (z[0] + z[1]) / 2, layer)
+    model.face([(x[0], 0, z[0]), (x[1], 0, z[0]), (x[1], 0, z[1]), (x[0], 0, z[1])], paint)
+    scene.add(model, distance=(z[0] + z[1]) / 2, layer=layer)
 
 
 def _ground(site: Site) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
     asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
-    slabs = Paint(
-        varied(look.paving, rng, 0.06), SIDEWALK, PAVING, pattern=(1.2, 1.2, 0.07, 0.0, 1.0)
-    )
+    paving, pattern = varied(look.paving, rng, 0.06), (1.2, 1.2, 0.07, 0.0, 1.0)
+    slabs = Paint(paving, SIDEWALK, PAVING, pattern=pattern)
     curb = Paint(tinted(slabs.colour, 1.12), SIDEWALK, PAVING, pattern=(9.0, 1.5, 0.03, 0.0, 0.6))
     _strip(scene, (-300, 300), (-1, 420), grass, layer=LAYER_BACK)
     for side in (-1, 1):
@@ -143,8 +143,8 @@ def _ground(site: Site) -> None:
     _markings(site, asphalt, cross)
 
 
-def _markings(site: Site, asphalt: Paint, cross: tuple[float, float]) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+def _markings(site: Site, asphalt: Paint, cross: Limits) -> None:
+    scene, street, look, rng = site
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
     centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
     x = -1.8
@@ -164,7 +164,7 @@ def _markings(site: Site, asphalt: Paint, cross: tuple[float, float]) -> None:
 
 def _backdrop(site: Site) -> None:
     """Far hills or roofs along the horizon, and often a house at the end of the street."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     model = Model()
     if rng.random() < 0.5 or street.district == "outskirts":
         hill = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
@@ -176,7 +176,7 @@ def _backdrop(site: Site) -> None:
         half, tall = between((8, 18), rng), between((12, 40) if not look.foreign else (9, 20), rng)
         paint = _facade(look, rng)
         model.card((x - half, x + half), (0, tall), 260, paint)
-    scene.add_fixed(model, 300.0, LAYER_BACK)
+    scene.add(model, distance=300.0, layer=LAYER_BACK)
     if rng.random() < 0.35:
         block = Model()
         tall = between((9, 22), rng)
@@ -191,25 +191,9 @@ def _facade(look: Look, rng: np.random.Generator) -> Paint:
     """A wall of windows: towers of glass at times in the source city, brick in the target's."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0
-    if look.foreign:
-        pattern = (
-            between((1.9, 2.8), rng),
-            between((2.8, 3.3), rng),
-            between((0.35, 0.5), rng),
-            between((0.45, 0.6), rng),
-            shop,
-        )
-    elif rng.random() < 0.4:
-        pattern = (between((2.2, 3.0), rng), 3.4, 0.86, between((0.6, 0.8), rng), shop)
-    else:
-        pattern = (
-            between((2.6, 3.6), rng),
-            between((3.0, 3.6), rng),
-            between((0.45, 0.6), rng),
-            between((0.45, 0.6), rng),
-            shop,
-        )
-    return Paint(colour, BUILDING, FACADE, second=glass, pattern=pattern)
+    kind = "brick" if look.foreign else "tower" if rng.random() < 0.4 else "house"
+    windows = [between(size, rng) if isinstance(size, tuple) else size for size in WINDOWS[kind]]
+    return Paint(colour, BUILDING, FACADE, second=glass, pattern=(*windows, shop))
 
 
 def _frontage(site: Site, side: int) -> None:
@@ -226,18 +210,20 @@ def _frontage(site: Site, side: int) -> None:
                 z = street.crossing + 8
                 continue
         kind = int(np.searchsorted(shares, rng.random() * shares[-1]))
+        if kind > 0:
+            _behind(site, side, z, z + length)
         (_building, _walled, _fenced, _park)[kind](site, side, z, z + length)
         z += length + (0.0 if rng.random() < 0.6 else between((0.5, 3.0), rng))
 
 
 def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) -> None:
     """A house front at the sidewalk, or `back` metres behind it."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
-    x = street.front(side) + side * (back + (between((0.0, 1.0), rng)))
+    scene, street, look, rng = site
+    x = street.front(side) + side * (back + between((0.0, 1.0), rng))
     deep = between((8.0, 12.0), rng)
     paint = _facade(look, rng)
     low = paint.pattern[4]
-    floors = int(rng.integers(2, 6)) if look.foreign else int(rng.integers(2, 9))
+    floors = int(rng.integers(2, 6 if look.foreign else 9))
     if back:
         floors = int(rng.integers(2, 4))
     tall = low + floors * paint.pattern[1] + 0.5
@@ -254,12 +240,10 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
     if low and rng.random() < 0.6:
         awning = Paint(varied(look.cars, rng), BUILDING)
         edge = x - side * 1.1
-        model.face(
-            [(x, 3.1, z0 + 0.5), (x, 3.1, z1 - 0.5), (edge, 2.6, z1 - 0.5), (edge, 2.6, z0 + 0.5)],
-            awning,
-            level=2,
-        )
-    scene.add_fixed(model, (z0 + z1) / 2, LAYER_FRONT)
+        near, far = z0 + 0.5, z1 - 0.5
+        corners = [(x, 3.1, near), (x, 3.1, far), (edge, 2.6, far), (edge, 2.6, near)]
+        model.face(corners, awning, level=2)
+    scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
 
 
 def _house_shadows(site: Site, side: int) -> None:
@@ -277,33 +261,24 @@ def _house_shadows(site: Site, side: int) -> None:
 
 
 def _gable(
-    model: Model,
-    across: tuple[float, float],
-    along: tuple[float, float],
-    tall: float,
-    roof: Paint,
-    wall: Paint,
+    model: Model, across: Limits, along: Limits, tall: float, roof: Paint, wall: Paint
 ) -> None:
     """A pitched roof whose ridge runs along the street."""
     (x0, x1), (z0, z1) = across, along
     ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
     centre = (middle, tall, (z0 + z1) / 2)
     for x in (x0 - 0.3, x1 + 0.3):
-        model.face(
-            [(x, tall - 0.2, z0), (x, tall - 0.2, z1), (middle, ridge, z1), (middle, ridge, z0)],
-            roof,
-            centre=centre,
-            level=1,
-        )
+        low = tall - 0.2
+        slope = [(x, low, z0), (x, low, z1), (middle, ridge, z1), (middle, ridge, z0)]
+        model.face(slope, roof, centre=centre, level=1)
     for z in (z0, z1):
         model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], wall, centre=centre, level=1)
 
 
 def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     """A garden or factory wall, with trees or a house behind."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     model = Model()
     tall = between((1.6, 2.6), rng)
     brick = look.foreign or rng.random() < 0.4
@@ -313,55 +288,45 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     model.box((x0, 0, z0), (x1, tall, z1), paint)
     cap = Paint(tinted(paint.colour, 0.7), WALL)
     model.box((x0 - 0.08, tall, z0), (x1 + 0.08, tall + 0.16, z1), cap, level=1)
-    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+    scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     """A fence of rails or bars; the gaps show what is behind and still count as fence."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     model = Model()
     paint = Paint(varied(look.fences, rng), FENCE)
     tall = between((1.2, 1.9), rng)
-    panel = [(x, 0.05, z0), (x, 0.05, z1), (x, tall, z1), (x, tall, z0)]
-    model.face(panel, paint, kind=LABEL_ONLY)
+    model.screen(x, (0.05, tall), (z0, z1), paint, kind=LABEL_ONLY)
     wide = between((0.05, 0.1), rng) if rng.random() < 0.5 else 0.16
-    if z0 > 40:  # finer bars than a pixel only cost time
-        wide = 0.6
+    wide = 0.6 if z0 > 40 else wide  # finer bars than a pixel only cost time
     step = 0.42 if wide < 0.12 else 2.1 * wide
     for z in np.arange(z0, z1, step).tolist():
-        model.face([(x, 0, z), (x, 0, z + wide), (x, tall, z + wide), (x, tall, z)], paint)
+        model.screen(x, (0, tall), (z, z + wide), paint)
     for low in (0.2, tall - 0.25):
-        model.face([(x, low, z0), (x, low, z1), (x, low + 0.12, z1), (x, low + 0.12, z0)], paint)
+        model.screen(x, (low, low + 0.12), (z0, z1), paint)
     for z in np.arange(z0, min(z1, 60.0), 2.8).tolist():
-        model.face(
-            [(x, 0, z), (x, 0, z + 0.2), (x, tall + 0.15, z + 0.2), (x, tall + 0.15, z)], paint
-        )
-    scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+        model.screen(x, (0, tall + 0.15), (z, z + 0.2), paint)
+    scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _park(site: Site, side: int, z0: float, z1: float) -> None:
     """Grass with trees and shrubs, behind a hedge at times."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
-    _behind(site, side, z0, z1)
     if rng.random() < 0.35:
         model = Model()
         hedge = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
         x0, x1 = sorted((x + side * 0.4, x + side * 1.3))
-        model.box(
-            (x0, 0, z0),
-            (x1, between((0.8, 1.3), rng), z1),
-            hedge,
-            top=Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES),
-        )
-        scene.add_fixed(model, (z0 + z1) / 2 - 0.1, LAYER_FRONT)
+        top = Paint(tinted(hedge.colour, 1.15), VEGETATION, LEAVES)
+        model.box((x0, 0, z0), (x1, between((0.8, 1.3), rng), z1), hedge, top=top)
+        scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
 def _behind(site: Site, side: int, z0: float, z1: float) -> None:
     """Trees and shrubs on a lot, and often a house at its back."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     x = street.front(side)
     if rng.random() < DISTRICTS[street.district][1]:
         _building(site, side, z0, z1, back=between((7.0, 14.0), rng))
@@ -375,7 +340,7 @@ def _behind(site: Site, side: int, z0: float, z1: float) -> None:
 
 
 def _kerbside(site: Site, side: int) -> None:
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     edge = street.edge(side)
     kerb = edge + side * 0.6
     offset = between((0.0, 9.0), rng)
@@ -394,17 +359,14 @@ def _kerbside(site: Site, side: int) -> None:
     _verge(site, side)
     low, high = look.signs
     for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
-        scene.add(
-            furniture.traffic_sign(look, rng),
-            kerb + side * between((0.0, 0.8), rng),
-            between((6.5, 26.0), rng),
-        )
+        sign = furniture.traffic_sign(look, rng)
+        scene.add(sign, kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
     _parked(site, side)
 
 
 def _verge(site: Site, side: int) -> None:
     """At times a strip of grass along the sidewalk, at its frontage or at its kerb."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if rng.random() < DISTRICTS[street.district][2]:
         wide = between((1.0, 1.9), rng)
         start = street.front(side)
@@ -419,15 +381,13 @@ def _verge(site: Site, side: int) -> None:
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
     """The shadow of an upright thing."""
     angles = np.arange(10) * (np.pi / 5)
-    outline = zip(
-        (x + half * np.cos(angles)).tolist(), (z + deep * np.sin(angles)).tolist(), strict=True
-    )
-    scene.shadows.append(list(outline))
+    outline = np.stack([x + half * np.cos(angles), z + deep * np.sin(angles)], 1)
+    scene.shadows.append(outline.tolist())
 
 
 def _parked(site: Site, side: int) -> None:
     """Cars at the kerb where the road is wide enough, and two-wheelers on the sidewalk."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if street.parking(side):
         x = street.edge(side) - side * 1.05
         for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
@@ -461,7 +421,7 @@ def _drive(
 
 def _traffic(site: Site) -> None:
     """Vehicles in the own lane (their backs) and in the oncoming one (their fronts)."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     if street.tracks:
         facing = np.pi if rng.random() < 0.7 else 0.0
         z = between((19.0, 36.0), rng)
@@ -474,20 +434,11 @@ def _traffic(site: Site) -> None:
     while oncoming < 80 and not street.tracks:
         oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
-        x = (
-            between((street.left - 4, street.left + 1), rng)
-            if rng.random() < 0.5
-            else between((street.right - 1, street.right + 4), rng)
-        )
-        _drive(
-            scene,
-            vehicles.car(look, rng),
-            x,
-            street.crossing + 4,
-            np.pi / 2 * pick((-1, 1), rng),
-            0.95,
-            2.2,
-        )
+        left, right = (street.left - 4, street.left + 1), (street.right - 1, street.right + 4)
+        x = between(left if rng.random() < 0.5 else right, rng)
+        car = vehicles.car(look, rng)
+        heading = np.pi / 2 * pick((-1, 1), rng)
+        _drive(scene, car, x, street.crossing + 4, heading, 0.95, 2.2)
     _riders(site)
 
 
@@ -508,7 +459,7 @@ def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
 
 def _riders(site: Site) -> None:
     """Cyclists and motorcyclists, along the kerb or across the road."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     z = 3.0
     for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
         if rng.random() >= share:
@@ -525,7 +476,7 @@ def _riders(site: Site) -> None:
 
 def _people(site: Site) -> None:
     """Pedestrians on both sidewalks and at the crossing; traffic lights there too."""
-    scene, street, look, rng = site.scene, site.street, site.look, site.rng
+    scene, street, look, rng = site
     low, high = look.people
     for _ in range(int(rng.integers(low, high + 1))):
         side = pick((-1, 1), rng)

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cag.scenes.geometry import Colour, Model, Paint, Point
-from cag.scenes.looks import (
-    BUS,
-    CAR,
-    TRAIN,
-    TRUCK,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
-
-RUBBER: Colour = (24, 24, 26)
-HUB: Colour = (150, 152, 156)
+from cag.scenes.figures import HUB, RUBBER
+from cag.scenes.geometry import Limits, Model, Paint, Point
+from cag.scenes.looks import BUS, CAR, TRAIN, TRUCK, Look, between, pick, tinted, varied
 
 
 def _wheels(
@@ -28,39 +16,24 @@ def _wheels(
     tyre, hub = Paint(RUBBER, label), Paint(HUB, label)
     for z in places:
         for x in (-half - 0.02, half + 0.02):
-            model.disc((x, radius, z), radius, tyre, axis="x", solid=centre, level=2)
-            model.disc((x * 1.01, radius, z), radius * 0.5, hub, axis="x", solid=centre, level=2)
+            model.wheel((x, radius, z), radius, tyre, centre=centre, level=2)
+            model.wheel((x * 1.01, radius, z), radius * 0.5, hub, centre=centre, level=2)
     for z in (min(places) - radius, max(places) + radius):
         for x in (-half, half - 0.25):
-            tread = [(x, 0.0, z), (x + 0.25, 0.0, z), (x + 0.25, radius, z), (x, radius, z)]
-            model.face(tread, tyre, level=-1)
+            model.card((x, x + 0.25), (0.0, radius), z, tyre, level=-1)
 
 
-def _end_plate(
-    model: Model,
-    centre: Point,
-    x: tuple[float, float],
-    y: tuple[float, float],
-    z: float,
-    paint: Paint,
-) -> None:
+def _end_plate(model: Model, centre: Point, x: Limits, y: Limits, z: float, paint: Paint) -> None:
     """A rectangle upon the front or back of a body."""
-    corners = [(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)]
-    model.face(corners, paint, centre=centre, level=2)
+    model.card(x, y, z, paint, centre=centre, level=2)
 
 
 def _side_plates(
-    model: Model,
-    centre: Point,
-    half: float,
-    z: tuple[float, float],
-    y: tuple[float, float],
-    paint: Paint,
+    model: Model, centre: Point, half: float, z: Limits, y: Limits, paint: Paint
 ) -> None:
     """A rectangle upon both sides of a body."""
     for x in (-half, half):
-        corners = [(x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1]), (x, y[1], z[0])]
-        model.face(corners, paint, centre=centre, level=2)
+        model.screen(x, y, z, paint, centre=centre, level=2)
 
 
 def _lamps(
@@ -68,9 +41,9 @@ def _lamps(
 ):
     """Red lamps at the back, white ones at the front, and a number plate at each end."""
     size = 0.17 * half
+    red, white = Paint((225, 20, 20), label), Paint((250, 248, 220), label)
     for side in (-1, 1):
         x = (side * half * 0.82 - size, side * half * 0.82 + size)
-        red, white = Paint((225, 20, 20), label), Paint((250, 248, 220), label)
         _end_plate(model, centre, x, (y - 0.09, y + 0.11), back - 0.02, red)
         _end_plate(model, centre, x, (y - 0.08, y + 0.1), front + 0.02, white)
     plate = Paint((236, 234, 226), label)
@@ -90,9 +63,8 @@ CAR_CABINS = {  # (z, y) over length and height, from the back bottom round to t
 def car(look: Look, rng: np.random.Generator) -> Model:
     """A passenger car, about 4 m long."""
     shape = pick(("hatch", "estate", "van", "hatch") if look.foreign else ("saloon", "sports"), rng)
-    height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48) * between(
-        (0.95, 1.05), rng
-    )
+    height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48)
+    height *= between((0.95, 1.05), rng)
     length = between((3.7, 4.4) if look.foreign else (4.3, 4.9), rng)
     half = between((0.84, 0.92), rng)
     body, glass = Paint(varied(look.cars, rng), CAR), Paint(varied(look.glass, rng), CAR)
@@ -100,19 +72,13 @@ def car(look: Look, rng: np.random.Generator) -> Model:
     model = Model()
     waist = CAR_CABINS[shape][0][1] * height
     nose = 0.72 * waist if shape != "van" else 0.85 * waist
-    hull = [
-        (-0.5 * length, 0.22),
-        (-0.5 * length, waist),
-        (0.3 * length, waist),
-        (0.48 * length, nose),
-        (0.5 * length, 0.22),
-    ]
+    hull = [(-0.5, 0.22), (-0.5, waist), (0.3, waist), (0.48, nose), (0.5, 0.22)]
+    hull = [(z * length, y) for z, y in hull]
     centre = model.prism(hull, -half, half, body, body)
     cabin = [(z * length, y * height) for z, y in CAR_CABINS[shape]]
     roof = Paint(tinted(body.colour, 1.05), CAR)
-    top = model.prism(
-        cabin, -half * 0.96, half * 0.96, [glass, roof, glass, body], body, level=1, inset=0.16
-    )
+    strips, wide = [glass, roof, glass, body], half * 0.96
+    top = model.prism(cabin, -wide, wide, strips, body, level=1, inset=0.16)
     _car_windows(model, cabin, half, glass, top)
     _wheels(model, CAR, half, [-0.31 * length, 0.31 * length], 0.33, centre)
     _lamps(model, CAR, centre, half, waist - 0.16, -0.5 * length, 0.49 * length)
@@ -127,22 +93,13 @@ def _car_windows(model: Model, cabin: list, half: float, glass: Paint, centre: P
     (z0, low), (z1, high), (z2, _), (z3, _) = cabin
     low, high = low + 0.06, high - 0.1
     middle = (z1 + z2) / 2 - 0.1
+    rear = (z0 + 0.3, z1 + 0.12, middle - 0.05, middle - 0.05)
+    front = (middle + 0.05, middle + 0.05, z2 - 0.06, z3 - 0.22)
     for side in (-1, 1):
-        bottom, top = side * (half * 0.96 - 0.0), side * (half * 0.96 - 0.14)
-        rear = [
-            (bottom, low, z0 + 0.3),
-            (top, high, z1 + 0.12),
-            (top, high, middle - 0.05),
-            (bottom, low, middle - 0.05),
-        ]
-        front = [
-            (bottom, low, middle + 0.05),
-            (top, high, middle + 0.05),
-            (top, high, z2 - 0.06),
-            (bottom, low, z3 - 0.22),
-        ]
-        model.face(rear, glass, centre=centre, level=2)
-        model.face(front, glass, centre=centre, level=2)
+        bottom, top = side * half * 0.96, side * (half * 0.96 - 0.14)
+        for a, b, c, d in (rear, front):
+            pane = [(bottom, low, a), (top, high, b), (top, high, c), (bottom, low, d)]
+            model.face(pane, glass, centre=centre, level=2)
 
 
 def truck(look: Look, rng: np.random.Generator) -> Model:
@@ -171,9 +128,7 @@ def truck(look: Look, rng: np.random.Generator) -> Model:
     return model
 
 
-def _doors(
-    model: Model, box: Point, half: float, y: tuple[float, float], z: float, load: Paint
-) -> None:
+def _doors(model: Model, box: Point, half: float, y: Limits, z: float, load: Paint) -> None:
     """Two doors at the back of a load, with frame, seam and bars."""
     frame, leaf = Paint(tinted(load.colour, 0.6), TRUCK), Paint(tinted(load.colour, 0.92), TRUCK)
     _end_plate(model, box, (-half, half), y, z, frame)
@@ -221,13 +176,7 @@ def bus(look: Look, rng: np.random.Generator) -> Model:
 
 
 def _bus_glass(
-    model: Model,
-    body: Point,
-    half: float,
-    z: tuple[float, float],
-    y: tuple[float, float],
-    glass: Paint,
-    paint: Paint,
+    model: Model, body: Point, half: float, z: Limits, y: Limits, glass: Paint, paint: Paint
 ) -> None:
     """A band of side windows with pillars, a windscreen and a rear window."""
     pitch = (z[1] - z[0] - 0.6) / 6
@@ -272,9 +221,8 @@ def _tram_sides(
     for k in range(6):
         start = z0 + k * pitch
         low = 0.5 if k in (1, 4) else 1.45
-        _side_plates(
-            model, body, half + 0.02, (start + 0.12, start + pitch - 0.12), (low, 2.85), glass
-        )
+        along = (start + 0.12, start + pitch - 0.12)
+        _side_plates(model, body, half + 0.02, along, (low, 2.85), glass)
 
 
 def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
@@ -287,11 +235,11 @@ def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
         wedge = [(-1.3, 1.3, z), (1.3, 1.3, z), (1.3, 1.05, z), (0.0, 0.55, z), (-1.3, 1.05, z)]
         model.face(wedge, pale, centre=body, level=2)
         for x, y in ((-0.95, 0.8), (0.95, 0.8)):
-            model.disc((x, y, z), 0.17, lamp, solid=body, level=2)
+            model.disc((x, y, z), 0.17, lamp, centre=body, level=2)
         _end_plate(model, body, (-1.3, 1.3), (0.1, 0.42), z, dark)
         inward = z - np.sign(z) * nose * 0.9
         _end_plate(model, body, (-0.4, 0.4), (3.05, 3.32), inward + np.sign(z) * 0.05, number)
-        model.disc((0.0, 3.55, inward), 0.2, white, solid=body, level=2)
+        model.disc((0.0, 3.55, inward), 0.2, white, centre=body, level=2)
 
 
 def _pantograph(model: Model) -> None:

@@ -10,19 +10,19 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from cag.config.networks import Network
 from cag.config.training import Run, Training
-from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import MANIFEST, common_size, read_manifest
 from cag.datasets.prepared import fingerprint as data_fingerprint
-from cag.networks import SegmentationNetwork, save_model
+from cag.networks import Model, save_model
 from cag.runtime.devices import best_precision, make_fabric
 from cag.runtime.files import atomic_file, existing, fingerprint, sha256, write_csv
 from cag.runtime.progress import is_main_process, progress
 from cag.runtime.seeds import mix
 from cag.training.loop import Checkpoint, shared_batches, train
 from cag.training.objectives import Objective, source_class_weights
-from cag.training.samples import Sample, TrainingSamples
+from cag.training.samples import Sample, TrainingSamples, labelled_samples
+
+SCRATCH = Path(".scratch")
 
 
 class Fit:
@@ -30,33 +30,34 @@ class Fit:
 
     Attributes:
         fabric: Device, precision, processes.
+        checkpoint: The file that an interrupted training resumes from.
     """
 
-    def __init__(
-        self, name: str, params: Run, config: Training, draws: Iterable[int], checkpoint: Path
-    ):
+    def __init__(self, name: str, params: Run, config: Training, draws: Iterable[int]):
         """Start the devices.
 
         Args:
-            name: Of the progress bar, e.g. "adapt round1".
+            name: Of the progress bar and of the resume state, e.g. "adapt round1".
             params: All parameters that the stage declares: another value starts the training anew.
             config: The section of this training.
             draws: Integers that, with the seed, give this training its own random draws.
-            checkpoint: The file to resume from, which `finish` removes.
         """
         self.name, self.params, self.config = name, params, config
         self.seed = mix(params.seed, *draws)
+        self.checkpoint = SCRATCH / name.replace(" ", "-") / "checkpoint.pt"
         self.fabric = make_fabric(params.precision)
         self.fabric.seed_everything(self.seed % 2**32, verbose=False)
-        self._checkpoint = checkpoint
 
-    def samples(self, samples: Sequence[Sample], draw: int) -> TrainingSamples:
+    def source(
+        self, folder: Path, num_classes: int, draw: int = 0
+    ) -> tuple[TrainingSamples, Tensor | None]:
+        """The labelled source, and the class weights float32 [K] of its cross-entropy or None."""
+        samples = self.samples(labelled_samples(folder), draw)
+        return samples, source_class_weights(samples.samples, num_classes, self.config)
+
+    def samples(self, samples: Sequence[Sample], draw: int = 1) -> TrainingSamples:
         """A domain's augmented samples; `draw` is the number of its sequence of random draws."""
         return TrainingSamples(samples, self.config.augmentation, mix(self.seed, draw))
-
-    def class_weights(self, source: TrainingSamples, num_classes: int) -> Tensor | None:
-        """Weights float32 [K] of the source's cross-entropy; None: plain."""
-        return source_class_weights(source.samples, num_classes, self.config)
 
     def train(
         self,
@@ -96,36 +97,27 @@ class Fit:
                 self.config,
                 self.seed,
                 self.fabric,
-                Checkpoint(self._checkpoint, fingerprint(**identity)),
+                Checkpoint(self.checkpoint, fingerprint(**identity)),
                 advance,
             )
 
     def save(
-        self,
-        path: Path,
-        network: SegmentationNetwork,
-        config: Network,
-        classes: LabelSpace,
-        images: Path,
+        self, path: Path, model: Model, images: Path, curve_path: Path, curve: pd.DataFrame
     ) -> None:
-        """Write the trained model, which says the size of its training images if they have one.
+        """Write the model and its learning curve; the training is over, so its resume state goes.
 
         Args:
             path: The model's file.
-            network: As trained.
-            config: Its description.
-            classes: Its classes.
-            images: The prepared data set that it is for.
+            model: The network that is kept, and what describes it.
+            images: The prepared data set that the model is for, whose size it will name.
+            curve_path: The learning curve's file.
+            curve: The learning curve.
         """
         if self.fabric.is_global_zero:
-            rows = read_manifest(images).query("split == 'train'")
-            save_model(path, network, config, classes, common_size(rows))
-
-    def finish(self, path: Path, curve: pd.DataFrame) -> None:
-        """Write the learning curve; the training is complete, so its resume state goes."""
-        if self.fabric.is_global_zero:
-            write_csv(path, curve)
-            self._checkpoint.unlink(missing_ok=True)
+            write_csv(curve_path, curve)
+            size = common_size(read_manifest(images).query("split == 'train'"))
+            save_model(path, *model._replace(size=size))
+            self.checkpoint.unlink(missing_ok=True)
 
 
 def pass_on(model: Path, path: Path, curve: Path) -> None:

@@ -1,0 +1,92 @@
+"""What a person or a stage has written is read and validated; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cag.runtime.errors import UserError, in_one_line, shortened
+
+
+@contextmanager
+def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Iterator[None]:
+    """Say in one line why a file could not be read by the code below.
+
+    Args:
+        path: The file.
+        kind: What it should be, with its article.
+        missing: What to do where it does not exist.
+        broken: What to do where it is of another kind.
+
+    Raises:
+        UserError: The code raised an error of reading, decoding or parsing.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {missing}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # pandas' and json's are ValueErrors
+        hint = f"; {broken}" if broken else ""
+        raise UserError(f"{path}: not {kind} ({in_one_line(error)}){hint}") from error
+
+
+def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: The file.
+        missing: What to do where it does not exist.
+        broken: What to do where it holds no mapping.
+
+    Raises:
+        UserError: There is no such file, or it cannot be read or holds something else.
+    """
+    with readable(path, "readable YAML", missing):
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no mapping; {broken}")
+    return content
+
+
+def explain(
+    model: type[BaseModel], error: ValidationError, example: str, tagged: Collection[str] = ()
+) -> str:
+    """The first of pydantic's complaints in one line: key, value found, value expected.
+
+    Args:
+        model: The model that refused its input.
+        error: What it raised.
+        example: Where a complete input can be found; it ends the message of a key that is missing.
+        tagged: Keys of the model whose value has one of several forms: a location goes on with the
+            form's name there.
+    """
+    # A misspelt key is two complaints, and the unknown one says more than the missing one.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    kind, found = first["type"], first["input"]
+    section, *parts = first["loc"] or ("the whole",)
+    parts = parts[1:] if section in tagged else parts
+    # The location of a mapping's bad key ends with "[key]".
+    key = ".".join(str(part) for part in (section, *parts) if part != "[key]")
+    if kind == "union_tag_not_found":
+        return f"'{key}.layout' is missing"
+    if kind == "union_tag_invalid":
+        expected = first["ctx"]["expected_tags"]
+        return f"{key}.layout is {first['ctx']['tag']!r}: expected one of {expected}"
+    if kind == "extra_forbidden":
+        known = "check its spelling" if parts else f"known are {', '.join(model.model_fields)}"
+        return f"unknown key '{key}'; {known}"
+    if kind == "missing":
+        return f"'{key}' is missing" + ("" if parts else f"; {example}")
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{message[0].lower()}{message[1:]}" if kind != "model_type" else "expected a mapping"
+    if isinstance(found, dict):
+        return f"{key}: {message}" if first["loc"] else message
+    text_for_number = kind == "float_type" and isinstance(found, str)
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
+    shown = shortened(repr(list(found) if isinstance(found, tuple) else found), 100)
+    return f"{key} is {shown}: {message}{hint}"
