@@ -26,8 +26,7 @@ from cag.features import (
 from cag.images import write_image, write_label
 from cag.labels import LabelSpace
 from cag.pseudo_labels import anchor_distances
-from cag.report import explorer, feature_space, pieces
-from cag.stage import RECORDS
+from cag.report import explorer, feature_space, gather, pictures
 from stages import report as stage
 
 NAMES = ("road", "car", "train")
@@ -35,6 +34,7 @@ SPACE = LabelSpace(NAMES, ((128, 64, 128), (0, 0, 142), (0, 80, 100)))
 RULES = PseudoLabel(
     margin=None, relative_margin=0.2, quantile=None, agreement=True, probability=0.9
 )
+FOLDERS = stage.FOLDERS
 SCORES = {"pretrain": 0.3126, "warmup": 0.3349, "round1": 0.4871}
 
 
@@ -118,7 +118,6 @@ def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", s
         validation=[report.ValidationSample(name, image, labels, labels, labels)],
         rules=RULES,
         parameters={"seed": 7, "source": {"layout": "scenes", "size": (16, 32)}, "compile": False},
-        records=[{"stage": "pretrain", "started": "2020-01-01T00:00:00", "seconds": 1.25}],
         fingerprints=[("manifest.csv", "0" * 32)],
         locations=[("models", "data/models/")],
     )
@@ -206,7 +205,7 @@ def test_classes_are_sorted_by_change_and_losses_marked():
 
 
 def test_coverage_and_anchors_are_tabulated(whole_page):
-    *_, coverage_table, distances, anchor_table, _, _, _, _ = Page(whole_page).tables
+    *_, coverage_table, distances, anchor_table, _, _, _ = Page(whole_page).tables
     assert coverage_table[2] == ["road", "61.0", "80.0", "54.9"]  # 50 / (61 + 80 - 50)
     assert coverage_table[-1] == ["all classes", "57.9", "64.3", "54.1"]
     assert [row[0] for row in distances] == ["class", "road", "car"]  # train has no anchor
@@ -216,9 +215,8 @@ def test_coverage_and_anchors_are_tabulated(whole_page):
     assert anchor_table[3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013", "\u2013"]
 
 
-def test_run_card_shows_parameters_times_and_checksums(whole_page):
-    times, checksums, parameters, _ = Page(whole_page).tables[-4:]
-    assert times[1] == ["pretrain", "2020-01-01T00:00:00", "1.2", "\u2013", "\u2013", "\u2013"]
+def test_run_card_shows_parameters_and_checksums(whole_page):
+    checksums, parameters, _ = Page(whole_page).tables[-3:]
     assert checksums[1] == ["manifest.csv", "0" * 32]
     assert ["source.size", "[16, 32]"] in parameters and ["compile", "false"] in parameters
 
@@ -242,12 +240,11 @@ def test_texts_from_data_are_escaped():
         ],
         labelled=[report.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
         parameters={evil: evil},
-        records=[{"stage": evil, "device": evil, "versions": {evil: evil}}],
         fingerprints=[(evil, evil)],
         locations=[(evil, evil)],
     )
     page = report.page(run)
-    assert evil not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    assert evil not in page and "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert page.count("<script") == 2  # the explorer's data, and the page's own
     assert Page(page).open == []
 
@@ -310,7 +307,7 @@ def test_of_nothing_labelled_no_share_is_right():
 def test_large_pictures_become_thumbnails():
     page = report.page(make_run(size=(500, 1000)))
     widths = [int(a["width"]) for tag, a in Page(page).tags if tag == "img" and "width" in a]
-    assert len(widths) == 16 and set(widths) == {pieces.THUMBNAIL}
+    assert len(widths) == 16 and set(widths) == {pictures.THUMBNAIL}
 
 
 # ---------------------------------------------------------------------------------------- stage
@@ -326,27 +323,27 @@ def write_artifacts(root):
             label = f"labels/val/{name}.png" if split == "val" else ""
             path = f"images/{split}/{name}.png"
             rows.append((split, name, path, label, 16, 32, "0" * 64, "0" * 64 if label else ""))
-            put(root / stage.TARGET / path, lambda file: write_image(file, image))
-            folders = [root / stage.EVALUATION / model / "predictions" for model in SCORES]
-            folders += [root / stage.TARGET / "labels/val"]
+            put(root / FOLDERS.target / path, lambda file: write_image(file, image))
+            folders = [root / FOLDERS.evaluation / model / "predictions" for model in SCORES]
+            folders += [root / FOLDERS.target / "labels/val"]
             if split == "train":
-                pseudo = root / stage.ROUNDS / "round1/pseudo_labels"
+                pseudo = root / FOLDERS.rounds / "round1/pseudo_labels"
                 folders = [pseudo / "anchor", pseudo / "probability"]
             for folder in folders:
                 put(folder / f"{name}.png", lambda file: write_label(file, labels, palette))
     columns = ["split", "name", "image", "label", "height", "width", "image_sha256", "label_sha256"]
-    pd.DataFrame(rows, columns=columns).to_csv(root / stage.TARGET / "manifest.csv", index=False)
-    (root / stage.TARGET / "classes.json").write_text(json.dumps(SPACE.to_dict()))
+    pd.DataFrame(rows, columns=columns).to_csv(root / FOLDERS.target / "manifest.csv", index=False)
+    (root / FOLDERS.target / "classes.json").write_text(json.dumps(SPACE.to_dict()))
     for model, one in run.evaluations.items():
-        folder = root / stage.EVALUATION / model
+        folder = root / FOLDERS.evaluation / model
         (folder / "metrics.json").write_text(json.dumps(one.metrics))
         table = pd.DataFrame(one.confusion, columns=NAMES)
         table.insert(0, "truth", NAMES)
         table.to_csv(folder / "confusion.csv", index=False)
-        put(root / stage.CURVES / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
-    coverage().to_csv(root / stage.ROUNDS / "round1/coverage.csv", index=False)
-    anchors().to_csv(root / stage.ROUNDS / "round1/anchors.csv", index=False)
-    put(root / stage.SOURCE / "manifest.csv", lambda file: file.write_text("split,name\n"))
+        put(root / FOLDERS.curves / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
+    coverage().to_csv(root / FOLDERS.rounds / "round1/coverage.csv", index=False)
+    anchors().to_csv(root / FOLDERS.rounds / "round1/anchors.csv", index=False)
+    put(root / FOLDERS.source / "manifest.csv", lambda file: file.write_text("split,name\n"))
     write_features(root, ("city/a", "b"))
     curves = [
         {"rule": rule, "threshold": 0.5, "class": name, "pixels": 3, "share": 0.5}
@@ -355,14 +352,14 @@ def write_artifacts(root):
     ]
     table = pd.DataFrame(curves)
     table["class_threshold"] = [None] * 6 + [0.25, 0.125, 0.0] + [None] * 3
-    table.to_csv(root / stage.ROUNDS / "round1/threshold_curves.csv", index=False)
+    table.to_csv(root / FOLDERS.rounds / "round1/threshold_curves.csv", index=False)
 
 
 def write_features(root, names):
     """Write a round's anchors and feature stores, with two target images of 4 x 8 pixels."""
     given, rng = features(), np.random.default_rng(3)
-    np.save(root / stage.ROUNDS / "round1/anchors.npy", given.anchors)
-    store = root / stage.FEATURES / "round1/target.h5"
+    np.save(root / FOLDERS.rounds / "round1/anchors.npy", given.anchors)
+    store = root / FOLDERS.features / "round1/target.h5"
     rows = (
         torch.from_numpy(rng.normal(size=(2, 8, 4, 8)).astype(np.float16)),
         torch.from_numpy(rng.integers(0, 3, (2, 4, 8), np.uint8)),
@@ -380,7 +377,7 @@ def write_features(root, names):
 
 def write_labelled(root, name):
     """Write the maps of one labelled image, as `evaluate_pseudo_labels` does."""
-    with create_store(root / stage.LABELLED / "round1/samples.h5") as file:
+    with create_store(root / FOLDERS.labelled / "round1/samples.h5") as file:
         group = file.create_group("0")
         group.attrs["name"] = name
         for key, value in vars(maps(truth=True)).items():
@@ -433,16 +430,16 @@ def test_stage_gives_the_same_bytes_twice(project):
 
 def test_stage_opens_no_label_of_a_training_image(project, monkeypatch):
     opened = []
-    read = stage.read_label
-    monkeypatch.setattr(stage, "read_label", lambda path: opened.append(str(path)) or read(path))
+    read = gather.read_label
+    monkeypatch.setattr(gather, "read_label", lambda path: opened.append(str(path)) or read(path))
     run_stage()
     truths = [path for path in opened if "pseudo_labels" not in path and "predictions" not in path]
-    assert sorted(truths) == [f"{stage.TARGET}/labels/val/{name}.png" for name in ("c", "d")]
+    assert sorted(truths) == [f"{FOLDERS.target}/labels/val/{name}.png" for name in ("c", "d")]
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_stage_does_without_a_warmup_curve(project, there):
-    path = project / stage.CURVES / "warmup.csv"
+    path = project / FOLDERS.curves / "warmup.csv"
     path.unlink()
     if there:
         curve().head(0).to_csv(path, index=False)
@@ -453,9 +450,9 @@ def test_stage_does_without_a_warmup_curve(project, there):
 
 def test_stage_reports_a_target_without_labels(project, params):
     params.evaluated = ()
-    manifest = pd.read_csv(project / stage.TARGET / "manifest.csv", keep_default_na=False)
+    manifest = pd.read_csv(project / FOLDERS.target / "manifest.csv", keep_default_na=False)
     manifest[manifest["split"] == "train"].to_csv(
-        project / stage.TARGET / "manifest.csv", index=False
+        project / FOLDERS.target / "manifest.csv", index=False
     )
     run_stage()
     names = {path.name for path in (project / "data/report").iterdir()}
@@ -479,17 +476,18 @@ def test_stage_names_a_missing_artifact_and_leaves_nothing(project, missing, com
 
 def test_class_called_none_keeps_its_name(project):
     for name in ("coverage.csv", "threshold_curves.csv"):
-        path = project / stage.ROUNDS / "round1" / name
+        path = project / FOLDERS.rounds / "round1" / name
         path.write_text(path.read_text().replace("train", "None"))
     rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
-    assert stage.read_round("round1", rounds).coverage["class"].tolist() == ["road", "car", "None"]
+    table = gather.read_round(FOLDERS.rounds, "round1", rounds).coverage
+    assert table["class"].tolist() == ["road", "car", "None"]
 
 
 def test_maps_of_training_images_are_those_of_their_features(project):
-    store = read_target_store(stage.FEATURES / "round1/target.h5")
+    store = read_target_store(FOLDERS.features / "round1/target.h5")
     anchors = torch.from_numpy(features().anchors)
-    found = stage.training_maps(store, anchors, ["b"])["b"]
-    with open_store(stage.FEATURES / "round1/target.h5", ["features"]) as file:
+    found = gather.training_maps(store, anchors, ["b"])["b"]
+    with open_store(FOLDERS.features / "round1/target.h5", ["features"]) as file:
         expected = anchor_distances(read_array(file, "features")[1:], anchors)
         assert np.array_equal(found.probability, read_array(file, "probability")[1])
     for part, other in zip(
@@ -499,9 +497,9 @@ def test_maps_of_training_images_are_those_of_their_features(project):
 
 
 def test_target_sample_is_balanced_over_the_predicted_classes(project, monkeypatch):
-    monkeypatch.setattr(stage, "FEATURES_PER_CLASS", 5)
-    store = read_target_store(stage.FEATURES / "round1/target.h5")
-    assert torch.bincount(stage.target_sample(store, 7).labels).tolist() == [5, 5, 5]
+    monkeypatch.setattr(gather, "FEATURES_PER_CLASS", 5)
+    store = read_target_store(FOLDERS.features / "round1/target.h5")
+    assert torch.bincount(gather.target_sample(store, 7).labels).tolist() == [5, 5, 5]
 
 
 def test_stage_shows_labelled_samples_with_their_errors(project):
@@ -515,7 +513,7 @@ def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
     write_labelled(project, "elsewhere")
     with pytest.raises(UserError, match="'elsewhere', which is no validation image"):
         run_stage()
-    with h5py.File(project / stage.LABELLED / "round1/samples.h5", "a") as file:
+    with h5py.File(project / FOLDERS.labelled / "round1/samples.h5", "a") as file:
         del file["0/truth"]
     with pytest.raises(UserError, match="samples.h5: damaged"):
         run_stage()
@@ -523,25 +521,9 @@ def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
 
 
 def test_class_thresholds_are_read_by_quantile(project):
-    path = project / stage.ROUNDS / "round1/threshold_curves.csv"
-    thresholds = stage.quantile_thresholds(path, NAMES)
+    path = project / FOLDERS.rounds / "round1/threshold_curves.csv"
+    thresholds = gather.quantile_thresholds(path, NAMES)
     assert list(thresholds) == [0.5] and thresholds[0.5].tolist() == [0.25, 0.125, 0.0]
-
-
-def test_stage_writes_the_times_of_the_records_there_are(project):
-    folder = project / RECORDS
-    folder.mkdir(parents=True)
-    (folder / "adapt@round1.json").write_text('{"stage": "adapt@round1", "started": "2020-01-02"}')
-    (folder / "pretrain.json").write_text(
-        '{"stage": "pretrain", "started": "2020-01-01", "seconds": 2.5, "device": "a, b"}'
-    )
-    (folder / "broken.json").write_text("{")
-    (folder / "adapt@round9.json").write_text('{"stage": "adapt@round9"}')  # of another run
-    run_stage()
-    assert (project / "data/report/times.csv").read_text() == (
-        "stage,started,seconds,images,images_per_second,device\n"
-        'pretrain,2020-01-01,2.5,,,"a, b"\nadapt@round1,2020-01-02,,,,\n'
-    )
 
 
 # ------------------------------------------------------------------------------------ arithmetic
@@ -584,6 +566,7 @@ def test_sliders_have_the_configured_value_and_fit_in_eight_bits():
 
 def test_large_maps_are_thinned():
     large = maps(truth=True, size=(300, 500))
-    coded = explorer.codes(large, [0.0, 0.5], [0.0], np.empty((0, 3)), [0.5])
-    assert coded.nearest.size <= explorer.MOST_PIXELS
-    assert np.array_equal(coded.truth, large.truth[::2, ::2])
+    scales = {"relative_margin": [0.0, 0.5], "margin": [0.0], "probability": [0.5]}
+    coded = explorer.codes(large, scales, np.empty((0, 3)))
+    assert coded["nearest"].size <= explorer.MOST_PIXELS
+    assert np.array_equal(coded["truth"], large.truth[::2, ::2])

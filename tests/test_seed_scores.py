@@ -4,10 +4,10 @@ import dataclasses
 
 import pandas as pd
 import pytest
+from cag.seed_scores import read_seed_scores, spread, write_seed_scores
 from test_report import make_run
 
 from cag import report
-from cag.seed_scores import read_seed_scores, spread, write_seed_scores
 
 SCORES = pd.DataFrame(
     {"seed": [0, 1], "pretrain": [0.2, 0.4], "round1": [0.5, 0.5], "oracle": [0.7, 0.8]}

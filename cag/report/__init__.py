@@ -10,7 +10,7 @@ from cag.report.contents import (
     TrainingSample,
     ValidationSample,
 )
-from cag.report.document import page
+from cag.report.page import page
 from cag.report.tables import (
     BASELINE,
     baseline_of,

@@ -55,21 +55,20 @@
   const oneClass = byId("feature-class");
   if (oneClass) {
     oneClass.addEventListener("change", () => {
-      for (const mark of document.querySelectorAll(".projection [class*=c]")) {
-        const own = [...mark.classList].find((name) => /^c\d+$/.test(name));
-        if (own) mark.classList.toggle("faded", oneClass.value !== "" && own !== "c" + oneClass.value);
+      for (const mark of document.querySelectorAll(".of-class")) {
+        mark.classList.toggle("faded", !["", mark.dataset.class].includes(oneClass.value));
       }
     });
   }
 
   // The threshold explorer --------------------------------------------------------------------
 
-  const KINDS = ["relative_margin", "margin", "quantile"], RULES = ["anchor", "probability"];
-  const IGNORE = 255;
+  const RULES = ["anchor", "probability"], IGNORE = 255;
 
   const source = byId("explorer-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
+  const kinds = data.kinds.map((kind) => kind.key), sliders = [...kinds, "probability"];
   const classes = data.names.length;
   const select = { round: byId("explorer-round"), image: byId("explorer-image"),
     colors: byId("explorer-colors"), scope: byId("explorer-scope") };
@@ -77,22 +76,22 @@
 
   const round = () => data.rounds[select.round.value];
   const sample = () => round().samples[select.image.value];
-  const values = (key) => key === "quantile" ? round().quantiles : data.scales[key];
+  const values = (key) => round().scales[key];
 
   async function unpack(one) {
     const packed = Uint8Array.from(atob(one.maps), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
     const size = one.height * one.width;
-    data.fields.forEach((field, i) => { one[field] = bytes.subarray(i * size, (i + 1) * size); });
+    one.fields.forEach((field, i) => { one[field] = bytes.subarray(i * size, (i + 1) * size); });
     one.maps = null;
   }
 
   // Each slider's index; -1 is off.
   function settings() {
     const chosen = { agreement: byId("agreement").checked };
-    for (const key of [...KINDS, "probability"]) chosen[key] = Number(byId(key).value);
-    chosen.any = KINDS.some((key) => chosen[key] >= 0);
+    for (const key of sliders) chosen[key] = Number(byId(key).value);
+    chosen.any = kinds.some((key) => chosen[key] >= 0);
     return chosen;
   }
 
@@ -100,9 +99,9 @@
   function label(one, chosen) {
     const size = one.height * one.width;
     const labels = { anchor: new Uint8Array(size).fill(IGNORE), probability: new Uint8Array(size).fill(IGNORE) };
+    const tests = kinds.map((key) => [one[key], chosen[key]]);
     for (let i = 0; i < size; i++) {
-      if (chosen.any && one.relative_margin[i] > chosen.relative_margin && one.margin[i] > chosen.margin
-          && one.quantile[i] > chosen.quantile
+      if (chosen.any && tests.every(([codes, index]) => codes[i] > index)
           && (!chosen.agreement || one.nearest[i] === one.prediction[i])) {
         labels.anchor[i] = one.nearest[i];
       }
@@ -234,17 +233,17 @@
   function command(chosen) {
     if (!chosen.any) return null;
     const wanted = { agreement: chosen.agreement };
-    for (const key of [...KINDS, "probability"]) wanted[key] = chosenValue(key);
-    const order = [...KINDS, "agreement", "probability"];
+    for (const key of sliders) wanted[key] = chosenValue(key);
+    const order = [...kinds, "agreement", "probability"];
     const changes = order.filter((key) => wanted[key] !== data.rules[key]);
     return "dvc exp run" + changes.map((key) => " -S pseudo_label." + key + "=" + wanted[key]).join("");
   }
 
   function range(key, code) {
-    const known = values(key);
+    const known = values(key), kind = data.kinds.find((other) => other.key === key);
     if (known.length === 0) return null;
-    // A larger code reaches a stricter value; a stricter quantile is a smaller one.
-    if (key === "quantile") return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
+    // A larger code reaches a stricter value; of a falling kind that is a smaller one.
+    if (kind && kind.falling) return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
     if (code === 0) return (key === "probability" ? "at most " : "below ") + known[0];
     return code === known.length ? "from " + known[code - 1] : known[code - 1] + " to " + known[code];
   }
@@ -255,7 +254,7 @@
     const i = cursor.row * one.width + cursor.column, labels = label(one, settings());
     const found = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
     const parts = ["row " + cursor.row + ", column " + cursor.column, "nearest anchor: " + found(one.nearest)];
-    for (const key of KINDS) {
+    for (const key of kinds) {
       const text = range(key, one[key][i]);
       if (text !== null) parts.push(key.replace("_", " ") + ": " + text);
     }
@@ -269,7 +268,7 @@
   function update() {
     const chosen = settings(), one = sample(), labels = label(one, chosen);
     const judge = one.kind === "labelled";
-    for (const key of [...KINDS, "probability"]) {
+    for (const key of sliders) {
       const value = chosenValue(key), text = value === null ? "off" : String(value);
       byId(key).setAttribute("aria-valuetext", text);
       byId(key).closest("label").querySelector("output").textContent = text;
@@ -303,10 +302,13 @@
       return option;
     }));
     select.image.value = Math.min(kept, round().samples.length - 1);
-    const slider = byId("quantile"), before = first ? data.rules.quantile : slider.known;
-    slider.max = Math.max(round().quantiles.length - 1, 0);
-    slider.value = round().quantiles.indexOf(before);
-    byId("slider-quantile").hidden = round().quantiles.length === 0;
+    for (const key of sliders) {
+      const slider = byId(key);
+      if (first) slider.known = data.rules[key];
+      slider.max = Math.max(values(key).length - 1, 0);
+      slider.value = values(key).indexOf(slider.known);
+      byId("slider-" + key).hidden = values(key).length === 0;
+    }
   }
 
   function move(row, column) {
@@ -349,23 +351,20 @@
 
   async function start() {
     await Promise.all(data.rounds.flatMap((one) => one.samples.map(unpack)));
-    for (const key of ["relative_margin", "margin", "probability"]) {
-      byId(key).max = data.scales[key].length - 1;
-      byId(key).value = data.rules[key] === null ? -1 : data.scales[key].indexOf(data.rules[key]);
-    }
     byId("agreement").checked = data.rules.agreement;
     select.round.value = data.rounds.length - 1;
     chooseRound(true);
     select.round.addEventListener("change", () => { cursor = null; chooseRound(false); update(); });
     select.image.addEventListener("change", () => { cursor = null; update(); });
-    byId("quantile").addEventListener("input", () => { byId("quantile").known = chosenValue("quantile"); });
-    for (const control of [...KINDS, "probability", "agreement", "opacity"]) {
+    for (const key of sliders) {
+      byId(key).addEventListener("input", () => { byId(key).known = chosenValue(key); });
+    }
+    for (const control of [...sliders, "agreement", "opacity"]) {
       byId(control).addEventListener("input", update);
     }
     for (const one of [select.colors, select.scope]) one.addEventListener("change", update);
     for (const rule of RULES) watch(byId("view-" + rule));
     byId("copy").addEventListener("click", copy);
-    byId("quantile").known = chosenValue("quantile");
     byId("explorer").hidden = false;
     update();
   }
