@@ -9,28 +9,38 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import print_table
-from cag.config import load_all, plain
+from cag.config import load_all
 from cag.errors import UserError
+
+RESULTS = Path("data/results")
 
 
 @click.command(short_help="Which stages are fresh, stale or missing.")
+@click.option("--times", is_flag=True, help="When and where each stage ran, instead of its state.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
-def status(as_json: bool) -> None:
+def status(times: bool, as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
     Stale: `dvc repro` will run it, or fetch its outputs from DVC's cache, as something that it
-    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder.
+    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder. With
+    --times also its images, the share of its time in which it waited for data, its device, its
+    processes and the versions of the software.
 
     \b
     Examples:
       cag status
+      cag status --times
       cag status --json | jq -r '.[] | select(.state != "fresh").stage'
     """
-    from cag.status import FRESH, pipeline_status, status_table
+    from cag.status import FRESH, pipeline_status, status_table, times_table, versions
 
     statuses = pipeline_status()
     if as_json:
         print(json.dumps([asdict(one) for one in statuses], indent=2))
+        return
+    if times:
+        print_table(times_table(statuses))
+        print(f"versions: {versions(statuses) or 'not known'}")
         return
     print_table(status_table(statuses))
     behind = sum(one.state != FRESH for one in statuses)
@@ -82,8 +92,7 @@ def results(
     """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
 
     With --grid, each variant of a file runs with each seed: its name, then a list of key=value.
-    Without --grid and --set, the report shows the scores when it is made anew
-    (`dvc repro --force --single-item report`).
+    Without --grid, data/results/ shows the scores as a page, a picture and a table.
 
     \b
     Examples:
@@ -92,20 +101,25 @@ def results(
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
     from cag.results import grid_table, read_grid, results_table, run_experiments
-    from cag.seed_scores import write_seed_scores
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
-    params = load_all()
+    load_all()  # what is wrong with params.yaml is said before anything runs
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
-    if grid is None and not overrides:
-        write_seed_scores(scores.drop(columns="variant"), plain(params))
     if out is not None:
         from cag.files import write_csv
 
         write_csv(out, scores)
-    print_table(results_table(scores) if grid is None else grid_table(scores))
+    if grid is not None:
+        print_table(grid_table(scores))
+        return
+    from cag.report.seeds import write_seeds
+
+    changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
+    write_seeds(scores.drop(columns="variant"), changed, RESULTS)
+    print_table(results_table(scores))
+    print(f"page: {RESULTS}/index.html")
