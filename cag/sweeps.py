@@ -278,8 +278,8 @@ def stages_run(records: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, An
     """
     known = [record for record in records.values() if {"started", "seconds"} <= record.keys()]
     known.sort(key=_start)
-    first = next((i for i, record in enumerate(known) if record["stage"] == "index"), 0)
-    return known[first:]
+    index = [_start(record) for record in known if record["stage"] == "index"]
+    return [record for record in known if not index or _start(record) >= index[0]]
 
 
 def _start(record: Mapping[str, Any]) -> datetime:

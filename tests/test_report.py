@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cag import plots, report
+from cag import plots
 from cag.config import PseudoLabel
 from cag.errors import UserError
 from cag.features import (
@@ -26,7 +26,9 @@ from cag.features import (
 from cag.images import write_image, write_label
 from cag.labels import LabelSpace
 from cag.pseudo_labels import anchor_distances
-from cag.report import explorer, feature_space, gather, pictures
+from cag.report import contents, explorer, feature_space, gather, pictures
+from cag.report.page import report_page
+from cag.report.tables import results_table
 from stages import report as stage
 
 NAMES = ("road", "car", "train")
@@ -48,7 +50,7 @@ def coarse_figures(monkeypatch):
 def whole_page():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "DPI", 20)
-        return report.page(make_run())
+        return report_page(make_run())
 
 
 def metrics(miou, **iou):
@@ -57,7 +59,7 @@ def metrics(miou, **iou):
 
 
 def evaluation(miou, **iou):
-    return report.Evaluation(metrics(miou, **iou), np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]]))
+    return contents.Evaluation(metrics(miou, **iou), np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]]))
 
 
 def coverage(names=NAMES):
@@ -84,7 +86,7 @@ def features(classes=3):
     anchors[-1] = np.nan
     labels = np.arange(12, dtype=np.uint8) % 2
     points = [anchors[labels] + rng.normal(size=(12, 8)) / 4 for _ in range(2)]
-    return report.Features(anchors, points[0], labels, points[1], labels)
+    return contents.Features(anchors, points[0], labels, points[1], labels)
 
 
 def maps(truth=False, size=(4, 8)):
@@ -92,7 +94,7 @@ def maps(truth=False, size=(4, 8)):
     distances = np.sort(rng.random((2, *size), np.float32) + 0.1, axis=0)
     classes = rng.integers(0, 2, (3, *size), np.uint8)
     probability = rng.random(size, np.float32)
-    return report.Maps(
+    return contents.Maps(
         classes[0], *distances, classes[1], probability, classes[2] if truth else None
     )
 
@@ -101,21 +103,21 @@ def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", s
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     labels = rng.choice([0, 1, 2, 255], size).astype(np.uint8)
-    return report.Run(
+    return contents.Run(
         label_space=space,
         summary={"seed": "7"},
         evaluations={model: evaluation(SCORES[model]) for model in models},
         rounds={
-            "round1": report.Round(
+            "round1": contents.Round(
                 "warmup", "warmup", coverage(space.names), anchors(), {}, features()
             )
         },
         curves={model: curve() for model in models},
         training=[
-            report.TrainingSample(name, image, {"round1": (labels, labels)}, {"round1": maps()})
+            contents.TrainingSample(name, image, {"round1": (labels, labels)}, {"round1": maps()})
         ],
-        labelled=[report.LabelledSample(name, image, {"round1": maps(truth=True)})],
-        validation=[report.ValidationSample(name, image, labels, labels, labels)],
+        labelled=[contents.LabelledSample(name, image, {"round1": maps(truth=True)})],
+        validation=[contents.ValidationSample(name, image, labels, labels, labels)],
         rules=RULES,
         parameters={"seed": 7, "source": {"layout": "scenes", "size": (16, 32)}, "compile": False},
         fingerprints=[("manifest.csv", "0" * 32)],
@@ -195,7 +197,7 @@ def test_results_show_the_numbers_of_the_metrics(whole_page):
 def test_classes_are_sorted_by_change_and_losses_marked():
     run = make_run()
     worse = {"pretrain": evaluation(0.3, road=0.9), "round1": evaluation(0.5, road=0.8)}
-    page = report.page(dataclasses.replace(run, evaluations=worse))
+    page = report_page(dataclasses.replace(run, evaluations=worse))
     assert Page(page).tables[1][1:] == [
         ["car", "20.0", "40.0", "+20.0"],
         ["road", "90.0", "80.0", "\u221210.0"],
@@ -231,19 +233,21 @@ def test_texts_from_data_are_escaped():
         summary={evil: evil},
         evaluations={"pretrain": evaluation(0.3), evil: evaluation(0.4)},
         rounds={
-            evil: report.Round(
+            evil: contents.Round(
                 evil, evil, coverage(space.names), anchors(space.names), {}, features()
             )
         },
         training=[
-            report.TrainingSample(evil, sample.image, {evil: sample.pseudo_labels["round1"]}, shown)
+            contents.TrainingSample(
+                evil, sample.image, {evil: sample.pseudo_labels["round1"]}, shown
+            )
         ],
-        labelled=[report.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
+        labelled=[contents.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
         parameters={evil: evil},
         fingerprints=[(evil, evil)],
         locations=[(evil, evil)],
     )
-    page = report.page(run)
+    page = report_page(run)
     assert evil not in page and "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert page.count("<script") == 2  # the explorer's data, and the page's own
     assert Page(page).open == []
@@ -251,27 +255,27 @@ def test_texts_from_data_are_escaped():
 
 def test_dollar_signs_in_texts_stay():
     run = dataclasses.replace(make_run(), summary={"note": "$body costs $5"})
-    assert "$body costs $5" in report.page(run)
+    assert "$body costs $5" in report_page(run)
 
 
 def test_page_repeats(whole_page):
-    assert report.page(make_run()) == whole_page
+    assert report_page(make_run()) == whole_page
 
 
 def test_page_without_warmup():
-    page = report.page(make_run(models=("pretrain", "round1")))
+    page = report_page(make_run(models=("pretrain", "round1")))
     assert [row[0] for row in Page(page).tables[0][1:]] == ["pretrain", "round1"]
 
 
 def test_first_model_is_the_baseline_where_there_is_no_source_only_one():
-    table = report.results_table({"warmup": metrics(0.4), "round1": metrics(0.5)})
+    table = results_table({"warmup": metrics(0.4), "round1": metrics(0.5)})
     assert table["change"].isna().tolist() == [True, False]
     assert table["change"][1] == pytest.approx(0.1)
 
 
 def test_page_of_a_target_without_labels():
     run = dataclasses.replace(make_run(), evaluations={}, validation=[], labelled=[])
-    ids = {a["id"] for tag, a in Page(report.page(run)).tags if tag == "section"}
+    ids = {a["id"] for tag, a in Page(report_page(run)).tags if tag == "section"}
     assert ids == {
         *(
             "pseudo-labels",
@@ -295,17 +299,17 @@ def test_page_stays_below_five_megabytes(monkeypatch):
     run = dataclasses.replace(
         run, rounds=rounds, training=[sample] * 8, validation=list(run.validation) * 8
     )
-    assert len(report.page(run).encode()) < 5_000_000
+    assert len(report_page(run).encode()) < 5_000_000
 
 
 def test_of_nothing_labelled_no_share_is_right():
     rules = RULES.model_copy(update={"probability": 1.0})
-    page = report.page(dataclasses.replace(make_run(), rules=rules))
+    page = report_page(dataclasses.replace(make_run(), rules=rules))
     assert "round1 \u00b7 probability label \u00b7 \u2013 % right" in page
 
 
 def test_large_pictures_become_thumbnails():
-    page = report.page(make_run(size=(500, 1000)))
+    page = report_page(make_run(size=(500, 1000)))
     widths = [int(a["width"]) for tag, a in Page(page).tags if tag == "img" and "width" in a]
     assert len(widths) == 16 and set(widths) == {pictures.THUMBNAIL}
 

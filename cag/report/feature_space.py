@@ -118,15 +118,17 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
 
 
 def _free_sides(places: np.ndarray) -> np.ndarray:
-    """The side of each anchor [K, 2] where its name stands: away from the nearest other anchor.
+    """The side of each anchor [K, 2] where its name stands, as -1 and 1 [K, 2].
 
-    Returns:
-        [K, 2] of -1 and 1: left or right, above or below.
+    It is the one towards the middle, so that no name is cut off; above or below, it is the one away
+    from the nearest other anchor.
     """
     apart = places[:, None] - places[None]  # [K, K, 2]
     distances = np.linalg.norm(apart, axis=2) + np.diag(np.full(len(places), np.inf))
     nearest = np.where(np.isnan(distances), np.inf, distances).argmin(axis=1)
-    return np.where(apart[np.arange(len(places)), nearest] < 0, -1, 1)
+    below = apart[np.arange(len(places)), nearest, 1] > 0
+    middle = (np.nanmin(places[:, 0]) + np.nanmax(places[:, 0])) / 2
+    return np.where(np.stack([places[:, 0] <= middle, below], axis=1), 1, -1)
 
 
 def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:

@@ -40,7 +40,7 @@ from cag.report.contents import (
     TrainingSample,
     ValidationSample,
 )
-from cag.report.page import page
+from cag.report.page import report_page
 from cag.report.tables import BASELINE, baseline_of, iou_of, results_table
 from cag.threshold_curves import decimal, read_thresholds
 
@@ -109,7 +109,7 @@ def collect(folders: Folders, params) -> Run:
 def write(run: Run, folder: Path) -> None:
     """Write the page and its figures; all of them appear, or none."""
     with atomic_folder(folder) as partial:
-        (partial / "index.html").write_text(page(run), encoding="utf-8", newline="\n")
+        (partial / "index.html").write_text(report_page(run), encoding="utf-8", newline="\n")
         for name, figure in _figures(run).items():
             plots.save_png(figure, partial / name)
 

@@ -29,8 +29,8 @@ LEAD = (
 )
 
 
-def page(run: Run) -> str:
-    """Write the run as one HTML page that needs no network and no other file.
+def report_page(run: Run) -> str:
+    """Write a run as one HTML page that needs no network and no other file.
 
     Args:
         run: tables, pictures and texts; every text is escaped.
