@@ -89,7 +89,8 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
     source, target, anchors = (
         (scale * (part - low)).round(1) for part in (source, target, anchors)
     )
-    sides = _free_sides(anchors)
+    width, height = np.ceil(scale * (high - low)).astype(int).tolist()
+    sides = _free_sides(anchors, width / 2)
     classes = [
         {
             "index": index,
@@ -104,7 +105,6 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
             zip(label_space.names, label_space.palette, strict=True)
         )
     ]
-    width, height = np.ceil(scale * (high - low)).astype(int).tolist()
     return {
         "classes": classes,
         "width": width,
@@ -117,7 +117,7 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
     }
 
 
-def _free_sides(places: np.ndarray) -> np.ndarray:
+def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
     """The side of each anchor [K, 2] where its name stands, as -1 and 1 [K, 2].
 
     It is the one towards the middle, so that no name is cut off; above or below, it is the one away
@@ -127,7 +127,6 @@ def _free_sides(places: np.ndarray) -> np.ndarray:
     distances = np.linalg.norm(apart, axis=2) + np.diag(np.full(len(places), np.inf))
     nearest = np.where(np.isnan(distances), np.inf, distances).argmin(axis=1)
     below = apart[np.arange(len(places)), nearest, 1] > 0
-    middle = (np.nanmin(places[:, 0]) + np.nanmax(places[:, 0])) / 2
     return np.where(np.stack([places[:, 0] <= middle, below], axis=1), 1, -1)
 
 

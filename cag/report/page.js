@@ -30,10 +30,9 @@
     picture.setAttribute("role", "button");
     picture.addEventListener("click", () => enlarge(picture));
     picture.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        enlarge(picture);
-      }
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      enlarge(picture);
     });
   }
   viewer.addEventListener("keydown", (event) => {
@@ -69,7 +68,7 @@
   if (!source) return;
   const data = JSON.parse(source.textContent);
   const kinds = data.kinds.map((kind) => kind.key), sliders = [...kinds, "probability"];
-  const classes = data.names.length;
+  const byRule = (make) => Object.fromEntries(RULES.map((rule) => [rule, make()]));
   const select = { round: byId("explorer-round"), image: byId("explorer-image"),
     colors: byId("explorer-colors"), scope: byId("explorer-scope") };
   let cursor = null;
@@ -98,7 +97,7 @@
   // A pixel reaches as many of a slider's values as its code says.
   function label(one, chosen) {
     const size = one.height * one.width;
-    const labels = { anchor: new Uint8Array(size).fill(IGNORE), probability: new Uint8Array(size).fill(IGNORE) };
+    const labels = byRule(() => new Uint8Array(size).fill(IGNORE));
     const tests = kinds.map((key) => [one[key], chosen[key]]);
     for (let i = 0; i < size; i++) {
       if (chosen.any && tests.every(([codes, index]) => codes[i] > index)
@@ -111,11 +110,8 @@
   }
 
   function count(samples, chosen) {
-    const zeros = () => new Float64Array(classes);
-    const total = { anchor: zeros(), probability: zeros() };
-    const kept = { anchor: zeros(), probability: zeros() };
-    const judged = { anchor: zeros(), probability: zeros() };
-    const right = { anchor: zeros(), probability: zeros() };
+    const zeros = () => byRule(() => new Float64Array(data.names.length));
+    const [total, kept, judged, right] = [zeros(), zeros(), zeros(), zeros()];
     for (const one of samples) {
       const labels = label(one, chosen);
       for (const rule of RULES) {
