@@ -8,6 +8,7 @@ import pandas as pd
 
 from cag.config import PseudoLabel
 from cag.labels import LabelSpace
+from cag.report.tables import baseline_of
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,13 @@ class Run:
     parameters: Mapping = field(default_factory=dict)  # of params.yaml, nested
     fingerprints: Sequence[tuple[str, str]] = ()  # file, checksum
     locations: Sequence[tuple[str, str]] = ()  # artifact, path
+
+    @property
+    def scores(self) -> dict[str, Mapping]:
+        """Model -> its metrics."""
+        return {model: evaluation.metrics for model, evaluation in self.evaluations.items()}
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """The two models that the page compares: the source-only one, and the last."""
+        return baseline_of(list(self.evaluations)), list(self.evaluations)[-1]

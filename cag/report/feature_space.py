@@ -120,14 +120,16 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
 def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
     """The side of each anchor [K, 2] where its name stands, as -1 and 1 [K, 2].
 
-    It is the one towards the middle, so that no name is cut off; above or below, it is the one away
-    from the nearest other anchor.
+    It is the one away from the nearest other anchor, but near the left and right edge it is the one
+    towards the middle, so that no name is cut off.
     """
     apart = places[:, None] - places[None]  # [K, K, 2]
     distances = np.linalg.norm(apart, axis=2) + np.diag(np.full(len(places), np.inf))
     nearest = np.where(np.isnan(distances), np.inf, distances).argmin(axis=1)
-    below = apart[np.arange(len(places)), nearest, 1] > 0
-    return np.where(np.stack([places[:, 0] <= middle, below], axis=1), 1, -1)
+    away = apart[np.arange(len(places)), nearest] > 0
+    from_middle = places[:, 0] - middle
+    away[:, 0] = np.where(abs(from_middle) > middle / 2, from_middle < 0, away[:, 0])
+    return np.where(away, 1, -1)
 
 
 def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:

@@ -10,7 +10,7 @@ from cag.labels import IGNORE
 from cag.pseudo_labels import apply_rules
 from cag.report.contents import LabelledSample, Maps, Run, TrainingSample
 from cag.report.pictures import Picture, css_color, enlarged, label_map, photo
-from cag.report.tables import baseline_of, same_threshold
+from cag.report.tables import same_threshold
 from cag.report.texts import percent
 
 # Colours that colour-blind readers tell apart; a pixel without a label is black.
@@ -24,8 +24,7 @@ def predictions(run: Run) -> dict | None:
     """Validation images with the first and the last model's prediction, and the truth."""
     if not run.validation or not run.evaluations:
         return None
-    first, last = baseline_of(list(run.evaluations)), list(run.evaluations)[-1]
-    palette = run.label_space.palette_array
+    (first, last), palette = run.compared, run.label_space.palette_array
     cards = []
     for sample in run.validation:
         maps = {

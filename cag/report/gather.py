@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-from cag import plots
 from cag.config import RULES, plain
 from cag.datasets import evenly_spaced, read_label_space, read_manifest
 from cag.errors import UserError
@@ -29,6 +27,7 @@ from cag.features import (
 )
 from cag.files import atomic_folder, inside
 from cag.images import read_image, read_label
+from cag.plots import save_png
 from cag.pseudo_labels import anchor_distances
 from cag.report.contents import (
     Evaluation,
@@ -40,8 +39,9 @@ from cag.report.contents import (
     TrainingSample,
     ValidationSample,
 )
+from cag.report.figures import drawable
 from cag.report.page import report_page
-from cag.report.tables import BASELINE, baseline_of, iou_of, results_table
+from cag.report.tables import BASELINE, baseline_of
 from cag.threshold_curves import decimal, read_thresholds
 
 FEATURES_PER_CLASS = 60  # of each domain that are drawn
@@ -110,8 +110,8 @@ def write(run: Run, folder: Path) -> None:
     """Write the page and its figures; all of them appear, or none."""
     with atomic_folder(folder) as partial:
         (partial / "index.html").write_text(report_page(run), encoding="utf-8", newline="\n")
-        for name, figure in _figures(run).items():
-            plots.save_png(figure, partial / name)
+        for draw in drawable(run):
+            save_png(draw(run), partial / f"{draw.__name__}.png")
 
 
 def read_evaluation(folders: Folders, model: str) -> Evaluation:
@@ -314,23 +314,6 @@ def _locations(folders: Folders) -> list[tuple[str, str]]:
         ("predictions", f"{scores}/predictions/"),
         ("this page and its figures", f"{folders.report}/"),
     ]
-
-
-def _figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures there is something to draw for: file name -> figure."""
-    figures, names = {}, run.label_space.names
-    if run.evaluations:
-        scores = {model: evaluation.metrics for model, evaluation in run.evaluations.items()}
-        pair = baseline_of(list(scores)), list(scores)[-1]
-        iou = (iou_of(scores[model], names) for model in pair)
-        figures["miou.png"] = plots.miou_figure(results_table(scores))
-        figures["per_class.png"] = plots.per_class_figure(*iou, names, labels=pair)
-    if run.rounds:
-        coverages = {name: part.coverage for name, part in run.rounds.items()}
-        figures["coverage.png"] = plots.coverage_figure(coverages)
-    if run.curves:
-        figures["curves.png"] = plots.curves_figure(run.curves)
-    return figures
 
 
 def _existing(path: Path, stage: str) -> Path:

@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cag import plots
 from cag.config import dotted
-from cag.report import explorer, feature_space, gallery
+from cag.report import explorer, feature_space, figures, gallery
 from cag.report.contents import Run
 from cag.report.pictures import css_color, figure
-from cag.report.tables import baseline_of, iou_of, per_class_table, results_table
+from cag.report.tables import per_class_table, results_table
 from cag.report.texts import count, decimal, percent, points, text, yaml_text
 
 Section = tuple[str, str, Any]  # key, title, data of its template
@@ -113,21 +113,12 @@ def _read(name: str) -> str:
     return resources.files("cag.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _scores(run: Run) -> dict[str, Mapping]:
-    return {name: evaluation.metrics for name, evaluation in run.evaluations.items()}
-
-
-def _first_and_last(run: Run) -> tuple[str, str]:
-    models = list(run.evaluations)
-    return baseline_of(models), models[-1]
-
-
 def _tiles(run: Run) -> list[dict[str, str]]:
     """State the outcome in four numbers."""
     if not run.evaluations:
         return []
-    baseline, last = _first_and_last(run)
-    scores = results_table(_scores(run)).set_index("model")
+    baseline, last = run.compared
+    scores = results_table(run.scores).set_index("model")
     changes = _class_changes(run)["change"]
     better, worse = int((changes > 0).sum()), int((changes < 0).sum())
     tiles = [
@@ -142,96 +133,75 @@ def _tiles(run: Run) -> list[dict[str, str]]:
 def _results(run: Run) -> dict | None:
     if not run.evaluations:
         return None
-    table = results_table(_scores(run))
-    names = run.label_space.names
-    iou = run.evaluations[_first_and_last(run)[1]].metrics["iou"]
+    table = results_table(run.scores)
+    names, last = run.label_space.names, run.compared[1]
     iterations = {name: curve["iteration"].max() for name, curve in run.curves.items()}
+    alt = "Bar chart of the mIoU of each model; the numbers are in the table above."
     return {
-        "counted": sum(iou.get(name) is not None for name in names),
+        "counted": sum(run.scores[last]["iou"].get(name) is not None for name in names),
         "classes": len(names),
         "rows": table.assign(iterations=table["model"].map(iterations)).to_dict("records"),
-        "figure": figure(
-            "Bar chart of the mIoU of each model; the numbers are in the table above.",
-            plots.miou_figure,
-            table,
-        ),
+        "figure": figure(alt, figures.miou, run),
     }
 
 
 def _class_changes(run: Run) -> pd.DataFrame:
-    scores = _scores(run)
-    iou = (scores[model]["iou"] for model in _first_and_last(run))
+    iou = (run.scores[model]["iou"] for model in run.compared)
     return per_class_table(*iou, run.label_space.names)
 
 
 def _classes(run: Run) -> dict | None:
     if not run.evaluations:
         return None
-    pair, names, scores = _first_and_last(run), run.label_space.names, _scores(run)
+    first, last = run.compared
+    alt = f"Each class's IoU for {first} and {last}, sorted by change; the table has the numbers."
     return {
-        "first": pair[0],
-        "last": pair[1],
+        "models": run.compared,
         "rows": _class_changes(run).to_dict("records"),
-        "figure": figure(
-            f"Each class's IoU for {pair[0]} and {pair[1]}, sorted by change; the table has the "
-            "numbers.",
-            plots.per_class_figure,
-            *(iou_of(scores[model], names) for model in pair),
-            names,
-            labels=pair,
-        ),
+        "figure": figure(alt, figures.per_class, run),
     }
 
 
 def _coverage(run: Run) -> dict | None:
     if not run.rounds:
         return None
-    coverages = {name: part.coverage for name, part in run.rounds.items()}
-    shares = [plots.coverage_shares(table).set_index("class") for table in coverages.values()]
+    shares = [
+        plots.coverage_shares(one_round.coverage).set_index("class")
+        for one_round in run.rounds.values()
+    ]
     *rows, total = (
         {"class": name, "colored": True, "shares": [v for table in shares for v in table.iloc[i]]}
         for i, name in enumerate(shares[0].index)
     )
+    alt = "Share of each class's pixels kept by each rule, per round; the table has the numbers."
     return {
         "rounds": list(run.rounds),
         "heads": [f"{rule} %" for _ in shares for rule in plots.MARKERS],
         "rows": rows,
         "total": {**total, "colored": False},
-        "figure": figure(
-            "Share of each class's pixels kept by each rule, per round; the table has the numbers.",
-            plots.coverage_figure,
-            coverages,
-        ),
+        "figure": figure(alt, figures.coverage, run),
     }
 
 
 def _curves(run: Run) -> dict | None:
-    curves = {name: curve for name, curve in run.curves.items() if len(curve)}
-    if not curves:
-        return None
-    alt = f"Learning curves of {', '.join(curves)}."
-    return {"figure": figure(alt, plots.curves_figure, curves)}
+    alt = f"Learning curves of {', '.join(run.curves)}."
+    return {"figure": figure(alt, figures.curves, run)} if run.curves else None
 
 
-def _confusion(run: Run) -> dict | None:
-    if not run.evaluations:
-        return None
-    names = run.label_space.names
-    return {
-        "models": [
-            {
-                "name": name,
-                "open": name in _first_and_last(run),
-                "figure": figure(
-                    f"Confusion matrix of {name}: rows are the truth, columns the prediction.",
-                    plots.confusion_figure,
-                    evaluation.confusion,
-                    names,
-                ),
-            }
-            for name, evaluation in run.evaluations.items()
-        ]
-    }
+def _confusion(run: Run) -> list[dict]:
+    return [
+        {
+            "name": name,
+            "open": name in run.compared,
+            "figure": figure(
+                f"Confusion matrix of {name}: rows are the truth, columns the prediction.",
+                plots.confusion_figure,
+                evaluation.confusion,
+                run.label_space.names,
+            ),
+        }
+        for name, evaluation in run.evaluations.items()
+    ]
 
 
 def _run(run: Run) -> dict:
