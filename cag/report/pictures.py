@@ -36,8 +36,11 @@ def css_color(color: Sequence[int]) -> str:
 def figure(alt: str, draw: Callable[..., Figure], *contents, **options) -> dict[str, str]:
     """Draw a figure of `cag.plots` for a light and for a dark screen: two URIs and the text."""
     themes = {"light": plots.LIGHT, "dark": plots.DARK}
-    drawn = {key: draw(*contents, theme=theme, **options) for key, theme in themes.items()}
-    return {"alt": alt, **{key: _uri(_reduced(one)) for key, one in drawn.items()}}
+    uris = {
+        key: _uri(_reduced(draw(*contents, theme=theme, **options)))
+        for key, theme in themes.items()
+    }
+    return {"alt": alt, **uris}
 
 
 def photo(image: np.ndarray, name: str, key: str = "") -> Picture:
