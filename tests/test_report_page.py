@@ -404,6 +404,25 @@ def test_rounds_switch_by_the_keyboard(browser):
     assert {one.text.split(" ")[0] for one in captions if one.is_displayed()} == {"round1"}
 
 
+def test_one_class_of_the_feature_space_stands_out(browser):
+    marks = (
+        "return [...document.querySelectorAll('#features .of-class')].map((mark) =>"
+        "  [mark.dataset.class, mark.classList.contains('faded')])"
+    )
+    for chosen in ("1", ""):
+        set_control(browser, "feature-class", chosen)
+        faded = browser.execute_script(marks)
+        assert {own for own, _ in faded} == {"0", "1", "2"}
+        assert all(pale == (chosen not in ("", own)) for own, pale in faded)
+
+
+def test_sliders_keep_their_values_in_another_round(browser):
+    set_sliders(browser, {"relative_margin": 0.1, "margin": 0.05, "quantile": 0.5})
+    values = shown_values(browser)
+    set_control(browser, "explorer-round", "0")
+    assert shown_values(browser) == values and None not in values.values()
+
+
 @pytest.mark.parametrize("shade", ["light", "dark"])
 def test_phone_has_no_sideways_scrolling(browser, shade):
     scheme(browser, shade)

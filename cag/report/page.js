@@ -74,7 +74,7 @@
   let cursor = null;
 
   const round = () => data.rounds[select.round.value];
-  const current = () => round().samples[select.image.value];
+  const chosenSample = () => round().samples[select.image.value];
   const values = (key) => round().scales[key];
 
   async function unpack(sample) {
@@ -245,7 +245,7 @@
   }
 
   function read() {
-    const sample = current();
+    const sample = chosenSample();
     if (!cursor) return;
     const i = cursor.row * sample.width + cursor.column, labels = label(sample, settings());
     const nameIn = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
@@ -262,7 +262,7 @@
   }
 
   function update() {
-    const chosen = settings(), sample = current(), labels = label(sample, chosen);
+    const chosen = settings(), sample = chosenSample(), labels = label(sample, chosen);
     const judge = sample.kind === "labelled";
     for (const key of sliders) {
       const value = chosenValue(key), text = value === null ? "off" : String(value);
@@ -308,7 +308,7 @@
   }
 
   function move(row, column) {
-    const sample = current();
+    const sample = chosenSample();
     const inside = (value, size) => Math.min(Math.max(value, 0), size - 1);
     cursor = { row: inside(row, sample.height), column: inside(column, sample.width) };
     update();
@@ -316,7 +316,7 @@
 
   function watch(view) {
     const point = (event) => {
-      const box = view.getBoundingClientRect(), sample = current();
+      const box = view.getBoundingClientRect(), sample = chosenSample();
       const place = (offset, size, count) => Math.round(offset / size * (count - 1));
       move(place(event.clientY - box.top, box.height, sample.height),
         place(event.clientX - box.left, box.width, sample.width));
