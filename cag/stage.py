@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cag.errors import UserError
-from cag.files import project_root, write_json
+from cag.files import write_json
 
 # What the disk refuses, rather than what a program does wrong.
 UNUSABLE = {
@@ -30,7 +30,6 @@ UNUSABLE = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 RECORDS = Path(".scratch/runs")
-EXPERIMENT_RECORDS = Path(".scratch/experiments")  # below the project's root: an experiment each
 T = TypeVar("T")
 _END = object()
 _finished: list[Advance] = []  # the progress bars of this process
@@ -81,18 +80,13 @@ def run_stage(main: Callable[..., None]) -> None:
     its first argument as in extract@round1. It has `started` (ISO 8601), `seconds` from the
     program's start, `images` and `images_per_second` of its progress bars, `waiting_share` (of
     their time, 0 to 1), `device`, `processes` and `versions`. It depends on the moment, so it is no
-    artifact: nothing is computed from it. Of an experiment of DVC there is another one in
-    `.scratch/experiments/<name>/` of the project, as the experiment's own folder is temporary.
+    artifact: nothing is computed from it.
     """
     finished = run(main) is None  # and not, say, --help
     if finished and is_main_process():
         program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
         stage = "@".join([program, *argument])
-        record, experiment = {"stage": stage, **_record()}, os.environ.get("DVC_EXP_NAME")
-        write_json(RECORDS / f"{stage}.json", record)
-        if experiment:
-            folder = project_root() / EXPERIMENT_RECORDS / experiment
-            write_json(folder / f"{stage}.json", record)
+        write_json(RECORDS / f"{stage}.json", {"stage": stage, **_record()})
 
 
 def _record() -> dict:

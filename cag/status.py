@@ -36,12 +36,7 @@ class StageStatus:
         why: What has changed; "after ..." names the stages where that began. Empty if fresh.
         started: When it last ran in this folder, ISO 8601; None if there is no record.
         seconds: How long that took.
-        images: How many images it went through, if it does.
-        images_per_second: Its rate.
-        waiting_share: The share of that time in which it waited for data, 0 to 1.
-        device: The GPU or processor.
-        processes: How many ran together.
-        versions: Software -> version.
+        images_per_second: Its rate, where it goes through images.
         bytes: Size of its outputs that are there.
     """
 
@@ -50,19 +45,8 @@ class StageStatus:
     why: str
     started: str | None
     seconds: float | None
-    images: int | None
     images_per_second: float | None
-    waiting_share: float | None
-    device: str | None
-    processes: int | None
-    versions: Mapping[str, str] | None
     bytes: int
-
-
-_RECORDED = [  # what a record has, and this is None without one
-    *("started", "seconds", "images", "images_per_second"),
-    *("waiting_share", "device", "processes", "versions"),
-]
 
 
 def pipeline_status(project: Path = Path()) -> list[StageStatus]:
@@ -108,9 +92,9 @@ def _statuses(
         after = ", ".join(sorted(one.name for one in first))
         why = f"after {after}" if after else _some(changes[stage])
         record = records.get(stage.name, {})
-        recorded = {key: record.get(key) for key in _RECORDED}
+        times = [record.get(key) for key in ("started", "seconds", "images_per_second")]
         size = sum(used_bytes(path) if path.is_dir() else _size(path) for path in outputs)
-        yield StageStatus(stage.name, state, why, bytes=size, **recorded)
+        yield StageStatus(stage.name, state, why, *times, size)
 
 
 def _size(path: Path) -> int:
@@ -158,44 +142,12 @@ def status_table(statuses: Sequence[StageStatus]) -> Table:
             one.stage,
             Text(one.state, _STYLES[one.state]),
             _moment(one.started),
-            _number(one.seconds, "{:.1f} s"),
-            _number(one.images_per_second, "{:.1f}"),
+            "" if one.seconds is None else f"{one.seconds:.1f} s",
+            "" if one.images_per_second is None else f"{one.images_per_second:.1f}",
             f"{one.bytes / 1e6:.1f} MB" if one.bytes else "",
             one.why,
         )
     return table
-
-
-def times_table(statuses: Sequence[StageStatus]) -> Table:
-    """The last run of each stage for a terminal, in the order of their start."""
-    table = Table(box=None)
-    for column in ("stage", "ran"):
-        table.add_column(column, no_wrap=True)
-    for column in ("took", "images", "images/s", "waiting", "processes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("device", overflow="fold")
-    for status in sorted(statuses, key=lambda status: status.started or ""):
-        table.add_row(
-            status.stage,
-            _moment(status.started),
-            _number(status.seconds, "{:.1f} s"),
-            _number(status.images, "{}"),
-            _number(status.images_per_second, "{:.1f}"),
-            _number(status.waiting_share, "{:.0%}"),
-            _number(status.processes, "{}"),
-            status.device or "",
-        )
-    return table
-
-
-def versions(statuses: Sequence[StageStatus]) -> str:
-    """The versions of the software that the last runs used, as one line."""
-    pairs = {pair for status in statuses for pair in (status.versions or {}).items()}
-    return ", ".join(f"{name} {version}" for name, version in sorted(pairs))
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
 
 
 def _moment(started: str | None) -> str:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,13 +15,12 @@ from rich.table import Table
 from cag.config import RULES, dotted
 from cag.errors import UserError
 from cag.results import METRICS, PARAMS
-from cag.stage import EXPERIMENT_RECORDS, RECORDS, read_records
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 WORKSPACE = "workspace"
-LOCK = "dvc.lock"
+LOCK, TIMES = "dvc.lock", "data/report/times.csv"
 COVERAGE = "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
 FINISHED = "finished"
@@ -184,25 +182,24 @@ def _row(name: str, state: str, data: dict | None) -> dict[str, Any]:
     row |= {"seconds": None, "stages": None}
     if state == FINISHED and params:
         metrics = {key: value.get("data") for key, value in (data["metrics"] or {}).items()}
-        in_workspace = name == WORKSPACE
-        row["results"] = _results(None if in_workspace else data["rev"], params, metrics)
-        ran = stages_run(read_records(RECORDS if in_workspace else EXPERIMENT_RECORDS / name))
-        if ran:
-            row["seconds"] = float(sum(record["seconds"] for record in ran))
-            row["stages"] = " ".join(record["stage"] for record in ran)
+        results, times = _results(None if name == WORKSPACE else data["rev"], params, metrics)
+        row["results"] = results
+        if times is not None:
+            row["seconds"] = float(times["seconds"].sum())
+            row["stages"] = " ".join(times["stage"])
     return row
 
 
 def _results(
     revision: str | None, params: Mapping[str, Any], metrics: Mapping[str, dict | None]
-) -> dict[str, float]:
-    """Coverage, precision and mIoU by column."""
+) -> tuple[dict[str, float], pd.DataFrame | None]:
+    """Coverage, precision and mIoU by column, and which stages took how long."""
     from dvc.api import DVCFileSystem
 
     files = DVCFileSystem(repo=".", rev=revision)
     lock = _read(files, LOCK)
     if lock is None:
-        return {}
+        return {}, None
     fresh = fresh_stages(yaml.safe_load(lock), params)
     results = {}
     for name in params.get("rounds", {}):
@@ -220,7 +217,8 @@ def _results(
         scores = metrics.get(METRICS.format(model))
         if f"evaluate@{model}" in fresh and scores:
             results[f"{model}.miou"] = scores["miou"]
-    return results
+    text = _read(files, TIMES) if "report" in fresh else None
+    return results, None if text is None else stages_run(pd.read_csv(io.StringIO(text)))
 
 
 def _read(files: DVCFileSystem, path: str) -> str | None:
@@ -270,21 +268,15 @@ def _same(dependency: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) 
     return out is None or out.get("md5") == dependency.get("md5")
 
 
-def stages_run(records: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of the stages that ran together with `index`, which always runs first.
+def stages_run(times: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the stages that ran together with `index`, which always runs first.
 
     Args:
-        records: Stage -> its record, with stage, started (ISO 8601) and seconds.
+        times: Columns stage, started (ISO) and seconds.
     """
-    known = [record for record in records.values() if {"started", "seconds"} <= record.keys()]
-    known.sort(key=_start)
-    index = [_start(record) for record in known if record["stage"] == "index"]
-    return [record for record in known if not index or _start(record) >= index[0]]
-
-
-def _start(record: Mapping[str, Any]) -> datetime:
-    """When a stage began; in local time where no zone is given."""
-    return datetime.fromisoformat(record["started"]).astimezone()
+    started = pd.to_datetime(times["started"], format="ISO8601", utc=True)
+    first = started[times["stage"] == "index"]
+    return times[started >= first.iloc[0]] if len(first) else times
 
 
 def _changed(params: list[dict[str, Any]]) -> list[str]:

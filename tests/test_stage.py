@@ -13,15 +13,7 @@ import pytest
 import cag.stage
 from cag.errors import UserError
 from cag.files import atomic_file
-from cag.stage import (
-    EXPERIMENT_RECORDS,
-    RECORDS,
-    is_main_process,
-    progress,
-    read_records,
-    run,
-    run_stage,
-)
+from cag.stage import RECORDS, is_main_process, progress, run, run_stage
 
 
 def command(body):
@@ -80,17 +72,6 @@ def test_a_stage_that_succeeds_leaves_a_record(tmp_path, monkeypatch):
     assert record["seconds"] > 24 / record["images_per_second"] > 0.03
     assert 0 <= record["waiting_share"] < 1
     assert record["processes"] == 1 and "cores" in record["device"]
-
-
-def test_record_of_an_experiment_outlasts_its_temporary_folder(tmp_path, monkeypatch):
-    folder = tmp_path / ".dvc/tmp/exps/temporary"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["stages/index.py"])
-    monkeypatch.setenv("DVC_EXP_NAME", "wider")
-    run_stage(command(lambda: None))
-    kept = read_records(tmp_path / EXPERIMENT_RECORDS / "wider")
-    assert kept == read_records() and kept["index"]["seconds"] > 0
 
 
 def test_no_record_of_what_did_not_run(tmp_path, monkeypatch):

@@ -9,8 +9,6 @@ from rich.console import Console
 
 from cag import sweeps
 from cag.errors import UserError
-from cag.files import write_json
-from cag.stage import EXPERIMENT_RECORDS
 
 
 def stage(deps=(), outs=(), **params):
@@ -49,31 +47,19 @@ def test_what_did_not_run_with_the_parameters_is_not_fresh_nor_what_follows():
 
 
 def test_stages_that_ran_are_those_since_the_index():
-    started = {
-        "adapt@round1": "2024-05-01T12:00:09.5+00:00",
-        "pretrain": "2024-05-01T10:00:00+00:00",
-        "index": "2024-05-01T14:00:00+02:00",
-    }
-    records = {
-        name: {"stage": name, "started": moment, "seconds": 1.0} for name, moment in started.items()
-    }
-    ran = sweeps.stages_run(records | {"broken": {"stage": "broken"}})
-    assert [record["stage"] for record in ran] == ["index", "adapt@round1"]
-    assert len(sweeps.stages_run({"pretrain": records["pretrain"]})) == 1
-    assert sweeps.stages_run({}) == []
-
-
-def test_time_of_an_experiment_is_that_of_its_records(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "_results", lambda *_: {})
-    for name, seconds in (("index", 1.5), ("adapt@round1", 20)):
-        record = {"stage": name, "started": "2024-05-01T12:00:00+00:00", "seconds": seconds}
-        write_json(EXPERIMENT_RECORDS / f"good/{name}.json", record)
-    data = experiment("good", "success", 2)["revs"][0]["data"]
-    row = sweeps._row("good", "finished", data)
-    assert (row["seconds"], row["stages"]) == (21.5, "adapt@round1 index")
-    other = sweeps._row("other", "finished", data)
-    assert (other["seconds"], other["stages"]) == (None, None)
+    times = pd.DataFrame(
+        {
+            "stage": ["pretrain", "index", "adapt@round1"],
+            "started": [
+                "2024-05-01T10:00:00+00:00",
+                "2024-05-01T12:00:00",
+                "2024-05-01T12:00:09.5",
+            ],
+            "seconds": [60.0, 1.0, 20.0],
+        }
+    )
+    assert list(sweeps.stages_run(times)["stage"]) == ["index", "adapt@round1"]
+    assert len(sweeps.stages_run(times.iloc[[0]])) == 1
 
 
 def experiment(name, state, margin, **data):
@@ -83,7 +69,7 @@ def experiment(name, state, margin, **data):
 
 
 def test_experiments_of_every_state_are_named(monkeypatch):
-    monkeypatch.setattr(sweeps, "_results", lambda *_: {"round1.miou": 0.25})
+    monkeypatch.setattr(sweeps, "_results", lambda *_: ({"round1.miou": 0.25}, None))
     failed = experiment("bad", "failed", 3)
     failed["revs"][0]["data"] = None
     found = [
@@ -112,10 +98,10 @@ def test_what_the_cache_has_lost_is_not_known():
                 raise FileNotFoundError(path)
             return yaml.safe_dump({"stages": {"pseudo_label@round1": stage(), "report": stage()}})
 
-    assert sweeps._read(Files(), sweeps.COVERAGE.format("round1")) is None
+    assert sweeps._read(Files(), sweeps.TIMES) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dvc.api.DVCFileSystem", lambda **_: Files())
-        assert sweeps._results(None, {"rounds": {"round1": {}}}, {}) == {}
+        assert sweeps._results(None, {"rounds": {"round1": {}}}, {}) == ({}, None)
 
 
 def table():

@@ -16,31 +16,23 @@ RESULTS = Path("data/results")
 
 
 @click.command(short_help="Which stages are fresh, stale or missing.")
-@click.option("--times", is_flag=True, help="When and where each stage ran, instead of its state.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
-def status(times: bool, as_json: bool) -> None:
+def status(as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
     Stale: `dvc repro` will run it, or fetch its outputs from DVC's cache, as something that it
-    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder. With
-    --times also its images, the share of its time in which it waited for data, its device, its
-    processes and the versions of the software.
+    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder.
 
     \b
     Examples:
       cag status
-      cag status --times
       cag status --json | jq -r '.[] | select(.state != "fresh").stage'
     """
-    from cag.status import FRESH, pipeline_status, status_table, times_table, versions
+    from cag.status import FRESH, pipeline_status, status_table
 
     statuses = pipeline_status()
     if as_json:
         print(json.dumps([asdict(one) for one in statuses], indent=2))
-        return
-    if times:
-        print_table(times_table(statuses))
-        print(f"versions: {versions(statuses) or 'not known'}")
         return
     print_table(status_table(statuses))
     behind = sum(one.state != FRESH for one in statuses)
@@ -101,6 +93,7 @@ def results(
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
     from cag.results import grid_table, read_grid, results_table, run_experiments
+    from cag.report.seeds import write_seeds
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -114,12 +107,8 @@ def results(
         from cag.files import write_csv
 
         write_csv(out, scores)
-    if grid is not None:
-        print_table(grid_table(scores))
-        return
-    from cag.report.seeds import write_seeds
-
-    changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
-    write_seeds(scores.drop(columns="variant"), changed, RESULTS)
-    print_table(results_table(scores))
-    print(f"page: {RESULTS}/index.html")
+    print_table(results_table(scores) if grid is None else grid_table(scores))
+    if grid is None:
+        changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
+        write_seeds(scores.drop(columns="variant"), changed, RESULTS)
+        print(f"page: {RESULTS}/index.html")
