@@ -92,8 +92,8 @@ def results(
       cag results --seeds 0,1,2,3,4 -S network.encoder_weights=null --jobs 2
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
-    from cag.results import grid_table, read_grid, results_table, run_experiments
     from cag.report.seeds import write_seeds
+    from cag.results import grid_table, read_grid, results_table, run_experiments
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
