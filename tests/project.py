@@ -34,7 +34,6 @@ TRAINING = {  # a section's values, of a training that is over at once
 }
 # Variables with which each program is a process of its own from its start.
 SEPARATE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-TIMED = {("report", "index.html"), ("report", "times.csv")}
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
 
@@ -183,10 +182,6 @@ def ran(output: str) -> list[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder: relative posix path -> SHA-256. Of the report, its pictures alone.
-
-    The page and its table show when stages ran, and how long they took.
-    """
+    """Every file below a folder: relative posix path -> SHA-256."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    lasting = (path for path in files if path.parts[-2:] not in TIMED)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in lasting}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

@@ -66,15 +66,21 @@ def figure(name, theme=plots.LIGHT):
     confusion = np.array([[9, 1, 0], [2, 2, 0], [0, 0, 0]])
     before, after = np.array([0.2, 0.6, np.nan]), np.array([0.5, 0.4, np.nan])
     drawn = {
-        "confusion": lambda: plots.confusion_figure(confusion, NAMES, theme),
-        "miou": lambda: plots.miou_figure(table, theme),
-        "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme),
-        "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme),
-        "curves": lambda: plots.curves_figure({"a": curve()}, theme),
+        "confusion": lambda: plots.confusion_figure(confusion, NAMES, theme=theme),
+        "miou": lambda: plots.miou_figure(table, theme=theme),
+        "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme=theme),
+        "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme=theme),
+        "curves": lambda: plots.curves_figure({"a": curve()}, theme=theme),
         "thresholds": lambda: plots.threshold_curves_figure(
-            threshold_curves().query("`class` != 'all'"), NAMES, np.eye(3) * 200, CONFIGURED, theme
+            threshold_curves().query("`class` != 'all'"),
+            NAMES,
+            np.eye(3) * 200,
+            CONFIGURED,
+            theme=theme,
         ),
-        "quality": lambda: plots.pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
+        "quality": lambda: plots.pseudo_label_quality_figure(
+            threshold_curves(), CONFIGURED, theme=theme
+        ),
         "inspect": lambda: inspection(theme),
         "sweep": lambda: sweep(theme),
     }
@@ -85,13 +91,13 @@ def sweep(theme=plots.LIGHT):
     rows = pd.DataFrame({"margin": [1.0, 2.0], "round1.miou": [0.2, 0.3]})
     rows["round1.coverage.anchor"] = [0.6, 0.4]
     rows["round1.precision.anchor"] = np.nan
-    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme)
+    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme=theme)
 
 
 def inspection(theme=plots.LIGHT):
     pictures = {"image": np.full((8, 16, 3), 90, np.uint8), "heat": np.linspace(0, 1, 128)}
     pictures["heat"] = pictures["heat"].reshape(8, 16)
-    return plots.inspection_figure(pictures, {NAMES[1]: (128, 64, 128)}, (3, 2), "a", theme)
+    return plots.inspection_figure(pictures, {NAMES[1]: (128, 64, 128)}, (3, 2), "a", theme=theme)
 
 
 def texts(axes):

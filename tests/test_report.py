@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,8 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cag import report
+from benchmarks import ROOT
 from cag.analysis import plots
+from cag.config.evaluation import Report
+from cag.config.parameters import Round, load_all
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import LabelSpace
@@ -26,9 +27,10 @@ from cag.features import (
     write_target_shard,
 )
 from cag.pseudo_labels import anchor_distances
-from cag.report import explorer, feature_space, pieces
+from cag.report import contents, explorer, feature_space, gather, pictures
+from cag.report.page import report_page
+from cag.report.tables import results_table
 from cag.runtime.errors import UserError
-from cag.runtime.program import RECORDS
 from stages import report as stage
 
 NAMES = ("road", "car", "train")
@@ -36,6 +38,7 @@ SPACE = LabelSpace(NAMES, ((128, 64, 128), (0, 0, 142), (0, 80, 100)))
 RULES = PseudoLabel(
     margin=None, relative_margin=0.2, quantile=None, agreement=True, probability=0.9
 )
+FOLDERS = stage.FOLDERS
 SCORES = {"pretrain": 0.3126, "warmup": 0.3349, "round1": 0.4871}
 
 
@@ -49,7 +52,7 @@ def coarse_figures(monkeypatch):
 def whole_page():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "DPI", 20)
-        return report.page(make_run())
+        return report_page(make_run())
 
 
 def metrics(miou, **iou):
@@ -58,7 +61,7 @@ def metrics(miou, **iou):
 
 
 def evaluation(miou, **iou):
-    return report.Evaluation(metrics(miou, **iou), np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]]))
+    return contents.Evaluation(metrics(miou, **iou), np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]]))
 
 
 def coverage(names=NAMES):
@@ -85,7 +88,7 @@ def features(classes=3):
     anchors[-1] = np.nan
     labels = np.arange(12, dtype=np.uint8) % 2
     points = [anchors[labels] + rng.normal(size=(12, 8)) / 4 for _ in range(2)]
-    return report.Features(anchors, points[0], labels, points[1], labels)
+    return contents.Features(anchors, points[0], labels, points[1], labels)
 
 
 def maps(truth=False, size=(4, 8)):
@@ -93,7 +96,7 @@ def maps(truth=False, size=(4, 8)):
     distances = np.sort(rng.random((2, *size), np.float32) + 0.1, axis=0)
     classes = rng.integers(0, 2, (3, *size), np.uint8)
     probability = rng.random(size, np.float32)
-    return report.Maps(
+    return contents.Maps(
         classes[0], *distances, classes[1], probability, classes[2] if truth else None
     )
 
@@ -102,24 +105,23 @@ def make_run(space=SPACE, models=("pretrain", "warmup", "round1"), name="one", s
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     labels = rng.choice([0, 1, 2, 255], size).astype(np.uint8)
-    return report.Run(
+    return contents.Run(
         label_space=space,
         summary={"seed": "7"},
         evaluations={model: evaluation(SCORES[model]) for model in models},
         rounds={
-            "round1": report.Round(
+            "round1": contents.Round(
                 "warmup", "warmup", coverage(space.names), anchors(), {}, features()
             )
         },
         curves={model: curve() for model in models},
         training=[
-            report.TrainingSample(name, image, {"round1": (labels, labels)}, {"round1": maps()})
+            contents.TrainingSample(name, image, {"round1": (labels, labels)}, {"round1": maps()})
         ],
-        labelled=[report.LabelledSample(name, image, {"round1": maps(truth=True)})],
-        validation=[report.ValidationSample(name, image, labels, labels, labels)],
+        labelled=[contents.LabelledSample(name, image, {"round1": maps(truth=True)})],
+        validation=[contents.ValidationSample(name, image, labels, labels, labels)],
         rules=RULES,
         parameters={"seed": 7, "source": {"layout": "scenes", "size": (16, 32)}, "compile": False},
-        records=[{"stage": "pretrain", "started": "2020-01-01T00:00:00", "seconds": 1.25}],
         fingerprints=[("manifest.csv", "0" * 32)],
         locations=[("models", "data/models/")],
     )
@@ -197,7 +199,7 @@ def test_results_show_the_numbers_of_the_metrics(whole_page):
 def test_classes_are_sorted_by_change_and_losses_marked():
     run = make_run()
     worse = {"pretrain": evaluation(0.3, road=0.9), "round1": evaluation(0.5, road=0.8)}
-    page = report.page(dataclasses.replace(run, evaluations=worse))
+    page = report_page(dataclasses.replace(run, evaluations=worse))
     assert Page(page).tables[1][1:] == [
         ["car", "20.0", "40.0", "+20.0"],
         ["road", "90.0", "80.0", "\u221210.0"],
@@ -207,7 +209,7 @@ def test_classes_are_sorted_by_change_and_losses_marked():
 
 
 def test_coverage_and_anchors_are_tabulated(whole_page):
-    *_, coverage_table, distances, anchor_table, _, _, _, _ = Page(whole_page).tables
+    *_, coverage_table, distances, anchor_table, _, _, _ = Page(whole_page).tables
     assert coverage_table[2] == ["road", "61.0", "80.0", "54.9"]  # 50 / (61 + 80 - 50)
     assert coverage_table[-1] == ["all classes", "57.9", "64.3", "54.1"]
     assert [row[0] for row in distances] == ["class", "road", "car"]  # train has no anchor
@@ -217,9 +219,8 @@ def test_coverage_and_anchors_are_tabulated(whole_page):
     assert anchor_table[3] == ["train", "0", "0", "\u2013", "\u2013", "\u2013", "\u2013"]
 
 
-def test_run_card_shows_parameters_times_and_checksums(whole_page):
-    times, checksums, parameters, _ = Page(whole_page).tables[-4:]
-    assert times[1] == ["pretrain", "2020-01-01T00:00:00", "1.2", "\u2013", "\u2013", "\u2013"]
+def test_run_card_shows_parameters_and_checksums(whole_page):
+    checksums, parameters, _ = Page(whole_page).tables[-3:]
     assert checksums[1] == ["manifest.csv", "0" * 32]
     assert ["source.size", "[16, 32]"] in parameters and ["compile", "false"] in parameters
 
@@ -234,48 +235,49 @@ def test_texts_from_data_are_escaped():
         summary={evil: evil},
         evaluations={"pretrain": evaluation(0.3), evil: evaluation(0.4)},
         rounds={
-            evil: report.Round(
+            evil: contents.Round(
                 evil, evil, coverage(space.names), anchors(space.names), {}, features()
             )
         },
         training=[
-            report.TrainingSample(evil, sample.image, {evil: sample.pseudo_labels["round1"]}, shown)
+            contents.TrainingSample(
+                evil, sample.image, {evil: sample.pseudo_labels["round1"]}, shown
+            )
         ],
-        labelled=[report.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
+        labelled=[contents.LabelledSample(evil, sample.image, {evil: maps(truth=True)})],
         parameters={evil: evil},
-        records=[{"stage": evil, "device": evil, "versions": {evil: evil}}],
         fingerprints=[(evil, evil)],
         locations=[(evil, evil)],
     )
-    page = report.page(run)
-    assert evil not in page and "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in page
+    page = report_page(run)
+    assert evil not in page and "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
     assert page.count("<script") == 2  # the explorer's data, and the page's own
     assert Page(page).open == []
 
 
 def test_dollar_signs_in_texts_stay():
     run = dataclasses.replace(make_run(), summary={"note": "$body costs $5"})
-    assert "$body costs $5" in report.page(run)
+    assert "$body costs $5" in report_page(run)
 
 
 def test_page_repeats(whole_page):
-    assert report.page(make_run()) == whole_page
+    assert report_page(make_run()) == whole_page
 
 
 def test_page_without_warmup():
-    page = report.page(make_run(models=("pretrain", "round1")))
+    page = report_page(make_run(models=("pretrain", "round1")))
     assert [row[0] for row in Page(page).tables[0][1:]] == ["pretrain", "round1"]
 
 
 def test_first_model_is_the_baseline_where_there_is_no_source_only_one():
-    table = report.results_table({"warmup": metrics(0.4), "round1": metrics(0.5)})
+    table = results_table({"warmup": metrics(0.4), "round1": metrics(0.5)})
     assert table["change"].isna().tolist() == [True, False]
     assert table["change"][1] == pytest.approx(0.1)
 
 
 def test_page_of_a_target_without_labels():
     run = dataclasses.replace(make_run(), evaluations={}, validation=[], labelled=[])
-    ids = {a["id"] for tag, a in Page(report.page(run)).tags if tag == "section"}
+    ids = {a["id"] for tag, a in Page(report_page(run)).tags if tag == "section"}
     assert ids == {
         *(
             "pseudo-labels",
@@ -299,19 +301,19 @@ def test_page_stays_below_five_megabytes(monkeypatch):
     run = dataclasses.replace(
         run, rounds=rounds, training=[sample] * 8, validation=list(run.validation) * 8
     )
-    assert len(report.page(run).encode()) < 5_000_000
+    assert len(report_page(run).encode()) < 5_000_000
 
 
 def test_of_nothing_labelled_no_share_is_right():
     rules = RULES.model_copy(update={"probability": 1.0})
-    page = report.page(dataclasses.replace(make_run(), rules=rules))
+    page = report_page(dataclasses.replace(make_run(), rules=rules))
     assert "round1 \u00b7 probability label \u00b7 \u2013 % right" in page
 
 
 def test_large_pictures_become_thumbnails():
-    page = report.page(make_run(size=(500, 1000)))
+    page = report_page(make_run(size=(500, 1000)))
     widths = [int(a["width"]) for tag, a in Page(page).tags if tag == "img" and "width" in a]
-    assert len(widths) == 16 and set(widths) == {pieces.THUMBNAIL}
+    assert len(widths) == 16 and set(widths) == {pictures.THUMBNAIL}
 
 
 # ---------------------------------------------------------------------------------------- stage
@@ -327,27 +329,27 @@ def write_artifacts(root):
             label = f"labels/val/{name}.png" if split == "val" else ""
             path = f"images/{split}/{name}.png"
             rows.append((split, name, path, label, 16, 32, "0" * 64, "0" * 64 if label else ""))
-            put(root / stage.TARGET / path, lambda file: write_image(file, image))
-            folders = [root / stage.EVALUATION / model / "predictions" for model in SCORES]
-            folders += [root / stage.TARGET / "labels/val"]
+            put(root / FOLDERS.target / path, lambda file: write_image(file, image))
+            folders = [root / FOLDERS.evaluation / model / "predictions" for model in SCORES]
+            folders += [root / FOLDERS.target / "labels/val"]
             if split == "train":
-                pseudo = root / stage.ROUNDS / "round1/pseudo_labels"
+                pseudo = root / FOLDERS.rounds / "round1/pseudo_labels"
                 folders = [pseudo / "anchor", pseudo / "probability"]
             for folder in folders:
                 put(folder / f"{name}.png", lambda file: write_label(file, labels, palette))
     columns = ["split", "name", "image", "label", "height", "width", "image_sha256", "label_sha256"]
-    pd.DataFrame(rows, columns=columns).to_csv(root / stage.TARGET / "manifest.csv", index=False)
-    (root / stage.TARGET / "classes.json").write_text(json.dumps(SPACE.to_dict()))
+    pd.DataFrame(rows, columns=columns).to_csv(root / FOLDERS.target / "manifest.csv", index=False)
+    (root / FOLDERS.target / "classes.json").write_text(json.dumps(SPACE.to_dict()))
     for model, one in run.evaluations.items():
-        folder = root / stage.EVALUATION / model
+        folder = root / FOLDERS.evaluation / model
         (folder / "metrics.json").write_text(json.dumps(one.metrics))
         table = pd.DataFrame(one.confusion, columns=NAMES)
         table.insert(0, "truth", NAMES)
         table.to_csv(folder / "confusion.csv", index=False)
-        put(root / stage.CURVES / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
-    coverage().to_csv(root / stage.ROUNDS / "round1/coverage.csv", index=False)
-    anchors().to_csv(root / stage.ROUNDS / "round1/anchors.csv", index=False)
-    put(root / stage.SOURCE / "manifest.csv", lambda file: file.write_text("split,name\n"))
+        put(root / FOLDERS.curves / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
+    coverage().to_csv(root / FOLDERS.rounds / "round1/coverage.csv", index=False)
+    anchors().to_csv(root / FOLDERS.rounds / "round1/anchors.csv", index=False)
+    put(root / FOLDERS.source / "manifest.csv", lambda file: file.write_text("split,name\n"))
     write_features(root, ("city/a", "b"))
     curves = [
         {"rule": rule, "threshold": 0.5, "class": name, "pixels": 3, "share": 0.5}
@@ -356,14 +358,14 @@ def write_artifacts(root):
     ]
     table = pd.DataFrame(curves)
     table["class_threshold"] = [None] * 6 + [0.25, 0.125, 0.0] + [None] * 3
-    table.to_csv(root / stage.ROUNDS / "round1/threshold_curves.csv", index=False)
+    table.to_csv(root / FOLDERS.rounds / "round1/threshold_curves.csv", index=False)
 
 
 def write_features(root, names):
     """Write a round's anchors and feature stores, with two target images of 4 x 8 pixels."""
     given, rng = features(), np.random.default_rng(3)
-    np.save(root / stage.ROUNDS / "round1/anchors.npy", given.anchors)
-    store = root / stage.FEATURES / "round1/target.h5"
+    np.save(root / FOLDERS.rounds / "round1/anchors.npy", given.anchors)
+    store = root / FOLDERS.features / "round1/target.h5"
     rows = (
         torch.from_numpy(rng.normal(size=(2, 8, 4, 8)).astype(np.float16)),
         torch.from_numpy(rng.integers(0, 3, (2, 4, 8), np.uint8)),
@@ -381,7 +383,7 @@ def write_features(root, names):
 
 def write_labelled(root, name):
     """Write the maps of one labelled image, as `evaluate_pseudo_labels` does."""
-    with create_store(root / stage.LABELLED / "round1/samples.h5") as file:
+    with create_store(root / FOLDERS.labelled / "round1/samples.h5") as file:
         group = file.create_group("0")
         group.attrs["name"] = name
         for key, value in vars(maps(truth=True)).items():
@@ -395,11 +397,14 @@ def put(path, write):
 
 @pytest.fixture
 def params():
-    rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
-    shown = SimpleNamespace(images=2)
-    return SimpleNamespace(
-        seed=7, rounds=rounds, evaluated=tuple(SCORES), report=shown, pseudo_label=RULES
-    )
+    changes = {
+        "seed": 7,
+        "rounds": {"round1": Round(teacher="warmup", anchors="round1")},
+        "evaluated": tuple(SCORES),
+        "report": Report(images=2),
+        "pseudo_label": RULES,
+    }
+    return load_all(ROOT / "presets/scenes.yaml").model_copy(update=changes)
 
 
 @pytest.fixture
@@ -434,16 +439,16 @@ def test_stage_gives_the_same_bytes_twice(project):
 
 def test_stage_opens_no_label_of_a_training_image(project, monkeypatch):
     opened = []
-    read = stage.read_label
-    monkeypatch.setattr(stage, "read_label", lambda path: opened.append(str(path)) or read(path))
+    read = gather.read_label
+    monkeypatch.setattr(gather, "read_label", lambda path: opened.append(str(path)) or read(path))
     run_stage()
     truths = [path for path in opened if "pseudo_labels" not in path and "predictions" not in path]
-    assert sorted(truths) == [f"{stage.TARGET}/labels/val/{name}.png" for name in ("c", "d")]
+    assert sorted(truths) == [f"{FOLDERS.target}/labels/val/{name}.png" for name in ("c", "d")]
 
 
 @pytest.mark.parametrize("there", [True, False])
 def test_stage_does_without_a_warmup_curve(project, there):
-    path = project / stage.CURVES / "warmup.csv"
+    path = project / FOLDERS.curves / "warmup.csv"
     path.unlink()
     if there:
         curve().head(0).to_csv(path, index=False)
@@ -454,9 +459,9 @@ def test_stage_does_without_a_warmup_curve(project, there):
 
 def test_stage_reports_a_target_without_labels(project, params):
     params.evaluated = ()
-    manifest = pd.read_csv(project / stage.TARGET / "manifest.csv", keep_default_na=False)
+    manifest = pd.read_csv(project / FOLDERS.target / "manifest.csv", keep_default_na=False)
     manifest[manifest["split"] == "train"].to_csv(
-        project / stage.TARGET / "manifest.csv", index=False
+        project / FOLDERS.target / "manifest.csv", index=False
     )
     run_stage()
     names = {path.name for path in (project / "data/report").iterdir()}
@@ -480,17 +485,18 @@ def test_stage_names_a_missing_artifact_and_leaves_nothing(project, missing, com
 
 def test_class_called_none_keeps_its_name(project):
     for name in ("coverage.csv", "threshold_curves.csv"):
-        path = project / stage.ROUNDS / "round1" / name
+        path = project / FOLDERS.rounds / "round1" / name
         path.write_text(path.read_text().replace("train", "None"))
-    rounds = {"round1": SimpleNamespace(teacher="warmup", anchors="round1")}
-    assert stage.read_round("round1", rounds).coverage["class"].tolist() == ["road", "car", "None"]
+    rounds = {"round1": Round(teacher="warmup", anchors="round1")}
+    table = gather.read_round(FOLDERS.rounds, "round1", rounds).coverage
+    assert table["class"].tolist() == ["road", "car", "None"]
 
 
 def test_maps_of_training_images_are_those_of_their_features(project):
-    store = read_target_store(stage.FEATURES / "round1/target.h5")
+    store = read_target_store(FOLDERS.features / "round1/target.h5")
     anchors = torch.from_numpy(features().anchors)
-    found = stage.training_maps(store, anchors, ["b"])["b"]
-    with open_store(stage.FEATURES / "round1/target.h5", ["features"]) as file:
+    found = gather.training_maps(store, anchors, ["b"])["b"]
+    with open_store(FOLDERS.features / "round1/target.h5", ["features"]) as file:
         expected = anchor_distances(read_array(file, "features")[1:], anchors)
         assert np.array_equal(found.probability, read_array(file, "probability")[1])
     for part, other in zip(
@@ -500,9 +506,9 @@ def test_maps_of_training_images_are_those_of_their_features(project):
 
 
 def test_target_sample_is_balanced_over_the_predicted_classes(project, monkeypatch):
-    monkeypatch.setattr(stage, "FEATURES_PER_CLASS", 5)
-    store = read_target_store(stage.FEATURES / "round1/target.h5")
-    assert torch.bincount(stage.target_sample(store, 7).labels).tolist() == [5, 5, 5]
+    monkeypatch.setattr(gather, "FEATURES_PER_CLASS", 5)
+    store = read_target_store(FOLDERS.features / "round1/target.h5")
+    assert torch.bincount(gather.target_sample(store, 7).labels).tolist() == [5, 5, 5]
 
 
 def test_stage_shows_labelled_samples_with_their_errors(project):
@@ -516,7 +522,7 @@ def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
     write_labelled(project, "elsewhere")
     with pytest.raises(UserError, match="'elsewhere', which is no validation image"):
         run_stage()
-    with h5py.File(project / stage.LABELLED / "round1/samples.h5", "a") as file:
+    with h5py.File(project / FOLDERS.labelled / "round1/samples.h5", "a") as file:
         del file["0/truth"]
     with pytest.raises(UserError, match="samples.h5: damaged"):
         run_stage()
@@ -524,25 +530,9 @@ def test_labelled_samples_of_other_images_and_damaged_ones_are_refused(project):
 
 
 def test_class_thresholds_are_read_by_quantile(project):
-    path = project / stage.ROUNDS / "round1/threshold_curves.csv"
-    thresholds = stage.quantile_thresholds(path, NAMES)
+    path = project / FOLDERS.rounds / "round1/threshold_curves.csv"
+    thresholds = gather.quantile_thresholds(path, NAMES)
     assert list(thresholds) == [0.5] and thresholds[0.5].tolist() == [0.25, 0.125, 0.0]
-
-
-def test_stage_writes_the_times_of_the_records_there_are(project):
-    folder = project / RECORDS
-    folder.mkdir(parents=True)
-    (folder / "adapt@round1.json").write_text('{"stage": "adapt@round1", "started": "2020-01-02"}')
-    (folder / "pretrain.json").write_text(
-        '{"stage": "pretrain", "started": "2020-01-01", "seconds": 2.5, "device": "a, b"}'
-    )
-    (folder / "broken.json").write_text("{")
-    (folder / "adapt@round9.json").write_text('{"stage": "adapt@round9"}')  # of another run
-    run_stage()
-    assert (project / "data/report/times.csv").read_text() == (
-        "stage,started,seconds,images,images_per_second,device\n"
-        'pretrain,2020-01-01,2.5,,,"a, b"\nadapt@round1,2020-01-02,,,,\n'
-    )
 
 
 # ------------------------------------------------------------------------------------ arithmetic
@@ -585,6 +575,7 @@ def test_sliders_have_the_configured_value_and_fit_in_eight_bits():
 
 def test_large_maps_are_thinned():
     large = maps(truth=True, size=(300, 500))
-    coded = explorer.codes(large, [0.0, 0.5], [0.0], np.empty((0, 3)), [0.5])
-    assert coded.nearest.size <= explorer.MOST_PIXELS
-    assert np.array_equal(coded.truth, large.truth[::2, ::2])
+    scales = {"relative_margin": [0.0, 0.5], "margin": [0.0], "probability": [0.5]}
+    coded = explorer.codes(large, scales, np.empty((0, 3)))
+    assert coded["nearest"].size <= explorer.MOST_PIXELS
+    assert np.array_equal(coded["truth"], large.truth[::2, ::2])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from test_report import coverage
 
-from cag import report
 from cag.analysis import plots
 from cag.anchors import resize_labels
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE, LabelSpace
 from cag.pseudo_labels import MarginHistogram, active, agreeing, confident, relative_margins
+from cag.report import contents
+from cag.report.page import report_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -33,7 +34,7 @@ SIZE, SHOWN = (9, 14), (40, 64)
 KINDS = ("relative_margin", "margin", "quantile")
 
 
-def make_maps(seed: int, truth: bool = False) -> report.Maps:
+def make_maps(seed: int, truth: bool = False) -> contents.Maps:
     """Random maps in which each configured threshold is met exactly by some pixels."""
     rng = np.random.default_rng(seed)
     first, second = np.sort(rng.gamma(2.0, 2.0, (2, *SIZE)).astype(np.float32), axis=0)
@@ -43,7 +44,7 @@ def make_maps(seed: int, truth: bool = False) -> report.Maps:
     nearest = rng.integers(0, 3, SIZE, np.uint8)
     prediction = np.where(rng.random(SIZE) < 0.7, nearest, rng.integers(0, 3, SIZE, np.uint8))
     labels = np.where(rng.random(SIZE) < 0.6, nearest, rng.choice([0, 1, 2, IGNORE], SIZE))
-    return report.Maps(
+    return contents.Maps(
         nearest,
         first,
         second,
@@ -53,7 +54,7 @@ def make_maps(seed: int, truth: bool = False) -> report.Maps:
     )
 
 
-def make_run() -> report.Run:
+def make_run() -> contents.Run:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*SHOWN, 3), np.uint8)
     labels = rng.choice([0, 1, 2, IGNORE], SHOWN).astype(np.uint8)
@@ -74,7 +75,7 @@ def make_run() -> report.Run:
             histogram.update(nearest, relative_margins(first, second))
         anchors = rng.normal(size=(3, 5)).astype(np.float32)
         points = rng.normal(size=(30, 5)), np.arange(30, dtype=np.uint8) % 3
-        rounds[name] = report.Round(
+        rounds[name] = contents.Round(
             "warmup",
             "warmup",
             coverage(NAMES),
@@ -82,29 +83,29 @@ def make_run() -> report.Run:
                 images=1, pixels=2, recall=0.5, norm=1.0, nearest_anchor="road", distance=2.0
             ),
             {quantile: histogram.thresholds(quantile).numpy() for quantile in QUANTILES},
-            report.Features(anchors, *points, *points),
+            contents.Features(anchors, *points, *points),
         )
     scores = {"miou": 0.3, "pixel_accuracy": 0.5, "mean_accuracy": 0.4, "images": 1}
     iou = {"iou": dict.fromkeys(NAMES, 0.3)}
-    evaluation = report.Evaluation({**scores, **iou}, np.eye(3, dtype=int))
-    return report.Run(
+    evaluation = contents.Evaluation({**scores, **iou}, np.eye(3, dtype=int))
+    return contents.Run(
         SPACE,
         {"seed": "0"},
         {"pretrain": evaluation, "round2": evaluation},
         rounds,
         training=[
-            report.TrainingSample(
+            contents.TrainingSample(
                 kind, image, dict.fromkeys(ROUNDS, (labels, labels)),
                 {name: maps[name, kind] for name in ROUNDS},
             )
             for kind in ("first", "second")
         ],
         labelled=[
-            report.LabelledSample(
+            contents.LabelledSample(
                 "labelled", image, {name: maps[name, "labelled"] for name in ROUNDS}
             )
         ],
-        validation=[report.ValidationSample("labelled", image, labels, labels, labels)],
+        validation=[contents.ValidationSample("labelled", image, labels, labels, labels)],
         rules=RULES,
         parameters={"seed": 0},
     )  # fmt: skip
@@ -119,7 +120,7 @@ def run():
 def address(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "DPI", 20)
-        text = report.page(run)
+        text = report_page(run)
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(text, encoding="utf-8")
     return path.as_uri()
@@ -403,6 +404,25 @@ def test_rounds_switch_by_the_keyboard(browser):
     assert {one.text.split(" ")[0] for one in captions if one.is_displayed()} == {"round1"}
 
 
+def test_one_class_of_the_feature_space_stands_out(browser):
+    marks = (
+        "return [...document.querySelectorAll('#features .of-class')].map((mark) =>"
+        "  [mark.dataset.class, mark.classList.contains('faded')])"
+    )
+    for chosen in ("1", ""):
+        set_control(browser, "feature-class", chosen)
+        faded = browser.execute_script(marks)
+        assert {own for own, _ in faded} == {"0", "1", "2"}
+        assert all(pale == (chosen not in ("", own)) for own, pale in faded)
+
+
+def test_sliders_keep_their_values_in_another_round(browser):
+    set_sliders(browser, {"relative_margin": 0.1, "margin": 0.05, "quantile": 0.5})
+    values = shown_values(browser)
+    set_control(browser, "explorer-round", "0")
+    assert shown_values(browser) == values and None not in values.values()
+
+
 @pytest.mark.parametrize("shade", ["light", "dark"])
 def test_phone_has_no_sideways_scrolling(browser, shade):
     scheme(browser, shade)
@@ -442,7 +462,7 @@ def test_explorer_without_quantiles_or_truth(started, run, tmp_path):
     plain = dataclasses.replace(
         run, rounds=bare, rules=rules, labelled=(), validation=(), evaluations={}
     )
-    (tmp_path / "index.html").write_text(report.page(plain), encoding="utf-8")
+    (tmp_path / "index.html").write_text(report_page(plain), encoding="utf-8")
     started.get((tmp_path / "index.html").as_uri())
     wait(started, "return !document.getElementById('explorer').hidden")
     assert not started.find_element("id", "quantile").is_displayed()

@@ -1,34 +1,20 @@
-"""Scores of several seeds: kept with their parameters, shown with these alone."""
-
-import dataclasses
+"""Scores of several seeds: their spread, what they are beside the oracle's, and their page."""
 
 import pandas as pd
 import pytest
-from test_report import make_run
+from test_report import Page
 
-from cag import report
-from cag.report.seeds import read_seed_scores, spread, write_seed_scores
+from cag.analysis import plots
+from cag.report.seeds import seeds_page, spread, write_seeds
 
 SCORES = pd.DataFrame(
     {"seed": [0, 1], "pretrain": [0.2, 0.4], "round1": [0.5, 0.5], "oracle": [0.7, 0.8]}
 )
-PARAMETERS = {"seed": 0, "source": {"size": (4, 8)}, "oracle": {"folds": 2}, "evaluated": ()}
 
 
-def test_what_was_kept_is_read_with_the_same_parameters_but_the_seed(tmp_path):
-    path = tmp_path / "kept/results.json"
-    path.parent.mkdir()
-    write_seed_scores(SCORES, PARAMETERS, path)
-    pd.testing.assert_frame_equal(read_seed_scores(PARAMETERS | {"seed": 7}, path), SCORES)
-    assert read_seed_scores(PARAMETERS | {"source": {"size": (8, 8)}}, path) is None
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"parameters": {}}', None])
-def test_nothing_is_shown_of_a_damaged_file_or_none(tmp_path, content):
-    path = tmp_path / "results.json"
-    if content is not None:
-        path.write_text(content)
-    assert read_seed_scores({}, path) is None
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch):
+    monkeypatch.setattr(plots, "DPI", 20)
 
 
 def test_spread_is_mean_deviation_and_change_from_the_first():
@@ -39,8 +25,35 @@ def test_spread_is_mean_deviation_and_change_from_the_first():
     assert pd.isna(table["change"].iloc[0])
 
 
-def test_report_shows_them_where_there_are_some():
-    run = make_run()
-    assert "Several seeds" not in report.page(run)
-    page = report.page(dataclasses.replace(run, seeds=SCORES))
-    assert "Mean over 2 seeds" in page and "oracle" in page and "75.0" in page
+def test_shares_are_of_the_oracles_gain_and_score():
+    table = spread(SCORES).set_index("model")
+    assert table["closed"].to_dict() == pytest.approx(
+        {"pretrain": float("nan"), "round1": 0.2 / 0.45, "oracle": float("nan")}, nan_ok=True
+    )
+    assert table["share"].iloc[:2].tolist() == pytest.approx([0.4, 0.5 / 0.75])
+    assert pd.isna(table.at["oracle", "share"])
+
+
+@pytest.mark.parametrize("missing", ["oracle", "pretrain"])
+def test_without_oracle_or_source_only_model_no_gap_is_closed(missing):
+    table = spread(SCORES.drop(columns=missing))
+    assert table["closed"].isna().all()
+    assert table["share"].isna().all() == (missing == "oracle")
+
+
+def test_page_has_means_seeds_and_shares():
+    page = Page(seeds_page(SCORES, {"changed parameters": "<b>"}))
+    head, *rows = page.tables[0]
+    assert head[4:] == ["seed 0", "seed 1", "gap closed %", "of the oracle %"]
+    assert rows[1] == ["round1", "50.0", "0.0", "+20.0", "50.0", "50.0", "44.4", "66.7"]
+    assert rows[2][:6] == ["oracle", "75.0", "7.1", "+45.0", "70.0", "80.0"]
+    assert page.open == [] and "b" not in {tag for tag, _ in page.tags}
+
+
+def test_page_and_its_figure_and_table_are_written(tmp_path):
+    write_seeds(SCORES, {}, tmp_path / "results")
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"index.html", "miou.png", "scores.csv"}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results/scores.csv"), SCORES)
+    page = (tmp_path / "results/index.html").read_text(encoding="utf-8")
+    assert "http://" not in page and "https://" not in page and "Mean over 2 seeds" in page

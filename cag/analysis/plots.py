@@ -1,9 +1,11 @@
 """Figures and picture panels of a run, drawn without a display and the same bytes each time."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +20,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cag.runtime.files import atomic_file
 
-matplotlib.rcParams["text.parse_math"] = False  # a name is text, whatever it spells
 DPI = 144
 MARKERS = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
 # Rules of the threshold curves: what their thresholds are, and how their lines are drawn.
@@ -43,6 +44,32 @@ class Theme:
     cycle: tuple[str, ...]
     ramp: tuple[str, str, str]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Matplotlib's settings for a figure in these colours."""
+        ticks = {"color": self.muted, "labelcolor": self.ink, "labelsize": 9, "major.size": 0}
+        return {
+            **{f"{axis}tick.{key}": value for axis in "xy" for key, value in ticks.items()},
+            "axes.axisbelow": True,
+            "axes.edgecolor": self.grid,
+            "axes.facecolor": self.surface,
+            "axes.labelcolor": self.muted,
+            "axes.labelsize": 9,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlecolor": self.ink,
+            "axes.titlesize": 11,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": self.surface,
+            "figure.labelsize": 9,
+            "grid.color": self.grid,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "legend.labelcolor": self.ink,
+            "text.color": self.ink,
+            "text.parse_math": False,  # a name is text, whatever it spells
+        }
+
 
 LIGHT = Theme(
     surface="#ffffff",
@@ -62,6 +89,22 @@ DARK = Theme(
     cycle=("#56b4e9", "#f08a3c", "#2fbf94", "#e19cc4", "#e6b422", "#8fd0f7"),
     ramp=("#1b1f25", "#2b74a8", "#cfe9fb"),
 )
+
+
+def themed(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Make a function draw its figure with the settings of `theme`, a keyword.
+
+    The figure keeps them, as matplotlib makes ticks when it draws: see `png_bytes`.
+    """
+
+    @wraps(draw)
+    def drawn(*contents, theme: Theme = LIGHT, **options) -> Figure:
+        with matplotlib.rc_context(theme.settings):
+            figure = draw(*contents, theme=theme, **options)
+        figure.settings = theme.settings
+        return figure
+
+    return drawn
 
 
 def panel(
@@ -100,6 +143,7 @@ def panel(
     return np.asarray(canvas)
 
 
+@themed
 def confusion_figure(
     confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT, title: str = ""
 ) -> Figure:
@@ -118,7 +162,7 @@ def confusion_figure(
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     side = 2.6 + 0.34 * len(names)
-    figure, axes = _figure((side, side - 0.8), theme)
+    figure, (axes,) = _figure((side, side - 0.8))
     figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
     ramp = LinearSegmentedColormap.from_list("share", theme.ramp).with_extremes(bad=theme.missing)
     picture = axes.imshow(share, cmap=ramp, vmin=0, vmax=1)
@@ -129,12 +173,13 @@ def confusion_figure(
     if len(names) <= LARGEST_ANNOTATED:
         _annotate(axes, share, theme)
     bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), fraction=0.045, pad=0.02)
-    bar.set_label("share of the true class's pixels", color=theme.muted)
-    bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+    bar.set_label("share of the true class's pixels", fontsize=10)
+    bar.ax.tick_params(labelcolor=theme.muted, labelsize=8)
     bar.outline.set_visible(False)
     return figure
 
 
+@themed
 def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     """Draw the mIoU of each model as bars, the source-only model in grey.
 
@@ -145,7 +190,7 @@ def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     Returns:
         the figure.
     """
-    figure, axes = _figure((8, 0.9 + 0.46 * len(table)), theme)
+    figure, (axes,) = _figure((8, 0.9 + 0.46 * len(table)))
     miou = table["miou"].to_numpy(dtype=np.float64)
     baseline = table["change"].isna().to_numpy()
     colors = [theme.muted if first else theme.cycle[0] for first in baseline]
@@ -160,17 +205,16 @@ def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
             (6, 0),
             textcoords="offset points",
             va="center",
-            color=theme.ink,
-            fontsize=10,
         )
     axes.set_yticks(positions, table["model"])
     axes.invert_yaxis()
     axes.set_xlim(0, min(1.0, max(0.1, 1.3 * np.nanmax(miou, initial=0.0))))
     axes.set_xlabel("mIoU on the target validation images (change in points)")
-    _share_axis(axes, theme)
+    _share_axis(axes)
     return figure
 
 
+@themed
 def per_class_figure(
     before: np.ndarray,
     after: np.ndarray,
@@ -194,7 +238,7 @@ def per_class_figure(
     change = after - before
     order = np.argsort(-change, kind="stable")  # NaN sorts last
     before, after, change = before[order], after[order], change[order]
-    figure, axes = _figure((8, 1.2 + 0.29 * len(names)), theme)
+    figure, (axes,) = _figure((8, 1.2 + 0.29 * len(names)))
     positions = np.arange(len(names))
     gain, loss = theme.cycle[0], theme.cycle[1]
     colors = np.where(change < 0, loss, gain)
@@ -227,8 +271,8 @@ def per_class_figure(
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first class on top; room for one without a dot
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("IoU")
-    _share_axis(axes, theme)
-    _legend(figure, axes, theme)
+    _share_axis(axes)
+    _legend(figure, [axes])
     return figure
 
 
@@ -259,6 +303,7 @@ def coverage_shares(coverage: pd.DataFrame) -> pd.DataFrame:
     return shares
 
 
+@themed
 def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
     """Draw how much of each class the pseudo-labels keep, one column of dots per round.
 
@@ -271,25 +316,24 @@ def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT)
     """
     shares = {name: coverage_shares(table) for name, table in coverages.items()}
     classes = list(next(iter(shares.values()))["class"])
-    figure = Figure(figsize=(max(8, 1.6 + 2.6 * len(shares)), 1.6 + 0.27 * len(classes)))
-    columns = _styled(figure.subplots(1, len(shares), sharey=True, squeeze=False).flat, theme)
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    size = (max(8, 1.6 + 2.6 * len(shares)), 1.6 + 0.27 * len(classes))
+    figure, columns = _figure(size, 1, len(shares), sharey=True)
     for axes, (name, table) in zip(columns, shares.items(), strict=True):
         _coverage_column(axes, table, theme)
-        axes.set_title(name, color=theme.ink, fontsize=11)
+        axes.set_title(name)
         axes.set_xlim(-0.03, 1.13)
-        _share_axis(axes, theme)
+        _share_axis(axes)
     columns[0].set_yticks(range(len(classes)), classes)
     columns[0].set_ylim(len(classes) - 0.4, -0.6)
-    _legend(figure, columns[0], theme)
+    _legend(figure, columns[:1])
     figure.supxlabel(
         "share (anchor, probability: of the pixels nearest to the class's anchor)",
         color=theme.muted,
-        fontsize=9,
     )
     return figure
 
 
+@themed
 def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
     """Draw the learning curves, one small plot per quantity and one line per model.
 
@@ -308,23 +352,22 @@ def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> F
     quantities.sort(key="learning_rate".__eq__)  # a stable sort that puts it last
     columns = min(3, max(1, len(quantities)))
     lines = max(1, -(-len(quantities) // columns))
-    figure = Figure(figsize=(8.4, 0.7 + 2.1 * lines))
-    grid = _styled(figure.subplots(lines, columns, squeeze=False).flat, theme)
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    figure, grid = _figure((8.4, 0.7 + 2.1 * lines), lines, columns)
     for axes, quantity in zip(grid, quantities, strict=False):
         for index, (model, table) in enumerate(curves.items()):
             if quantity in table:
                 _curve(axes, table, quantity, model, index, theme)
-        axes.set_title(quantity.replace("_", " "), color=theme.ink, fontsize=10)
-        axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+        axes.set_title(quantity.replace("_", " "), fontsize=10)
+        axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axes in grid[len(quantities) :]:
         axes.set_axis_off()
-    _legend(figure, grid, theme)
-    figure.supxlabel("iteration", color=theme.muted, fontsize=9)
+    _legend(figure, grid)
+    figure.supxlabel("iteration", color=theme.muted)
     return figure
 
 
+@themed
 def threshold_curves_figure(
     curves: pd.DataFrame,
     names: Sequence[str],
@@ -346,9 +389,7 @@ def threshold_curves_figure(
         the figure; the thick line is all classes together. Of the rule quantile it shows the
         relative margin that each class's quantile comes to.
     """
-    figure = Figure(figsize=(10.5, 7))
-    grid = _styled(figure.subplots(2, 2).flat, theme)
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    figure, grid = _figure((10.5, 7), 2, 2)
     colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
     drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
     for axes, (rule, (unit, _)) in zip(grid, THRESHOLDS.items(), strict=True):
@@ -368,12 +409,13 @@ def threshold_curves_figure(
         _mark_threshold(axes, configured.get(rule), theme)
         last = rows.loc[rows["pixels"] > 0, "threshold"].max()
         axes.set(xlabel=unit, title=rule.replace("_", " "), xlim=(0, last if last > 0 else 1))
-        axes.grid(color=theme.grid, linewidth=0.8)
+        axes.grid()
     entries = [*drawn.items(), ("all classes", whole_line)]
-    _place_legend(figure, entries, theme, "outside right center", columns=1)
+    _place_legend(figure, entries, "outside right center", columns=1)
     return figure
 
 
+@themed
 def pseudo_label_quality_figure(
     curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme = LIGHT
 ) -> Figure:
@@ -394,27 +436,25 @@ def pseudo_label_quality_figure(
     classes = [*classes[-1:], *classes[:-1]]
     columns = 5 if len(classes) > 4 else max(1, len(classes))
     lines = max(1, -(-len(classes) // columns))
-    figure = Figure(figsize=(max(6, 2.3 * columns), 1.1 + 1.9 * lines))
-    grid = _styled(
-        figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat, theme
-    )
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    size = (max(6, 2.3 * columns), 1.1 + 1.9 * lines)
+    figure, grid = _figure(size, lines, columns, sharex=True, sharey=True)
     for i, (axes, rows) in enumerate(zip(grid, classes, strict=False)):
         _quality(axes, rows, configured, theme)
         title = rows["class"].iloc[0] if i else "all classes"
-        axes.set_title(title, color=theme.ink, fontsize=10)
+        axes.set_title(title, fontsize=10)
     for axes in grid[len(classes) :]:
         axes.set_axis_off()
     if not classes:
         text = "no labelled validation images"
-        figure.text(0.5, 0.5, text, ha="center", va="center", color=theme.ink)
-    _legend(figure, grid, theme)
+        figure.text(0.5, 0.5, text, ha="center", va="center")
+    _legend(figure, grid)
     what = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
-    figure.supxlabel(what, color=theme.muted, fontsize=9)
-    figure.supylabel("precision", color=theme.muted, fontsize=9)
+    figure.supxlabel(what, color=theme.muted)
+    figure.supylabel("precision", color=theme.muted)
     return figure
 
 
+@themed
 def sweep_figure(
     groups: Iterable[tuple[str, pd.DataFrame]], parameter: str, theme: Theme = LIGHT
 ) -> Figure:
@@ -431,9 +471,7 @@ def sweep_figure(
         in their kind of line, results in their colour.
     """
     kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
-    figure = Figure(figsize=(11.5, 5))
-    grid = _styled(figure.subplots(1, len(kinds)), theme)
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    figure, grid = _figure((11.5, 5), 1, len(kinds))
     for number, (group, rows) in enumerate(groups):
         for axes, (title, part) in zip(grid, kinds.items(), strict=True):
             for i, key in enumerate(key for key in rows if part in key):
@@ -448,17 +486,17 @@ def sweep_figure(
                         linestyle=("-", "--", ":", "-.")[number % 4],
                         label=f"{name} ({group})" if group else name,
                     )
-            axes.set_title(title, color=theme.ink, fontsize=11)
-            axes.set_xlabel(parameter)
+            axes.set(title=title, xlabel=parameter)
     for axes in grid:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.grid(color=theme.grid, linewidth=0.8)
+        axes.grid()
         if axes.get_legend_handles_labels()[0]:
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-            axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, **below)
+            axes.legend(fontsize=8, **below)
     return figure
 
 
+@themed
 def inspection_figure(
     pictures: Mapping[str, np.ndarray],
     legend: Mapping[str, Sequence[int]],
@@ -481,17 +519,16 @@ def inspection_figure(
     height, width = next(iter(pictures.values())).shape[:2]
     lines = -(-len(pictures) // 2)
     side = min(6.0, 3.2 * width / height)  # inches
-    figure = Figure(figsize=(2 * side + 2.2, lines * (side * height / width + 0.45) + 0.5))
-    grid = _styled(figure.subplots(lines, 2, squeeze=False).flat, theme)
-    figure.set(facecolor=theme.surface, layout_engine="constrained")
+    size = (2 * side + 2.2, lines * (side * height / width + 0.45) + 0.5)
+    figure, grid = _figure(size, lines, 2)
     ramp = LinearSegmentedColormap.from_list("share", theme.ramp)
     for axes, (name, picture) in zip(grid, pictures.items(), strict=False):
         shown = axes.imshow(picture, cmap=ramp, vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(name, color=theme.ink, fontsize=10)
+        axes.set_title(name, fontsize=10)
         axes.spines[:].set_visible(False)
         if picture.ndim == 2:
             bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01)
-            bar.ax.tick_params(colors=theme.muted, labelsize=8, length=0)
+            bar.ax.tick_params(labelcolor=theme.muted, labelsize=8)
             bar.outline.set_visible(False)
         if point is not None:
             for color, marker, weight in (("white", 13, 3.4), (theme.cycle[1], 12, 1.6)):
@@ -506,20 +543,16 @@ def inspection_figure(
     figure.legend(
         handles=[*patches, Patch(facecolor="black", edgecolor=theme.grid, label="no label")],
         loc="outside right upper",
-        frameon=False,
-        labelcolor=theme.ink,
-        fontsize=9,
     )
-    figure.suptitle(title, color=theme.ink, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def png_bytes(figure: Figure) -> bytes:
     """Encode a figure as PNG: the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=DPI, metadata={"Software": None}, facecolor=figure.get_facecolor()
-    )
+    with matplotlib.rc_context(figure.settings):
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -535,47 +568,35 @@ def _scaled(picture: np.ndarray, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.BOX)
 
 
-def _figure(size: tuple[float, float], theme: Theme) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained", facecolor=theme.surface)
-    return figure, _styled([figure.subplots()], theme)[0]
+def _figure(
+    size: tuple[float, float], lines: int = 1, columns: int = 1, **shared: bool
+) -> tuple[Figure, list[Axes]]:
+    """A figure of a size in inches, and its plots line by line."""
+    figure = Figure(figsize=size)
+    return figure, list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
 
 
-def _styled(axes_list, theme: Theme) -> list[Axes]:
-    styled = list(axes_list)
-    for axes in styled:
-        axes.set_facecolor(theme.surface)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(theme.grid)
-        axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=9, length=0)
-        axes.xaxis.label.set(color=theme.muted, fontsize=9)
-        axes.yaxis.label.set(color=theme.muted, fontsize=9)
-        axes.title.set(color=theme.ink, fontsize=11)
-        axes.set_axisbelow(True)
-    return styled
-
-
-def _share_axis(axes: Axes, theme: Theme) -> None:
+def _share_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+    axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
 
 
-def _legend(figure: Figure, axes: Axes | Sequence[Axes], theme: Theme) -> None:
+def _legend(figure: Figure, grid: Sequence[Axes]) -> None:
     """Put one legend above the plots; a name drawn in several of them is listed once."""
-    found: dict[str, Artist] = {}
-    for one in axes if isinstance(axes, Sequence) else [axes]:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    _place_legend(figure, list(found.items()), theme, "outside upper left", columns=6)
+    entries: dict[str, Artist] = {}
+    for axes in grid:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    _place_legend(figure, list(entries.items()), "outside upper left", columns=6)
 
 
 def _place_legend(
-    figure: Figure, entries: Sequence[tuple[str, Artist]], theme: Theme, place: str, columns: int
+    figure: Figure, entries: Sequence[tuple[str, Artist]], place: str, columns: int
 ) -> None:
     if entries:
         names, handles = zip(*entries, strict=True)
-        look = {"frameon": False, "labelcolor": theme.ink, "fontsize": 9}
-        figure.legend(handles, names, loc=place, ncols=columns, **look)
+        figure.legend(handles, names, loc=place, ncols=columns)
 
 
 def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
@@ -648,4 +669,4 @@ def _quality(
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.grid()

@@ -12,6 +12,8 @@ from cag.commands.terminal import print_table
 from cag.config.parameters import load_all
 from cag.runtime.errors import UserError
 
+RESULTS = Path("data/results")
+
 
 @click.command(short_help="Which stages are fresh, stale or missing.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
@@ -82,8 +84,7 @@ def results(
     """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
 
     With --grid, each variant of a file runs with each seed: its name, then a list of key=value.
-    Without --grid and --set, the report shows the scores when it is made anew
-    (`dvc repro --force --single-item report`).
+    Without --grid, data/results/ shows the scores as a page, a picture and a table.
 
     \b
     Examples:
@@ -92,20 +93,22 @@ def results(
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
     from cag.project.experiments import grid_table, read_grid, results_table, run_experiments
-    from cag.report.seeds import write_seed_scores
+    from cag.report.seeds import write_seeds
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
-    params = load_all()
+    load_all()  # what is wrong with params.yaml is said before anything runs
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
-    if grid is None and not overrides:
-        write_seed_scores(scores.drop(columns="variant"), params.model_dump())
     if out is not None:
         from cag.runtime.files import write_csv
 
         write_csv(out, scores)
     print_table(results_table(scores) if grid is None else grid_table(scores))
+    if grid is None:
+        changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
+        write_seeds(scores.drop(columns="variant"), changed, RESULTS)
+        print(f"page: {RESULTS}/index.html")

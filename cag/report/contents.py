@@ -1,4 +1,4 @@
-"""What the report page shows, as tables and arrays."""
+"""The contents of the report page, as tables and arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,12 @@ import pandas as pd
 
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import LabelSpace
+from cag.report.tables import baseline_of
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` wrote about one model."""
+    """The results of `evaluate` for one model."""
 
     metrics: (
         Mapping  # miou, pixel_accuracy, mean_accuracy: 0..1; images; iou: class -> 0..1 or None
@@ -46,7 +47,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Maps:
-    """What both rules need to know of an image, at the features' size."""
+    """Both rules' inputs for an image, at the features' size."""
 
     nearest: np.ndarray  # uint8 [h, w], class of the nearest anchor
     nearest_distance: np.ndarray  # float32 [h, w], d1
@@ -68,7 +69,7 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class LabelledSample:
-    """A labelled target validation image with what each round's rules would make of it."""
+    """A labelled target validation image with each round's maps, from which the rules label it."""
 
     name: str
     image: np.ndarray  # uint8 [H, W, 3]
@@ -88,7 +89,7 @@ class ValidationSample:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows, in the order it is shown."""
+    """The whole page, in the order of its sections."""
 
     label_space: LabelSpace
     summary: Mapping[str, str]  # parameter -> value, as text
@@ -100,7 +101,15 @@ class Run:
     validation: Sequence[ValidationSample] = ()
     rules: PseudoLabel | None = None  # the configured thresholds
     parameters: Mapping = field(default_factory=dict)  # of params.yaml, nested
-    records: Sequence[Mapping] = ()  # of the stages' runs
-    fingerprints: Sequence[tuple[str, str]] = ()  # what, checksum
-    locations: Sequence[tuple[str, str]] = ()  # what, path
-    seeds: pd.DataFrame | None = None  # seed, mIoU of each model and of the oracle
+    fingerprints: Sequence[tuple[str, str]] = ()  # file, checksum
+    locations: Sequence[tuple[str, str]] = ()  # artifact, path
+
+    @property
+    def scores(self) -> dict[str, Mapping]:
+        """Model -> its metrics."""
+        return {model: evaluation.metrics for model, evaluation in self.evaluations.items()}
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """The two models that the page compares: the source-only one, and the last."""
+        return baseline_of(list(self.evaluations)), list(self.evaluations)[-1]

@@ -6,19 +6,17 @@ passes the value of index i when its code is greater than i. Codes are made by t
 """
 
 import base64
-import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from cag.config.base import RULES
 from cag.datasets.prepared import evenly_spaced
 from cag.pseudo_labels import relative_margins
-from cag.report import pieces
 from cag.report.contents import Maps, Run
 from cag.report.tables import same_threshold
 
@@ -26,23 +24,42 @@ MOST_VALUES = 255  # of a slider; so many and none are what 8 bits count
 MOST_PIXELS = 2**16  # of an embedded map; of larger ones every second, third ... row and column
 PERCENT = [round(0.005 * i, 3) for i in range(201)]
 NINES = [round(0.99 + 0.001 * i, 3) for i in range(10)]
+
+
+class Kind(NamedTuple):
+    """A kind of threshold of the anchor rule, which has a slider."""
+
+    title: str
+    quantity: Callable[[Tensor, Tensor], Tensor]  # of the distances d1, d2; a pixel must reach it
+    values: Callable[[float], list[float]] | None  # up to the largest quantity; None: quantiles
+
+
+def margin_values(largest: float) -> list[float]:
+    """About 100 to 200 round values from 0 to the largest margin or beyond it."""
+    if not largest > 0:
+        return [0.0]
+    exponent = math.floor(math.log10(largest / 200))
+    factor, power = next(
+        (factor, exponent + power)
+        for power in (0, 1)
+        for factor in (1, 2, 5)
+        if factor * 10.0 ** (exponent + power) >= largest / 200
+    )
+    count = math.ceil(largest / (factor * 10.0**power))
+    return [float(f"{i * factor}e{power}") for i in range(count + 1)]
+
+
 KINDS = {
-    "relative_margin": "relative margin, (d2 \u2212 d1) / (d2 + d1)",
-    "margin": "margin, d2 \u2212 d1 in units of the features",
-    "quantile": "quantile, the share kept of each class",
+    "relative_margin": Kind(
+        "relative margin, (d2 \u2212 d1) / (d2 + d1)", relative_margins, lambda _: PERCENT
+    ),
+    "margin": Kind(
+        "margin, d2 \u2212 d1 in units of the features",
+        lambda first, second: second - first,
+        margin_values,
+    ),
+    "quantile": Kind("quantile, the share kept of each class", relative_margins, None),
 }
-
-
-class Codes(NamedTuple):
-    """An image's maps, uint8 [h, w] each; in the order in which they are embedded."""
-
-    nearest: np.ndarray
-    prediction: np.ndarray
-    relative_margin: np.ndarray  # codes
-    margin: np.ndarray
-    quantile: np.ndarray
-    probability: np.ndarray
-    truth: np.ndarray  # 255 = ignore; all of it where there is none
 
 
 def slider_values(values: Sequence[float], configured: float | None) -> list[float]:
@@ -51,22 +68,6 @@ def slider_values(values: Sequence[float], configured: float | None) -> list[flo
     if len(chosen) > MOST_VALUES:
         raise ValueError(f"{len(chosen)} values, at most {MOST_VALUES} are possible")
     return chosen
-
-
-def margin_values(largest: float) -> list[float]:
-    """About 100 to 200 round values from 0 to the largest margin or beyond it."""
-    if not largest > 0:
-        return [0.0]
-    exponent = math.floor(math.log10(largest / 200))
-    step = next(
-        (factor, exponent + power)
-        for power in (0, 1)
-        for factor in (1, 2, 5)
-        if factor * 10.0 ** (exponent + power) >= largest / 200
-    )
-    factor, power = step
-    count = math.ceil(largest / (factor * 10.0**power))
-    return [float(f"{i * factor}e{power}") for i in range(count + 1)]
 
 
 def quantile_values(thresholds: Mapping[float, np.ndarray], configured: float | None) -> list:
@@ -80,198 +81,128 @@ def quantile_values(thresholds: Mapping[float, np.ndarray], configured: float | 
 
 
 def codes(
-    maps: Maps,
-    relative: Sequence[float],
-    margins: Sequence[float],
-    quantiles: np.ndarray,
-    probabilities: Sequence[float],
-) -> Codes:
+    maps: Maps, scales: Mapping[str, Sequence[float]], class_thresholds: np.ndarray
+) -> dict[str, np.ndarray]:
     """Code an image's maps.
 
     Args:
         maps: At the features' size.
-        relative: Ascending relative margins, which a pixel passes by reaching them.
-        margins: The same in units of the features.
-        quantiles: float32 [Q, K], class thresholds, ascending for each class; Q can be 0.
-        probabilities: Ascending; to be equal is not enough.
+        scales: Ascending values of each slider but that of the quantile; to be equal is enough for
+            a pixel to reach a margin, and not enough for a probability.
+        class_thresholds: float32 [Q, K], of each quantile, ascending for each class; Q can be 0.
+
+    Returns:
+        uint8 [h, w] each, in the order in which they are embedded: nearest, prediction, a code for
+        each of KINDS, the code of the probability, and truth (255 where there is none).
     """
-    step = math.ceil(math.sqrt(maps.nearest.size / MOST_PIXELS))
-    part = (slice(None, None, step), slice(None, None, step))
-    first, second = (
-        torch.from_numpy(np.ascontiguousarray(distance[part]))
-        for distance in (maps.nearest_distance, maps.second_distance)
-    )
-    relative_map = relative_margins(first, second).numpy()
-    nearest = np.ascontiguousarray(maps.nearest[part])
-    reached = np.zeros(nearest.shape, np.uint8)
-    for thresholds in quantiles.astype(np.float32):
-        reached += relative_map >= thresholds[nearest]
-    none = np.full_like(nearest, 255)
-    return Codes(
-        nearest,
-        np.ascontiguousarray(maps.prediction[part]),
-        _reached(relative, relative_map, "right"),
-        _reached(margins, (second - first).numpy(), "right"),
-        reached,
-        _reached(probabilities, maps.probability[part], "left"),
-        none if maps.truth is None else np.ascontiguousarray(maps.truth[part]),
-    )
-
-
-def section(run: Run) -> str:
-    """The explorer's controls, its data, and an empty table that the page's script fills."""
-    content = _content(run)
-    if content is None:
-        return ""
-    notes = [
-        "What the rules label with other thresholds, worked out in the browser from the features' "
-        "distances. An anchor label needs each of the three kinds that is not off. "
-        "Pixels are those of the feature maps, whose labels are enlarged to the image."
-    ]
-    quantile = run.rules.quantile
-    known = [one.class_thresholds for one in run.rounds.values()]
-    if quantile is not None and not all(
-        any(same_threshold(q, quantile) for q in one) for one in known
-    ):
-        notes.append(
-            f"The class thresholds of the configured quantile {quantile:g} are not known: the "
-            "sliders start without it, and the picture differs from the run's pseudo-labels."
+    step = _step(maps)
+    nearest, first, second, prediction, probability = (
+        np.ascontiguousarray(part[::step, ::step])
+        for part in (
+            maps.nearest,
+            maps.nearest_distance,
+            maps.second_distance,
+            maps.prediction,
+            maps.probability,
         )
-    step = content["step"]
-    if step > 1:
-        notes.append(f"Of these large maps one row and column in {step} is shown and counted.")
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        "".join(f"<p>{pieces.escape(note)}</p>" for note in notes)
-        + "<noscript><p>This part needs scripts.</p></noscript>"
-        + f'<div id="explorer" hidden>{_choice(content)}{_views()}<div class="beside">'
-        + f"<div>{_SLIDERS}{_COMMAND}</div><div>{_COUNTS}</div></div></div>"
-        + f'<script type="application/json" id="explorer-data">{data}</script>'
     )
+    coded = {"nearest": nearest, "prediction": prediction}
+    for key, kind in KINDS.items():
+        quantity = kind.quantity(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+        if kind.values is None:
+            coded[key] = np.zeros(nearest.shape, np.uint8)
+            for thresholds in class_thresholds.astype(np.float32):
+                coded[key] += quantity >= thresholds[nearest]
+        else:
+            coded[key] = _reached(scales[key], quantity, "right")
+    coded["probability"] = _reached(scales["probability"], probability, "left")
+    unknown = np.full_like(nearest, 255)
+    coded["truth"] = unknown if maps.truth is None else maps.truth[::step, ::step]
+    return coded
 
 
-def _content(run: Run) -> dict | None:
-    """All that the script needs to know, None if there is nothing to explore."""
+def section(run: Run) -> dict | None:
+    """All that the script and its template need to know; None if there is nothing to explore."""
     shown = [
-        (kind, index, sample)
+        (kind, f"photo-{kind}-{index}", sample)
         for kind, samples in (("training", run.training), ("labelled", run.labelled))
         for index, sample in enumerate(samples)
         if sample.maps
     ]
     if run.rules is None or not shown:
         return None
-    maps = [one for _, _, sample in shown for one in sample.maps.values()]
-    largest = max(float((one.second_distance - one.nearest_distance).max()) for one in maps)
-    rules = run.rules
-    scales = {
-        "relative_margin": slider_values(PERCENT, rules.relative_margin),
-        "margin": slider_values(margin_values(largest), rules.margin),
-        "probability": slider_values([*PERCENT, *NINES], rules.probability),
-    }
+    maps = [part for _, _, sample in shown for part in sample.maps.values()]
+    configured = {key: getattr(run.rules, key) for key in (*KINDS, "probability", "agreement")}
+    scales = {"probability": slider_values([*PERCENT, *NINES], run.rules.probability)}
+    for key, kind in KINDS.items():
+        if kind.values is not None:
+            largest = max(
+                float(kind.quantity(*map(torch.from_numpy, _distances(part))).max())
+                for part in maps
+            )
+            scales[key] = slider_values(kind.values(largest), configured[key])
+    rounds = [_round(run, name, shown, scales) for name in run.rounds]
     return {
         "names": run.label_space.names,
         "palette": run.label_space.palette_array.tolist(),
-        "fields": Codes._fields,
-        "scales": scales,
-        "rules": {key: getattr(rules, key) for key in (*KINDS, "probability", "agreement")},
-        "step": math.ceil(math.sqrt(max(one.nearest.size for one in maps) / MOST_PIXELS)),
-        "rounds": [_round_content(run, name, shown, scales) for name in run.rounds],
+        "kinds": [
+            {"key": key, "title": kind.title, "falling": kind.values is None}
+            for key, kind in KINDS.items()
+        ],
+        "rules": configured,
+        "step": max(map(_step, maps)),
+        "rounds": rounds,
+        "missing": [  # configured values that some round's sliders do not have
+            f"{key} {configured[key]:g}"
+            for key in KINDS
+            if configured[key] is not None
+            and not all(configured[key] in part["scales"][key] for part in rounds)
+        ],
     }
 
 
-def _round_content(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
-    thresholds = run.rounds[name].class_thresholds
-    quantiles = quantile_values(thresholds, run.rules.quantile)
+def _round(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
+    """A round's sliders and its coded images."""
+    thresholds, configured = run.rounds[name].class_thresholds, run.rules.quantile
+    quantiles = quantile_values(thresholds, configured)
     table = np.stack([thresholds[q] for q in quantiles]) if quantiles else np.empty((0, 0))
     samples = []
-    for kind, index, sample in shown:
+    for kind, photo, sample in shown:
         if name not in sample.maps:
             continue
-        coded = codes(
-            sample.maps[name],
-            scales["relative_margin"],
-            scales["margin"],
-            table,
-            scales["probability"],
-        )
-        height, width = coded.nearest.shape
+        coded = codes(sample.maps[name], scales, table)
+        height, width = coded["nearest"].shape
+        packed = zlib.compress(np.stack(list(coded.values())).tobytes(), 9)
         samples.append(
             {
                 "kind": kind,
                 "name": sample.name,
-                "photo": f"photo-{kind}-{index}",
+                "photo": photo,
                 "height": height,
                 "width": width,
-                "maps": base64.b64encode(zlib.compress(np.stack(coded).tobytes(), 9)).decode(),
+                "fields": list(coded),
+                "maps": base64.b64encode(packed).decode(),
             }
         )
     # The configured value stands for the known one that is equal in float32.
-    configured = run.rules.quantile
     exact = [
         configured if same_threshold(q, configured) else float(str(np.float32(q)))
         for q in quantiles
     ]
-    return {"name": name, "quantiles": exact, "samples": samples}
+    by_class = {key: exact for key, kind in KINDS.items() if kind.values is None}
+    return {"name": name, "scales": {**scales, **by_class}, "samples": samples}
 
 
-def _choice(content: Mapping) -> str:
-    rounds = "".join(
-        f'<option value="{i}">{pieces.escape(one["name"])}</option>'
-        for i, one in enumerate(content["rounds"])
-    )
-    return (
-        '<div class="selects">'
-        f'<label>round <select id="explorer-round">{rounds}</select></label>'
-        '<label>image <select id="explorer-image"></select></label>'
-        '<label>colours <select id="explorer-colors"><option value="classes">classes</option>'
-        '<option value="errors">right (blue) and wrong (orange)</option></select></label></div>'
-    )
+def _distances(maps: Maps) -> tuple[np.ndarray, np.ndarray]:
+    return maps.nearest_distance, maps.second_distance
 
 
-def _views() -> str:
-    stacks = "".join(
-        f'<figure><div class="stack" tabindex="0" role="application" id="view-{rule}" '
-        f'aria-label="{rule} label; arrow keys read the pixels"><img alt="">'
-        f'<canvas id="canvas-{rule}" width="1" height="1"></canvas></div>'
-        f'<figcaption id="kept-{rule}"></figcaption></figure>'
-        for rule in RULES
-    )
-    return (
-        f'<div class="views">{stacks}</div>'
-        '<p id="readout" aria-live="polite">Point at a pixel, or use the arrow keys on a picture, '
-        "to read its values.</p>"
-    )
+def _step(maps: Maps) -> int:
+    """Every how many rows and columns of a map are embedded."""
+    return math.ceil(math.sqrt(maps.nearest.size / MOST_PIXELS))
 
 
-_SLIDERS = (
-    '<div class="controls"><fieldset><legend>anchor label</legend>'
-    + "".join(
-        f'<label class="slider" id="slider-{key}"><span>{title}: <output></output></span>'
-        f'<input type="range" min="-1" max="0" value="-1" step="1" id="{key}"></label>'
-        for key, title in KINDS.items()
-    )
-    + '<label class="check"><input type="checkbox" id="agreement"> agreement: the teacher predicts '
-    "the same class</label></fieldset>"
-    '<fieldset><legend>probability label</legend><label class="slider">'
-    "<span>probability above: <output></output></span>"
-    '<input type="range" min="0" max="0" step="1" id="probability"></label>'
-    '<label class="slider"><span>opacity of the labels: <output></output></span>'
-    '<input type="range" min="0" max="100" value="70" id="opacity"></label></fieldset></div>'
-)
-_COMMAND = (
-    '<div class="command"><button type="button" id="copy">Copy the command</button>'
-    '<code id="command"></code><span id="copied" role="status"></span></div>'
-)
-_COUNTS = (
-    '<div class="selects"><label>count <select id="explorer-scope">'
-    '<option value="image">this image</option><option value="all">all images shown of its kind'
-    "</option></select></label></div>"
-    '<div class="scroll" tabindex="0" role="region" aria-label="Pixels that the rules label">'
-    '<table id="counts"><thead></thead><tbody></tbody><tfoot></tfoot></table></div>'
-)
-
-
-def _reached(values: Sequence[float], found: np.ndarray, side: str) -> np.ndarray:
+def _reached(values: Sequence[float], quantity: np.ndarray, side: str) -> np.ndarray:
     """How many of the values each pixel reaches ("right": by being equal, too), uint8."""
     thresholds = np.array(values, np.float32)
-    return np.searchsorted(thresholds, found.astype(np.float32), side).astype(np.uint8)
+    return np.searchsorted(thresholds, quantity.astype(np.float32), side).astype(np.uint8)

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from cag.datasets.labels import LabelSpace
-from cag.report import pieces
-from cag.report.contents import Features, Round, Run
+from cag.report.contents import Features, Run
+from cag.report.pictures import css_color
+from cag.report.texts import percent
 
-WIDTH, HEIGHT, EDGE = 720.0, 520.0, 24.0  # of a projection, in its own units
+WIDTH, HEIGHT = 672, 472  # that a projection fits in, in its own units
 
 
 def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -29,12 +30,6 @@ def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     axes = directions[:2]
     largest = np.abs(axes).argmax(axis=1)
     return centre, axes * np.sign(axes[[0, 1], largest])[:, None], variance[:2]
-
-
-def anchor_distance_matrix(anchors: np.ndarray) -> np.ndarray:
-    """L2 distances between anchors float [K, D], float64 [K, K]; NaN for rows of NaN."""
-    anchors = anchors.astype(np.float64)
-    return np.linalg.norm(anchors[:, None] - anchors[None], axis=2)
 
 
 def drift_table(anchors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> pd.DataFrame:
@@ -62,191 +57,95 @@ def drift_table(anchors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> pd
     return pd.DataFrame(table)
 
 
-def section(run: Run) -> str:
+def section(run: Run) -> dict | None:
     """Projections, distance matrices and drift of the rounds whose features are given."""
-    rounds = {name: one for name, one in run.rounds.items() if one.features is not None}
-    if not rounds:
-        return ""
-    blocks = []
-    for index, (name, one) in enumerate(rounds.items()):
-        blocks.append(
-            f'<div class="of of-{index}">{_projection(name, one, run.label_space)}'
-            f"{_distances(name, one, run.label_space)}</div>"
-        )
-    note = (
-        "Single-pixel features, as many of each class as there are up to a limit: of the source by "
-        "true class, of the target by predicted class. The axes are the two directions in which "
-        "the round's anchors differ most (their principal axes); what lies across them is not "
-        "seen. Each round's features are those of another network, so the pictures of two rounds "
-        "have different axes."
-    )
-    options = "".join(
-        f'<option value="{index}">{pieces.escape(name)}</option>'
-        for index, name in enumerate(run.label_space.names)
-    )
-    choose = (
-        '<p class="scripted" hidden><label>show <select id="feature-class">'
-        f'<option value="">all classes</option>{options}</select></label></p>'
-    )
-    content = f"<p>{note}</p>{choose}" + "".join(blocks)
-    return pieces.switch("features", list(rounds), content) + _drift(run, rounds)
+    features = {name: part.features for name, part in run.rounds.items() if part.features}
+    if not features:
+        return None
+    rounds = [
+        {
+            "name": name,
+            "projection": _projection(name, part, run.label_space),
+            **_distances(part.anchors, run.label_space.names),
+        }
+        for name, part in features.items()
+    ]
+    anchors = {name: part.anchors for name, part in features.items()}
+    drift = drift_table(anchors, run.label_space.names) if len(rounds) > 1 else pd.DataFrame()
+    return {"rounds": rounds, "drift": list(drift.itertuples(index=False, name=None))}
 
 
-def _projection(name: str, one: Round, label_space: LabelSpace) -> str:
-    features = one.features
+def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
+    """Points of each class on the anchors' principal axes, in units of which WIDTH x HEIGHT fit."""
     centre, axes, share = principal_axes(features.anchors)
-    points = {
-        "source": _projected(features.source, centre, axes),
-        "target": _projected(features.target, centre, axes),
-        "anchors": _projected(features.anchors, centre, axes),
-    }
-    drawn = np.concatenate(list(points.values()))
-    drawn = drawn[~np.isnan(drawn).any(axis=1)]
-    low, high = drawn.min(axis=0), drawn.max(axis=0)
-    size = np.array([WIDTH, HEIGHT]) - 2 * EDGE
+    source, target, anchors = (
+        (part.astype(np.float64) - centre) @ axes.T * [1, -1]  # SVG counts downwards
+        for part in (features.source, features.target, features.anchors)
+    )
+    drawn = np.concatenate([source, target, anchors])
+    low, high = np.nanmin(drawn, axis=0), np.nanmax(drawn, axis=0)
     # One scale for both axes, or distances would not be comparable.
-    scale = (size / np.maximum(high - low, 1e-9)).min()
-    corner = np.array([WIDTH, HEIGHT]) / 2 - scale * (high + low) / 2 * [1, -1]
-    placed = {key: corner + scale * value * [1, -1] for key, value in points.items()}
-    share_text = [pieces.percent(value) for value in share]
-    alt = (
-        f"Features of {name} along the two principal axes of its anchors: circles are source "
-        "pixels, crosses target pixels, named diamonds anchors."
+    scale = (np.array([WIDTH, HEIGHT]) / np.maximum(high - low, 1e-9)).min()
+    source, target, anchors = (
+        (scale * (part - low)).round(1) for part in (source, target, anchors)
     )
-    caption = (
-        f"{name}: the horizontal axis shows {share_text[0]} %, the vertical one {share_text[1]} % "
-        f"of the anchors' variance. Source: {len(features.source)} pixels, target: "
-        f"{len(features.target)}."
-    )
-    return (
-        f'<figure class="projection"><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{pieces.escape(alt)}"><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
-        f'aria-label="{pieces.escape(alt)}"><rect width="{WIDTH:g}" height="{HEIGHT:g}"/>'
-        f"{_points(features, placed, label_space)}{_anchors(placed['anchors'], label_space)}"
-        f"</svg></div>{_KEY}<figcaption>{pieces.escape(caption)}</figcaption></figure>"
-    )
-
-
-_KEY = (
-    '<ul class="legend marks"><li><svg viewBox="0 0 12 12"><path class="dots" d="M6 6h0"/></svg>'
-    'source</li><li><svg viewBox="0 0 12 12"><path class="crosses" d="M3 3l6 6m0-6l-6 6"/></svg>'
-    'target</li><li><svg viewBox="0 0 12 12"><path class="anchor" d="M6 0l6 6l-6 6l-6-6z"/></svg>'
-    "anchor</li></ul>"
-)
-
-
-def _points(features: Features, placed: Mapping[str, np.ndarray], label_space: LabelSpace) -> str:
-    """One path for each class and domain: circles for the source, crosses for the target."""
-    drawn = []
-    for index, (name, color) in enumerate(zip(label_space.names, label_space.palette, strict=True)):
-        for domain, labels, kind, mark in (
-            ("source", features.source_labels, "dots", "h0"),
-            ("target", features.target_labels, "crosses", "m-2.5-2.5l5 5m0-5l-5 5"),
-        ):
-            chosen = placed[domain][labels == index]
-            if len(chosen):
-                path = "".join(f"M{x:.1f} {y:.1f}{mark}" for x, y in chosen)
-                drawn.append(
-                    f'<path class="{kind} c{index}" style="stroke:{_rgb(color)}" d="{path}">'
-                    f"<title>{pieces.escape(name)}, {domain}</title></path>"
-                )
-    return "".join(drawn)
-
-
-def _anchors(placed: np.ndarray, label_space: LabelSpace) -> str:
-    """Diamonds, and over all of them their names."""
-    diamonds, names, taken = [], [], []
-    for index, (name, color) in enumerate(zip(label_space.names, label_space.palette, strict=True)):
-        x, y = placed[index]
-        if not np.isfinite(x):
-            continue
-        diamonds.append(
-            f'<path class="anchor c{index}" style="fill:{_rgb(color)}" '
-            f'd="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>'
+    width, height = np.ceil(scale * (high - low)).astype(int).tolist()
+    sides = _free_sides(anchors, width / 2)
+    classes = [
+        {
+            "index": index,
+            "name": class_name,
+            "color": css_color(color),
+            "source": source[features.source_labels == index].tolist(),
+            "target": target[features.target_labels == index].tolist(),
+            "anchor": None if np.isnan(anchors[index]).any() else anchors[index].tolist(),
+            "side": sides[index].tolist(),
+        }
+        for index, (class_name, color) in enumerate(
+            zip(label_space.names, label_space.palette, strict=True)
         )
-        left, top = _free_place(x, y, 7.6 * len(name), taken)
-        names.append(
-            f'<text class="c{index}" x="{left:.1f}" y="{top + 12:.1f}">{pieces.escape(name)}</text>'
-        )
-    return "".join(diamonds + names)
-
-
-def _free_place(x: float, y: float, width: float, taken: list) -> tuple[float, float]:
-    """Left and top of a name near its diamond, where no other name stands; the place is taken."""
-    height = 14.0
-    shifts = [
-        (10 if right else -10 - width, dy) for dy in (-8, 4, -20, 16, -32) for right in (1, 0)
     ]
-
-    def overlap(shift: tuple[float, float]) -> float:
-        left, top = x + shift[0], y + shift[1]
-        outside = max(0.0, -left, left + width - WIDTH)
-        across = (
-            max(0.0, min(left + width, other_left + other_width) - max(left, other_left))
-            * max(0.0, height - abs(top - other_top))
-            for other_left, other_top, other_width in taken
-        )
-        return outside * height + sum(across)
-
-    dx, dy = min(shifts, key=overlap)  # the first of equally good ones
-    taken.append((x + dx, y + dy, width))
-    return x + dx, y + dy
+    return {
+        "classes": classes,
+        "width": width,
+        "height": height,
+        "alt": f"Features of {name} along the two principal axes of its anchors: circles are "
+        "source pixels, crosses target pixels, named diamonds anchors.",
+        "caption": f"{name}: the horizontal axis shows {percent(share[0])} %, the vertical one "
+        f"{percent(share[1])} % of the anchors' variance. Source: {len(source)} pixels, target: "
+        f"{len(target)}.",
+    }
 
 
-def _distances(name: str, one: Round, label_space: LabelSpace) -> str:
-    """The anchors' distances as a table whose near pairs are strongly coloured."""
-    seen = [i for i, row in enumerate(one.features.anchors) if not np.isnan(row).any()]
-    names = [label_space.names[i] for i in seen]
-    distances = anchor_distance_matrix(one.features.anchors[seen])
-    largest = max(distances.max(), np.finfo(np.float64).tiny)
+def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
+    """The side of each anchor [K, 2] where its name stands, as -1 and 1 [K, 2].
+
+    It is the one away from the nearest other anchor, but near the left and right edge it is the one
+    towards the middle, so that no name is cut off.
+    """
+    apart = places[:, None] - places[None]  # [K, K, 2]
+    distances = np.linalg.norm(apart, axis=2) + np.diag(np.full(len(places), np.inf))
+    nearest = np.where(np.isnan(distances), np.inf, distances).argmin(axis=1)
+    away = apart[np.arange(len(places)), nearest] > 0
+    from_middle = places[:, 0] - middle
+    away[:, 0] = np.where(abs(from_middle) > middle / 2, from_middle < 0, away[:, 0])
+    return np.where(away, 1, -1)
+
+
+def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:
+    """L2 distances between the anchors that there are, and how strongly each is coloured."""
+    seen = [i for i, row in enumerate(anchors) if not np.isnan(row).any()]
+    there = anchors[seen].astype(np.float64)
+    distances = np.linalg.norm(there[:, None] - there[None], axis=2)
+    heat = 1 - distances / max(distances.max(), np.finfo(np.float64).tiny)  # near pairs are strong
     rows = [
-        [
-            pieces.class_th(row_name, label_space),
-            *(
-                "<td></td>" if i == j else _heat(distance, 1 - distance / largest)
-                for j, distance in enumerate(row)
-            ),
-        ]
-        for i, (row_name, row) in enumerate(zip(names, distances, strict=True))
+        {
+            "class": names[k],
+            "cells": [
+                (distance, None if i == j else strength)
+                for j, (distance, strength) in enumerate(zip(distances[i], heat[i], strict=True))
+            ],
+        }
+        for i, k in enumerate(seen)
     ]
-    caption = f"Distances between the anchors of {name}, in units of the features"
-    return f'<div class="heat">{pieces.table(caption, ["class", *names], rows)}</div>'
-
-
-def _heat(value: float, strength: float) -> str:
-    return f'<td style="--heat:{strength:.2f}">{value:.1f}</td>'
-
-
-def _drift(run: Run, rounds: Mapping[str, Round]) -> str:
-    if len(rounds) < 2:
-        return ""
-    table = drift_table(
-        {name: one.features.anchors for name, one in rounds.items()}, run.label_space.names
-    )
-    rows = [
-        [
-            pieces.class_th(row[0], run.label_space),
-            *(pieces.td(pieces.decimal(value)) for value in row[1:]),
-        ]
-        for row in table.itertuples(index=False, name=None)
-    ]
-    later = list(rounds)[1:]
-    heads = ["class", *(word for _ in later for word in ("distance", "cosine"))]
-    groups = [("", 1), *((name, 2) for name in later)]
-    note = (
-        "How far each class's anchor moved from the round before: L2 distance in units of the "
-        "features, and the cosine of the angle between the two. The networks differ, but each "
-        "student starts from its teacher, so that the spaces are related."
-    )
-    return (
-        f'<h3 class="part">Drift of the anchors</h3><p>{note}</p>'
-        f"{pieces.table('Anchors against those of the round before', heads, rows, groups)}"
-    )
-
-
-def _projected(features: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    return (features.astype(np.float64) - centre) @ axes.T
-
-
-def _rgb(color: tuple[int, int, int]) -> str:
-    return f"rgb({','.join(str(int(part)) for part in color)})"
+    return {"seen": [names[k] for k in seen], "distances": rows}

@@ -19,7 +19,7 @@
 
   function enlarge(picture) {
     const all = picture.closest("section").querySelectorAll(".pictures img");
-    shown = [...all].filter((one) => one.offsetParent !== null);
+    shown = [...all].filter((picture) => picture.offsetParent !== null);
     show(shown.indexOf(picture));
     viewer.showModal();
     byId("viewer-close").focus();
@@ -30,10 +30,9 @@
     picture.setAttribute("role", "button");
     picture.addEventListener("click", () => enlarge(picture));
     picture.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        enlarge(picture);
-      }
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      enlarge(picture);
     });
   }
   viewer.addEventListener("keydown", (event) => {
@@ -52,83 +51,79 @@
   // One class of the feature space ------------------------------------------------------------
 
   for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
-  const oneClass = byId("feature-class");
-  if (oneClass) {
-    oneClass.addEventListener("change", () => {
-      for (const mark of document.querySelectorAll(".projection [class*=c]")) {
-        const own = [...mark.classList].find((name) => /^c\d+$/.test(name));
-        if (own) mark.classList.toggle("faded", oneClass.value !== "" && own !== "c" + oneClass.value);
+  const classChoice = byId("feature-class");
+  if (classChoice) {
+    classChoice.addEventListener("change", () => {
+      for (const mark of document.querySelectorAll(".of-class")) {
+        mark.classList.toggle("faded", !["", mark.dataset.class].includes(classChoice.value));
       }
     });
   }
 
   // The threshold explorer --------------------------------------------------------------------
 
-  const KINDS = ["relative_margin", "margin", "quantile"], RULES = ["anchor", "probability"];
-  const IGNORE = 255;
+  const RULES = ["anchor", "probability"], IGNORE = 255;
 
   const source = byId("explorer-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
-  const classes = data.names.length;
+  const kinds = data.kinds.map((kind) => kind.key), sliders = [...kinds, "probability"];
+  const byRule = (make) => Object.fromEntries(RULES.map((rule) => [rule, make()]));
   const select = { round: byId("explorer-round"), image: byId("explorer-image"),
     colors: byId("explorer-colors"), scope: byId("explorer-scope") };
   let cursor = null;
 
   const round = () => data.rounds[select.round.value];
-  const sample = () => round().samples[select.image.value];
-  const values = (key) => key === "quantile" ? round().quantiles : data.scales[key];
+  const chosenSample = () => round().samples[select.image.value];
+  const values = (key) => round().scales[key];
 
-  async function unpack(one) {
-    const packed = Uint8Array.from(atob(one.maps), (letter) => letter.charCodeAt(0));
+  async function unpack(sample) {
+    const packed = Uint8Array.from(atob(sample.maps), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-    const size = one.height * one.width;
-    data.fields.forEach((field, i) => { one[field] = bytes.subarray(i * size, (i + 1) * size); });
-    one.maps = null;
+    const size = sample.height * sample.width;
+    sample.fields.forEach((field, i) => { sample[field] = bytes.subarray(i * size, (i + 1) * size); });
+    sample.maps = null;
   }
 
   // Each slider's index; -1 is off.
   function settings() {
     const chosen = { agreement: byId("agreement").checked };
-    for (const key of [...KINDS, "probability"]) chosen[key] = Number(byId(key).value);
-    chosen.any = KINDS.some((key) => chosen[key] >= 0);
+    for (const key of sliders) chosen[key] = Number(byId(key).value);
+    chosen.any = kinds.some((key) => chosen[key] >= 0);
     return chosen;
   }
 
   // A pixel reaches as many of a slider's values as its code says.
-  function label(one, chosen) {
-    const size = one.height * one.width;
-    const labels = { anchor: new Uint8Array(size).fill(IGNORE), probability: new Uint8Array(size).fill(IGNORE) };
+  function label(sample, chosen) {
+    const size = sample.height * sample.width;
+    const labels = byRule(() => new Uint8Array(size).fill(IGNORE));
+    const tests = kinds.map((key) => [sample[key], chosen[key]]);
     for (let i = 0; i < size; i++) {
-      if (chosen.any && one.relative_margin[i] > chosen.relative_margin && one.margin[i] > chosen.margin
-          && one.quantile[i] > chosen.quantile
-          && (!chosen.agreement || one.nearest[i] === one.prediction[i])) {
-        labels.anchor[i] = one.nearest[i];
+      if (chosen.any && tests.every(([codes, index]) => codes[i] > index)
+          && (!chosen.agreement || sample.nearest[i] === sample.prediction[i])) {
+        labels.anchor[i] = sample.nearest[i];
       }
-      if (one.probability[i] > chosen.probability) labels.probability[i] = one.prediction[i];
+      if (sample.probability[i] > chosen.probability) labels.probability[i] = sample.prediction[i];
     }
     return labels;
   }
 
   function count(samples, chosen) {
-    const zeros = () => new Float64Array(classes);
-    const total = { anchor: zeros(), probability: zeros() };
-    const kept = { anchor: zeros(), probability: zeros() };
-    const judged = { anchor: zeros(), probability: zeros() };
-    const right = { anchor: zeros(), probability: zeros() };
-    for (const one of samples) {
-      const labels = label(one, chosen);
+    const zeros = () => byRule(() => new Float64Array(data.names.length));
+    const [total, kept, judged, right] = [zeros(), zeros(), zeros(), zeros()];
+    for (const sample of samples) {
+      const labels = label(sample, chosen);
       for (const rule of RULES) {
-        const all = rule === "anchor" ? one.nearest : one.prediction;
+        const all = rule === "anchor" ? sample.nearest : sample.prediction;
         for (let i = 0; i < all.length; i++) {
           total[rule][all[i]]++;
-          const found = labels[rule][i];
-          if (found === IGNORE) continue;
-          kept[rule][found]++;
-          if (one.truth[i] === IGNORE) continue;
-          judged[rule][found]++;
-          if (one.truth[i] === found) right[rule][found]++;
+          const value = labels[rule][i];
+          if (value === IGNORE) continue;
+          kept[rule][value]++;
+          if (sample.truth[i] === IGNORE) continue;
+          judged[rule][value]++;
+          if (sample.truth[i] === value) right[rule][value]++;
         }
       }
     }
@@ -148,29 +143,29 @@
   const RIGHT = packed([0, 114, 178]), WRONG = packed([213, 94, 0]);
 
   // The colour of each pixel of a map; 0 is transparent.
-  function colors(one, labels) {
+  function colors(sample, labels) {
     const judge = select.colors.value === "errors";
-    return Uint32Array.from(labels, (found, i) => {
-      if (cursor && i === cursor.row * one.width + cursor.column) return MARKED;
-      if (found === IGNORE) return 0;
-      if (!judge) return PALETTE[found];
-      return one.truth[i] === IGNORE ? UNKNOWN : one.truth[i] === found ? RIGHT : WRONG;
+    return Uint32Array.from(labels, (value, i) => {
+      if (cursor && i === cursor.row * sample.width + cursor.column) return MARKED;
+      if (value === IGNORE) return 0;
+      if (!judge) return PALETTE[value];
+      return sample.truth[i] === IGNORE ? UNKNOWN : sample.truth[i] === value ? RIGHT : WRONG;
     });
   }
 
-  function draw(rule, one, labels) {
-    const canvas = byId("canvas-" + rule), photo = byId(one.photo);
+  function draw(rule, sample, labels) {
+    const canvas = byId("canvas-" + rule), photo = byId(sample.photo);
     const image = byId("view-" + rule).querySelector("img");
     const width = Number(photo.getAttribute("width")), height = Number(photo.getAttribute("height"));
     if (image.getAttribute("src") !== photo.getAttribute("src")) image.setAttribute("src", photo.src);
     image.width = canvas.width = width;
     image.height = canvas.height = height;
     canvas.style.opacity = byId("opacity").value / 100;
-    const rows = enlargedIndex(one.height, height), columns = enlargedIndex(one.width, width);
-    const drawn = colors(one, labels), pixels = new ImageData(width, height);
+    const rows = enlargedIndex(sample.height, height), columns = enlargedIndex(sample.width, width);
+    const drawn = colors(sample, labels), pixels = new ImageData(width, height);
     const target = new Uint32Array(pixels.data.buffer);
     for (let y = 0; y < height; y++) {
-      const row = rows[y] * one.width;
+      const row = rows[y] * sample.width;
       for (let x = 0; x < width; x++) target[y * width + x] = drawn[row + columns[x]];
     }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
@@ -178,7 +173,7 @@
 
   const share = (part, whole) => whole > 0 ? (100 * part / whole).toFixed(1) : NOTHING;
   const grouped = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, "\u202f");
-  const sum = (numbers) => numbers.reduce((one, other) => one + other, 0);
+  const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
   function cell(row, text, tag = "td") {
     const made = row.appendChild(document.createElement(tag));
@@ -234,42 +229,42 @@
   function command(chosen) {
     if (!chosen.any) return null;
     const wanted = { agreement: chosen.agreement };
-    for (const key of [...KINDS, "probability"]) wanted[key] = chosenValue(key);
-    const order = [...KINDS, "agreement", "probability"];
+    for (const key of sliders) wanted[key] = chosenValue(key);
+    const order = [...kinds, "agreement", "probability"];
     const changes = order.filter((key) => wanted[key] !== data.rules[key]);
     return "dvc exp run" + changes.map((key) => " -S pseudo_label." + key + "=" + wanted[key]).join("");
   }
 
   function range(key, code) {
-    const known = values(key);
+    const known = values(key), kind = data.kinds.find((other) => other.key === key);
     if (known.length === 0) return null;
-    // A larger code reaches a stricter value; a stricter quantile is a smaller one.
-    if (key === "quantile") return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
+    // A larger code reaches a stricter value; of a falling kind that is a smaller sample.
+    if (kind && kind.falling) return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
     if (code === 0) return (key === "probability" ? "at most " : "below ") + known[0];
     return code === known.length ? "from " + known[code - 1] : known[code - 1] + " to " + known[code];
   }
 
   function read() {
-    const one = sample();
+    const sample = chosenSample();
     if (!cursor) return;
-    const i = cursor.row * one.width + cursor.column, labels = label(one, settings());
-    const found = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
-    const parts = ["row " + cursor.row + ", column " + cursor.column, "nearest anchor: " + found(one.nearest)];
-    for (const key of KINDS) {
-      const text = range(key, one[key][i]);
+    const i = cursor.row * sample.width + cursor.column, labels = label(sample, settings());
+    const nameIn = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
+    const parts = ["row " + cursor.row + ", column " + cursor.column, "nearest anchor: " + nameIn(sample.nearest)];
+    for (const key of kinds) {
+      const text = range(key, sample[key][i]);
       if (text !== null) parts.push(key.replace("_", " ") + ": " + text);
     }
-    parts.push("predicted: " + found(one.prediction));
-    parts.push("probability: " + range("probability", one.probability[i]));
-    for (const rule of RULES) parts.push(rule + " label: " + found(labels[rule]));
-    if (one.kind === "labelled") parts.push("truth: " + found(one.truth));
+    parts.push("predicted: " + nameIn(sample.prediction));
+    parts.push("probability: " + range("probability", sample.probability[i]));
+    for (const rule of RULES) parts.push(rule + " label: " + nameIn(labels[rule]));
+    if (sample.kind === "labelled") parts.push("truth: " + nameIn(sample.truth));
     byId("readout").textContent = parts.join("; ");
   }
 
   function update() {
-    const chosen = settings(), one = sample(), labels = label(one, chosen);
-    const judge = one.kind === "labelled";
-    for (const key of [...KINDS, "probability"]) {
+    const chosen = settings(), sample = chosenSample(), labels = label(sample, chosen);
+    const judge = sample.kind === "labelled";
+    for (const key of sliders) {
       const value = chosenValue(key), text = value === null ? "off" : String(value);
       byId(key).setAttribute("aria-valuetext", text);
       byId(key).closest("label").querySelector("output").textContent = text;
@@ -279,15 +274,15 @@
     select.colors.querySelector("[value=errors]").disabled = !judge;
     if (!judge) select.colors.value = "classes";
     for (const rule of RULES) {
-      draw(rule, one, labels[rule]);
-      const kept = labels[rule].filter((found) => found !== IGNORE).length;
+      draw(rule, sample, labels[rule]);
+      const kept = labels[rule].filter((value) => value !== IGNORE).length;
       byId("kept-" + rule).textContent = rule + " label: " + share(kept, labels[rule].length) + " % of the image";
     }
-    const same = round().samples.filter((other) => other.kind === one.kind);
-    fillTable(count(select.scope.value === "all" ? same : [one], chosen), judge);
+    const same = round().samples.filter((other) => other.kind === sample.kind);
+    fillTable(count(select.scope.value === "all" ? same : [sample], chosen), judge);
     const text = command(chosen);
     byId("copy").disabled = text === null;
-    byId("command").textContent = text === null ? "at least one kind of margin must be on"
+    byId("command").textContent = text === null ? "at least sample kind of margin must be on"
       : text === "dvc exp run" ? text + "  (these are the values of params.yaml)" : text;
     byId("command").dataset.command = text === null ? "" : text;
     byId("copied").textContent = "";
@@ -296,32 +291,35 @@
 
   function chooseRound(first) {
     const kept = first ? 0 : select.image.value;
-    select.image.replaceChildren(...round().samples.map((one, i) => {
+    select.image.replaceChildren(...round().samples.map((sample, i) => {
       const option = document.createElement("option");
       option.value = i;
-      option.textContent = one.name + (one.kind === "labelled" ? " (with truth)" : "");
+      option.textContent = sample.name + (sample.kind === "labelled" ? " (with truth)" : "");
       return option;
     }));
     select.image.value = Math.min(kept, round().samples.length - 1);
-    const slider = byId("quantile"), before = first ? data.rules.quantile : slider.known;
-    slider.max = Math.max(round().quantiles.length - 1, 0);
-    slider.value = round().quantiles.indexOf(before);
-    byId("slider-quantile").hidden = round().quantiles.length === 0;
+    for (const key of sliders) {
+      const slider = byId(key);
+      if (first) slider.known = data.rules[key];
+      slider.max = Math.max(values(key).length - 1, 0);
+      slider.value = values(key).indexOf(slider.known);
+      byId("slider-" + key).hidden = values(key).length === 0;
+    }
   }
 
   function move(row, column) {
-    const one = sample();
+    const sample = chosenSample();
     const inside = (value, size) => Math.min(Math.max(value, 0), size - 1);
-    cursor = { row: inside(row, one.height), column: inside(column, one.width) };
+    cursor = { row: inside(row, sample.height), column: inside(column, sample.width) };
     update();
   }
 
   function watch(view) {
     const point = (event) => {
-      const box = view.getBoundingClientRect(), one = sample();
+      const box = view.getBoundingClientRect(), sample = chosenSample();
       const place = (offset, size, count) => Math.round(offset / size * (count - 1));
-      move(place(event.clientY - box.top, box.height, one.height),
-        place(event.clientX - box.left, box.width, one.width));
+      move(place(event.clientY - box.top, box.height, sample.height),
+        place(event.clientX - box.left, box.width, sample.width));
     };
     view.addEventListener("pointermove", point);
     view.addEventListener("pointerdown", point);
@@ -348,24 +346,21 @@
   }
 
   async function start() {
-    await Promise.all(data.rounds.flatMap((one) => one.samples.map(unpack)));
-    for (const key of ["relative_margin", "margin", "probability"]) {
-      byId(key).max = data.scales[key].length - 1;
-      byId(key).value = data.rules[key] === null ? -1 : data.scales[key].indexOf(data.rules[key]);
-    }
+    await Promise.all(data.rounds.flatMap((part) => part.samples.map(unpack)));
     byId("agreement").checked = data.rules.agreement;
     select.round.value = data.rounds.length - 1;
     chooseRound(true);
     select.round.addEventListener("change", () => { cursor = null; chooseRound(false); update(); });
     select.image.addEventListener("change", () => { cursor = null; update(); });
-    byId("quantile").addEventListener("input", () => { byId("quantile").known = chosenValue("quantile"); });
-    for (const control of [...KINDS, "probability", "agreement", "opacity"]) {
+    for (const key of sliders) {
+      byId(key).addEventListener("input", () => { byId(key).known = chosenValue(key); });
+    }
+    for (const control of [...sliders, "agreement", "opacity"]) {
       byId(control).addEventListener("input", update);
     }
-    for (const one of [select.colors, select.scope]) one.addEventListener("change", update);
+    for (const choice of [select.colors, select.scope]) choice.addEventListener("change", update);
     for (const rule of RULES) watch(byId("view-" + rule));
     byId("copy").addEventListener("click", copy);
-    byId("quantile").known = chosenValue("quantile");
     byId("explorer").hidden = false;
     update();
   }

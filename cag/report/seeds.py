@@ -1,56 +1,72 @@
-"""What `cag results` found with several seeds, kept beside the pipeline for the report to show."""
+"""The page of several seeds, as `cag results` writes it: scores, their spread, and the oracle."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from cag.runtime.files import write_json
+from cag.analysis import plots
+from cag.report.page import render
+from cag.report.pictures import figure
+from cag.report.tables import BASELINE
+from cag.runtime.files import atomic_folder, write_csv
 
-PATH = Path(".scratch/results.json")
-BESIDE = ("seed", "oracle")  # parameters of which the scores are not
-
-
-def write_seed_scores(scores: pd.DataFrame, parameters: Mapping, path: Path = PATH) -> None:
-    """Keep the scores of several seeds of the same parameters.
-
-    Args:
-        scores: A row for each seed: its `seed`, and the mIoU in [0, 1] of each model, in order.
-        parameters: All of params.yaml, nested.
-        path: A JSON file. It is no artifact, as the pipeline neither makes nor needs it.
-    """
-    write_json(path, {"parameters": _fixed(parameters), "scores": scores.to_dict("records")})
-
-
-def read_seed_scores(parameters: Mapping, path: Path = PATH) -> pd.DataFrame | None:
-    """The scores that were kept, None if there are none of these parameters."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["parameters"] != json.loads(json.dumps(_fixed(parameters))):
-            return None
-        scores = pd.DataFrame(kept["scores"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return scores if len(scores) else None
+ORACLE = "oracle"
+LEAD = "The spread of the scores over seeds, and the score with true target labels."
 
 
 def spread(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation of each model's mIoU over the seeds.
 
     Args:
-        scores: As for `write_seed_scores`; the first model is the one the others are compared with.
+        scores: A row for each seed: its `seed`, and the mIoU in [0, 1] of each model, in order. The
+            first model is the one the others are compared with.
 
     Returns:
-        Columns model, miou, deviation (NaN for one seed) and change (from the first; NaN for it).
+        Columns model, miou, deviation (NaN for one seed), change (from the first; NaN for it),
+        closed (the gain over the source-only model as a share of the oracle's) and share (of the
+        oracle's mIoU); NaN where there is no oracle.
     """
     models = scores.drop(columns="seed")
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
     table["change"] = (table["miou"] - table["miou"].iloc[0]).where(table.index != table.index[0])
+    nan = float("nan")
+    oracle, gain = table["miou"].get(ORACLE, nan), table["miou"] - table["miou"].get(BASELINE, nan)
+    gap = gain.get(ORACLE, nan)
+    table["closed"] = (gain / gap).drop(BASELINE, errors="ignore") if gap > 0 else nan
+    table["share"] = table["miou"] / oracle
+    table.loc[table.index == ORACLE, ["closed", "share"]] = nan
     return table.rename_axis("model").reset_index()
 
 
-def _fixed(parameters: Mapping) -> dict:
-    return {key: value for key, value in parameters.items() if key not in BESIDE}
+def seeds_page(scores: pd.DataFrame, summary: Mapping[str, str]) -> str:
+    """Write the scores as one HTML page that needs no network and no other file.
+
+    Args:
+        scores: As for `spread`.
+        summary: Facts about the runs, as text.
+    """
+    table = spread(scores)
+    rows = table.assign(scores=[scores[model].tolist() for model in table["model"]])
+    data = {
+        "seeds": [f"seed {seed}" for seed in scores["seed"]],
+        "rows": rows.to_dict("records"),
+        "figure": figure(
+            "Bar chart of the mean mIoU of each model; the numbers are in the table above.",
+            plots.miou_figure,
+            table,
+        ),
+    }
+    titles = ("Several seeds", "Category anchor-guided adaptation: several seeds", LEAD)
+    return render(titles, summary, [("seeds", "Several seeds", data)])
+
+
+def write_seeds(scores: pd.DataFrame, summary: Mapping[str, str], folder: Path) -> None:
+    """Write the page, its figure and a table of the scores; all of them appear, or none."""
+    with atomic_folder(folder) as partial:
+        page = seeds_page(scores, summary)
+        (partial / "index.html").write_text(page, encoding="utf-8", newline="\n")
+        plots.save_png(plots.miou_figure(spread(scores)), partial / "miou.png")
+        write_csv(partial / "scores.csv", scores)

@@ -62,9 +62,9 @@ def per_class_table(before: Mapping, after: Mapping, names: Sequence[str]) -> pd
     return table.sort_values("change", ascending=False, kind="stable", ignore_index=True)
 
 
-def same_threshold(one: float | None, other: float | None) -> bool:
-    """Whether two thresholds are one as a float32, in which pixels are compared with them."""
-    return one is not None and other is not None and np.float32(one) == np.float32(other)
+def same_threshold(first: float | None, second: float | None) -> bool:
+    """Whether two thresholds are equal as float32, in which pixels are compared with them."""
+    return first is not None and second is not None and np.float32(first) == np.float32(second)
 
 
 def number(value: float | None) -> float:

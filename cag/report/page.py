@@ -1,0 +1,209 @@
+"""One HTML page that shows a run: tables, figures and pictures, all inside the file.
+
+Functions here and beside give each section's numbers and pictures as plain data. The templates say
+how they look: `templates/sections/<key>.html` is that of the section with this key.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cag.analysis import plots
+from cag.config.base import dotted
+from cag.report import explorer, feature_space, figures, gallery
+from cag.report.contents import Run
+from cag.report.pictures import css_color, figure
+from cag.report.tables import per_class_table, results_table
+from cag.report.texts import count, decimal, percent, points, text, yaml_text
+
+Section = tuple[str, str, Any]  # key, title, data of its template
+
+LEAD = (
+    "How a segmentation network trained on labelled source images does on the target, before and "
+    "after it learned from unlabelled target images."
+)
+
+
+def report_page(run: Run) -> str:
+    """Write a run as one HTML page that needs no network and no other file.
+
+    Args:
+        run: tables, pictures and texts; every text is escaped.
+
+    Returns:
+        the HTML document. The same run gives the same text.
+    """
+    sections = [
+        ("results", "Results", _results(run)),
+        ("classes", "Per-class IoU", _classes(run)),
+        ("predictions", "Predictions", gallery.predictions(run)),
+        ("pseudo-labels", "Pseudo-labels", gallery.pseudo_labels(run)),
+        ("thresholds", "Thresholds", explorer.section(run)),
+        ("coverage", "Coverage", _coverage(run)),
+        ("features", "Feature space", feature_space.section(run)),
+        ("anchors", "Anchors", run.rounds),
+        ("curves", "Learning curves", _curves(run)),
+        ("confusion", "Confusion", _confusion(run)),
+        ("run", "Run", _run(run)),
+        ("files", "Files", run.locations),
+    ]
+    shown = [section for section in sections if section[2]]
+    colors = dict(zip(run.label_space.names, map(css_color, run.label_space.palette), strict=True))
+    return render(
+        ("Adaptation report", "Category anchor-guided adaptation", LEAD),
+        run.summary,
+        shown,
+        tiles=_tiles(run),
+        rounds=len(run.rounds),
+        colors=colors,
+    )
+
+
+def render(
+    titles: tuple[str, str, str],
+    summary: Mapping[str, str],
+    sections: Sequence[Section],
+    tiles: Sequence[Mapping[str, str]] | None = None,
+    rounds: int = 0,
+    colors: Mapping[str, str] | None = None,
+) -> str:
+    """Fill the templates in.
+
+    Args:
+        titles: the window's title, the heading, and the sentence below it.
+        summary: facts about the run, in a line below the tiles.
+        sections: key, title and data of each section; the key names its template.
+        tiles: label, value and note of the numbers on top; an empty list says that there are none.
+        rounds: number of rounds, of which a switch shows one.
+        colors: class -> its colour in CSS.
+    """
+    script = _read("page.js")
+    environment = Environment(
+        loader=PackageLoader("cag.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["colors"] = colors or {}
+    for text_filter in (count, decimal, percent, points, text):
+        environment.filters[text_filter.__name__] = text_filter
+    title, heading, lead = titles
+    return environment.get_template("page.html").render(
+        title=title,
+        heading=heading,
+        lead=lead,
+        tiles=tiles,
+        summary=summary,
+        sections=sections,
+        rounds=rounds,
+        style=_read("page.css"),
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _read(name: str) -> str:
+    """Read a file of this package."""
+    return resources.files("cag.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _tiles(run: Run) -> list[dict[str, str]]:
+    """State the outcome in four numbers."""
+    if not run.evaluations:
+        return []
+    baseline, last = run.compared
+    scores = results_table(run.scores).set_index("model")
+    changes = _class_changes(run)["change"]
+    better, worse = int((changes > 0).sum()), int((changes < 0).sum())
+    tiles = [
+        ("source only", percent(scores.at[baseline, "miou"]), f"mIoU of {baseline}"),
+        ("adapted", percent(scores.at[last, "miou"]), f"mIoU of {last}"),
+        ("change", points(scores.at[last, "change"]), "points of mIoU"),
+        ("classes improved", f"{better} of {changes.notna().sum()}", f"{worse} became worse"),
+    ]
+    return [dict(zip(("label", "value", "note"), tile, strict=True)) for tile in tiles]
+
+
+def _results(run: Run) -> dict | None:
+    if not run.evaluations:
+        return None
+    table = results_table(run.scores)
+    names, last = run.label_space.names, run.compared[1]
+    iterations = {name: curve["iteration"].max() for name, curve in run.curves.items()}
+    alt = "Bar chart of the mIoU of each model; the numbers are in the table above."
+    return {
+        "counted": sum(run.scores[last]["iou"].get(name) is not None for name in names),
+        "classes": len(names),
+        "rows": table.assign(iterations=table["model"].map(iterations)).to_dict("records"),
+        "figure": figure(alt, figures.miou, run),
+    }
+
+
+def _class_changes(run: Run) -> pd.DataFrame:
+    iou = (run.scores[model]["iou"] for model in run.compared)
+    return per_class_table(*iou, run.label_space.names)
+
+
+def _classes(run: Run) -> dict | None:
+    if not run.evaluations:
+        return None
+    first, last = run.compared
+    alt = f"Each class's IoU for {first} and {last}, sorted by change; the table has the numbers."
+    return {
+        "models": run.compared,
+        "rows": _class_changes(run).to_dict("records"),
+        "figure": figure(alt, figures.per_class, run),
+    }
+
+
+def _coverage(run: Run) -> dict | None:
+    if not run.rounds:
+        return None
+    shares = [
+        plots.coverage_shares(one_round.coverage).set_index("class")
+        for one_round in run.rounds.values()
+    ]
+    *rows, total = (
+        {"class": name, "colored": True, "shares": [v for table in shares for v in table.iloc[i]]}
+        for i, name in enumerate(shares[0].index)
+    )
+    alt = "Share of each class's pixels kept by each rule, per round; the table has the numbers."
+    return {
+        "rounds": list(run.rounds),
+        "heads": [f"{rule} %" for _ in shares for rule in plots.MARKERS],
+        "rows": rows,
+        "total": {**total, "colored": False},
+        "figure": figure(alt, figures.coverage, run),
+    }
+
+
+def _curves(run: Run) -> dict | None:
+    alt = f"Learning curves of {', '.join(run.curves)}."
+    return {"figure": figure(alt, figures.curves, run)} if run.curves else None
+
+
+def _confusion(run: Run) -> list[dict]:
+    return [
+        {
+            "name": name,
+            "open": name in run.compared,
+            "figure": figure(
+                f"Confusion matrix of {name}: rows are the truth, columns the prediction.",
+                plots.confusion_figure,
+                evaluation.confusion,
+                run.label_space.names,
+            ),
+        }
+        for name, evaluation in run.evaluations.items()
+    ]
+
+
+def _run(run: Run) -> dict:
+    parameters = [(key, yaml_text(value)) for key, value in dotted(run.parameters)]
+    return {"fingerprints": run.fingerprints, "parameters": parameters}
