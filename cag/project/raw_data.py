@@ -16,13 +16,14 @@ from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
 from cag.datasets.images import read_image
-from cag.datasets.labels import IGNORE, ClassMap
+from cag.datasets.labels import IGNORE, ClassMap, read_class_map
 from cag.datasets.layouts import Split, list_split, splits
 from cag.datasets.preparation import Item, prepared_bytes, read_raw_label
+from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.runtime.errors import UserError
-from cag.runtime.files import inside
+from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import in_order
 from cag.runtime.progress import progress
 
@@ -32,6 +33,8 @@ COMPLETE = {  # images of the data sets as they are distributed
     ("cityscapes", "train"): 2975,
     ("cityscapes", "val"): 500,
 }
+PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
+DOMAINS = ("source", "target")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 _PROBE = 64  # side in pixels of the image that shows a network's stride
 
@@ -60,6 +63,14 @@ class SplitCheck:
     values: pd.DataFrame | None = None
     absent: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict:
+        """What was found, but for the problems, in plain values."""
+        values = None if self.values is None else self.values.drop(columns="label")
+        keys = ("split", "images", "left_out", "size", "absent")
+        return {key: getattr(self, key) for key in keys} | {
+            "values": None if values is None else values.to_dict("records")
+        }
 
 
 class _ItemCheck(NamedTuple):
@@ -262,3 +273,75 @@ def disk_needed(
         height, breadth = (-(-side // stride) for side in config.size or first or (0, 0))
         features = target_bytes(counts["train"], width, height, breadth)
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
+
+
+@dataclass
+class DataCheck:
+    """What was found in the domains, and what stages will write about them.
+
+    Attributes:
+        domains: The splits of each domain.
+        needed: Bytes that `prepare` and the rounds' `extract` will write.
+        free: Bytes of the disk that they may take; what an earlier run wrote there is replaced.
+        rounds: Number of rounds.
+        problems: What is wrong, one line each.
+    """
+
+    domains: dict[str, list[SplitCheck]]
+    needed: Disk
+    free: int
+    rounds: int
+    problems: list[str]
+
+    def plain(self) -> dict:
+        """All that was found in plain values."""
+        return {
+            "domains": {key: [one.plain() for one in found] for key, found in self.domains.items()},
+            "disk_bytes": {**self.needed._asdict(), "free": self.free},
+            "problems": self.problems,
+        }
+
+
+def check_data(
+    params: Parameters,
+    name: str | None,
+    partial: bool,
+    on_domain: Callable[[str, list[SplitCheck]], None],
+) -> DataCheck:
+    """Check the raw data of a domain, or of both.
+
+    Args:
+        params: All parameters.
+        name: "source" or "target"; None for both.
+        partial: See `check_domain`.
+        on_domain: Called after each domain, with its name and place, and what was found.
+
+    Raises:
+        UserError: A class map cannot be read, or the network cannot be built.
+    """
+    configs = {domain: getattr(params, domain) for domain in DOMAINS}
+    class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}
+    names = [class_map.label_space.names for class_map in class_maps.values()]
+    problems = [class_difference(*names)] if names[0] != names[1] else []
+    form = feature_form(params.network, len(names[0]))
+    domains, disk = {}, []
+    for domain in DOMAINS if name is None else [name]:
+        config = configs[domain]
+        if config.layout == "scenes":
+            place, found = "rendered by prepare", rendered(config)
+        else:
+            place = inside(data_root(), config.folder)
+            found = check_domain(domain, config, place, class_maps[domain], partial)
+        on_domain(f"{domain}: {config.layout}, {place}", found)
+        domains[domain] = found
+        problems += [problem for split in found for problem in split.problems]
+        disk.append(disk_needed(domain, config, found, params, len(names[0]), form))
+    needed = Disk(*map(sum, zip(*disk, strict=True)))
+    written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
+    free = free_bytes(PREPARED) + written
+    if sum(needed) > free:
+        problems.append(
+            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
+            "or take fewer rounds or a smaller size"
+        )
+    return DataCheck(domains, needed, free, len(params.rounds), problems)
