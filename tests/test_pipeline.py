@@ -75,6 +75,8 @@ def test_index_lists_nothing_of_scenes(finished):
         assert table.empty
     for given in ("weights", "warmup"):
         assert pd.read_csv(finished / f"data/index/{given}.csv").empty
+    scored = pd.read_csv(finished / "data/evaluation/models.csv")
+    assert scored["model"].tolist() == list(EVALUATED)
 
 
 @pytest.mark.parametrize(
@@ -383,10 +385,14 @@ def wait_for_queue(project: Path, count: int) -> None:
 
 def test_queue_with_two_workers(copied):
     """Three thresholds, two at a time, each in a copy of the project that DVC makes."""
+    # A file may lack an option that is off; ++ sets it all the same.
+    params = read_params(copied)
+    del params["pseudo_label"]["margin"]
+    write_params(copied, params)
     queue = ("exp", "run", "--queue", "-S")
     target = "pseudo_label@round1"
     dvc(copied, *queue, "pseudo_label.quantile=0.3,0.9", target)
-    margin = ("pseudo_label.quantile=null", "-S", "pseudo_label.margin=0.01")
+    margin = ("pseudo_label.quantile=null", "-S", "++pseudo_label.margin=0.01")
     dvc(copied, *queue, *margin, target)
     before = digests(copied / "data")
     dvc(copied, "queue", "start", "--jobs", "2")
@@ -402,7 +408,7 @@ def test_queue_with_two_workers(copied):
         path, got = "data/rounds/round1/coverage.csv", copied.with_name(f"{name}.csv")
         dvc(copied, "get", ".", path, "--rev", name, "--out", str(got))
         table = pd.read_csv(got)
-        thresholds = tuple(params["pseudo_label"][key] for key in ("quantile", "margin"))
+        thresholds = tuple(params["pseudo_label"].get(key) for key in ("quantile", "margin"))
         coverage[thresholds] = (table["anchor"].sum() / table["nearest"].sum()).item()
     assert set(coverage) == {(0.3, None), (0.9, None), (None, 0.01)}
     assert coverage[0.3, None] == pytest.approx(0.3, abs=0.05)
@@ -418,6 +424,9 @@ def test_queue_with_two_workers(copied):
     for row in rows[1:]:
         thresholds = (row["pseudo_label.quantile"], row["pseudo_label.margin"])
         assert row["round1.coverage.anchor"] == pytest.approx(coverage[thresholds])
+        # The copies that DVC made are gone; the records of the stages that ran there are not.
+        assert row["seconds"] > 0
+        assert row["stages"].split() == ["index", "pseudo_label@round1"]
         # What these experiments did not run is no result of theirs.
         assert (row["round2.coverage.anchor"], row["round2.miou"]) == (None, None)
     scores = json.loads((copied / "data/evaluation/round2/metrics.json").read_text())
