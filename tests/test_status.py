@@ -32,9 +32,9 @@ def test_after_a_run_all_is_fresh_and_recorded(project):
     statuses = pipeline_status(project)
     assert {one.state for one in statuses} == {"fresh"}
     by_name = {one.stage: one for one in statuses}
-    assert by_name["extract@round1"].images_per_second > 0
-    assert by_name["anchors@round1"].images_per_second is None
-    assert [one for one in statuses if not (one.started and one.seconds > 0)] == []
+    assert by_name["extract@round1"].record["images_per_second"] > 0
+    assert by_name["anchors@round1"].record["images_per_second"] is None
+    assert [one for one in statuses if not (one.record["started"] and one.record["seconds"])] == []
     folder = project / "data/models"
     assert by_name["pretrain"].bytes == sum(
         path.stat().st_size

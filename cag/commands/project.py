@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
+from cag.config.parameters import load_all
 from cag.project import template
 from cag.runtime.errors import UserError
 
@@ -35,7 +36,7 @@ def init(folder: Path) -> None:
 @click.argument(
     "name",
     required=False,
-    shell_complete=lambda context, parameter, begun: template.preset_names(begun),
+    shell_complete=lambda context, parameter, begun: list(template.presets(begun)),
 )
 @click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
 @click.option(
@@ -56,22 +57,28 @@ def preset(name: str | None, force: bool, effective: bool) -> None:
       cag preset --effective
       dvc exp run -S '++adapt.class_mix=0.5'
     """
-    names = template.preset_names()
-    if not names:
+    available = template.presets()
+    if not available:
         raise UserError(f"{template.PRESETS}: no presets here; run this in the project's folder")
+    if name is not None and name not in available:
+        raise UserError(f"no preset '{name}'; there are {', '.join(available)}")
     if effective:
-        print(template.effective_yaml(template.preset_path(name) if name else template.PARAMS))
-        return
-    if name is None:
-        print_rows([{"preset": one, "about": template.preset_about(one)} for one in names])
-        return
-    path = template.preset_path(name)
+        print(template.effective_yaml(template.PARAMS if name is None else available[name]))
+    elif name is None:
+        abouts = {name: template.first_comment(path) for name, path in available.items()}
+        print_rows([{"preset": name, "what it is": about} for name, about in abouts.items()])
+    else:
+        _choose(available[name], force)
+
+
+def _choose(path: Path, force: bool) -> None:
+    load_all(path)
     if template.params_have_changed() and not force:
         changes = f"{template.PARAMS} has changes that no preset holds"
         if not sys.stdin.isatty():
             raise UserError(f"{changes}; --force overwrites it")
         click.confirm(f"{changes}; overwrite it?", abort=True)
-    template.choose_preset(name)
+    template.choose_preset(path)
     print(f"{template.PARAMS} is now {path}; `dvc repro` runs it")
 
 
@@ -124,24 +131,25 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
       cag preset gta5_to_cityscapes && cag data check source
       cag data check --json > found.json
     """
-    from cag.config.parameters import load_all
     from cag.project.raw_data import check_data
 
     with stdout_for_json(as_json):
-        checked = check_data(load_all(), name, partial, _print_domain)
-        needed = checked.needed
+        params = load_all()
+        found = check_data(params, name, partial, _print_domain)
+        prepare, extract, free = (count / 1e9 for count in found["disk_bytes"].values())
         print(
-            f"disk: prepare {needed.prepare / 1e9:.1f} GB, extract {needed.extract / 1e9:.1f} GB "
-            f"in {checked.rounds} rounds; free {checked.free / 1e9:.1f} GB"
+            f"disk: prepare {prepare:.1f} GB, extract {extract:.1f} GB in {len(params.rounds)} "
+            f"rounds; free {free:.1f} GB"
         )
-        if not as_json:
-            for problem in checked.problems[:SHOWN_PROBLEMS]:
-                print(f"wrong: {problem}")
+    problems = found["problems"]
     if as_json:
-        print_json(checked.plain())
-    if checked.problems:
-        more = f", {SHOWN_PROBLEMS} of them" if len(checked.problems) > SHOWN_PROBLEMS else ""
-        raise UserError(f"{len(checked.problems)} found to be wrong; listed above{more}")
+        print_json(found)
+    else:
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"wrong: {problem}")
+    if problems:
+        more = f", {SHOWN_PROBLEMS} of them" if len(problems) > SHOWN_PROBLEMS else ""
+        raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
 
 
 def _print_domain(title: str, splits: list[SplitCheck]) -> None:

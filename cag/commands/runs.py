@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,7 +41,7 @@ def status(times: bool, as_json: bool) -> None:
 
     statuses = pipeline_status()
     if as_json:
-        print_json([asdict(stage) for stage in statuses])
+        print_json([stage.plain() for stage in statuses])
     elif times:
         _print_times(statuses)
     else:
@@ -53,50 +52,50 @@ def status(times: bool, as_json: bool) -> None:
         print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
 
 
-def _state_row(stage: StageStatus) -> dict[str, str]:
+def _state_row(stage: StageStatus) -> dict[str, Any]:
     return {
         "stage": stage.stage,
         "state": stage.state,
-        **_time_cells(stage),
+        **_times(stage),
         "size": f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else "",
         "why": stage.why,
     }
 
 
-def _time_cells(stage: StageStatus) -> dict[str, str]:
-    started, seconds, rate = stage.started, stage.seconds, stage.images_per_second
+def _times(stage: StageStatus) -> dict[str, Any]:
+    started, seconds = (stage.record.get(key) for key in ("started", "seconds"))
     return {
-        "ran": "" if started is None else f"{datetime.fromisoformat(started):%Y-%m-%d %H:%M}",
+        "ran": "" if started is None else started[:16].replace("T", " "),
         "took": "" if seconds is None else f"{seconds:.1f} s",
-        "images/s": "" if rate is None else f"{rate:.1f}",
+        "images/s": stage.record.get("images_per_second"),
     }
 
 
 def _print_times(statuses: list[StageStatus]) -> None:
-    recorded = [stage for stage in statuses if stage.started]
-    recorded.sort(key=lambda stage: datetime.fromisoformat(stage.started))
-    if not recorded:
+    ran = [stage for stage in statuses if stage.record]
+    if not ran:
         raise UserError("no stage has run in this folder; `dvc repro` runs them")
-    print_rows(
-        [
+    ran.sort(key=lambda stage: datetime.fromisoformat(stage.record["started"]))
+    rows = []
+    for stage in ran:
+        record = stage.record
+        share = record["waiting_share"]
+        rows.append(
             {
                 "stage": stage.stage,
-                **_time_cells(stage),
-                "images": stage.images,
-                "waiting": "" if stage.waiting_share is None else f"{stage.waiting_share:.0%}",
-                "processes": stage.processes,
-                "device": stage.device,
+                **_times(stage),
+                "images": record["images"],
+                "waiting": "" if share is None else f"{share:.0%}",
+                "processes": record["processes"],
+                "device": record["device"],
             }
-            for stage in recorded
-        ]
-    )
+        )
+    print_rows(rows)
     versions = {
-        f"{name} {version}"
-        for stage in recorded
-        for name, version in (stage.versions or {}).items()
+        f"{name} {text}" for stage in ran for name, text in stage.record["versions"].items()
     }
-    seconds = sum(stage.seconds for stage in recorded)
-    print(f"{len(recorded)} stages, {seconds:.0f} s; {', '.join(sorted(versions))}")
+    seconds = sum(stage.record["seconds"] for stage in ran)
+    print(f"{len(ran)} stages, {seconds:.0f} s; {', '.join(sorted(versions))}")
 
 
 @click.command(short_help="The scores of the last run.")

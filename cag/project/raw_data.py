@@ -275,39 +275,12 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-@dataclass
-class DataCheck:
-    """What was found in the domains, and what stages will write about them.
-
-    Attributes:
-        domains: The splits of each domain.
-        needed: Bytes that `prepare` and the rounds' `extract` will write.
-        free: Bytes of the disk that they may take; what an earlier run wrote there is replaced.
-        rounds: Number of rounds.
-        problems: What is wrong, one line each.
-    """
-
-    domains: dict[str, list[SplitCheck]]
-    needed: Disk
-    free: int
-    rounds: int
-    problems: list[str]
-
-    def plain(self) -> dict:
-        """All that was found in plain values."""
-        return {
-            "domains": {key: [one.plain() for one in found] for key, found in self.domains.items()},
-            "disk_bytes": {**self.needed._asdict(), "free": self.free},
-            "problems": self.problems,
-        }
-
-
 def check_data(
     params: Parameters,
     name: str | None,
     partial: bool,
     on_domain: Callable[[str, list[SplitCheck]], None],
-) -> DataCheck:
+) -> dict:
     """Check the raw data of a domain, or of both.
 
     Args:
@@ -315,6 +288,11 @@ def check_data(
         name: "source" or "target"; None for both.
         partial: See `check_domain`.
         on_domain: Called after each domain, with its name and place, and what was found.
+
+    Returns:
+        Plain values: `domains`, the splits of each; `disk_bytes`, what `prepare` and the rounds'
+        `extract` will write and what is `free`, counting what they will replace; `problems`, a
+        line each.
 
     Raises:
         UserError: A class map cannot be read, or the network cannot be built.
@@ -333,7 +311,7 @@ def check_data(
             place = inside(data_root(), config.folder)
             found = check_domain(domain, config, place, class_maps[domain], partial)
         on_domain(f"{domain}: {config.layout}, {place}", found)
-        domains[domain] = found
+        domains[domain] = [split.plain() for split in found]
         problems += [problem for split in found for problem in split.problems]
         disk.append(disk_needed(domain, config, found, params, len(names[0]), form))
     needed = Disk(*map(sum, zip(*disk, strict=True)))
@@ -344,4 +322,5 @@ def check_data(
             f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
             "or take fewer rounds or a smaller size"
         )
-    return DataCheck(domains, needed, free, len(params.rounds), problems)
+    disk_bytes = {**needed._asdict(), "free": free}
+    return {"domains": domains, "disk_bytes": disk_bytes, "problems": problems}

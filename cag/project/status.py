@@ -25,32 +25,20 @@ class StageStatus:
             something it reads has changed or may change; "missing": it lacks an output.
         why: What has changed; "after ..." names the stages where that began. Empty if fresh.
         bytes: Size of its outputs that are there.
-        started: When it last ran in this folder, ISO 8601; like all below None if there is no
-            record of a run, or none of that.
-        seconds: How long that took.
-        images: The images that it went through.
-        images_per_second: Its rate.
-        waiting_share: Share of the time in which it waited for data, 0 to 1.
-        device: Where it computed.
-        processes: Their number.
-        versions: Of cag, Python and PyTorch, by name.
+        record: What `run_stage` recorded of its last run in this folder; empty if nothing.
     """
 
     stage: str
     state: str
     why: str
     bytes: int
-    started: str | None = None
-    seconds: float | None = None
-    images: int | None = None
-    images_per_second: float | None = None
-    waiting_share: float | None = None
-    device: str | None = None
-    processes: int | None = None
-    versions: Mapping[str, str] | None = None
+    record: Mapping[str, Any]
 
-
-_RECORDED = list(StageStatus.__dataclass_fields__)[4:]
+    def plain(self) -> dict[str, Any]:
+        """All of it in one level, for JSON; null where nothing is known of its times."""
+        times = dict.fromkeys(("started", "seconds", "images_per_second"))
+        fields = {key: value for key, value in vars(self).items() if key != "record"}
+        return {**fields, **times, **self.record}
 
 
 def pipeline_status(project: Path = Path()) -> list[StageStatus]:
@@ -75,7 +63,7 @@ def _status(stage: Stage, stages: Mapping[str, Stage], record: Mapping[str, Any]
     first = sorted(name for name in causes if not stages[name].needs & causes)
     why = f"after {', '.join(first)}" if first else _abridged(stage.changes)
     size = sum(used_bytes(path) for path in stage.outputs)
-    return StageStatus(stage.name, state, why, size, **{key: record.get(key) for key in _RECORDED})
+    return StageStatus(stage.name, state, why, size, record)
 
 
 def _abridged(lines: Sequence[str]) -> str:

@@ -278,10 +278,7 @@ def _order(key: str) -> int:
 
 def _numbers(values: pd.Series) -> pd.Series:
     """NaN where a value is no number."""
-    numbers = values.map(
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    )
-    return values.where(numbers).astype(float)
+    return values.where(values.map(type).isin((int, float))).astype(float)
 
 
 def _text(value: Any) -> str:

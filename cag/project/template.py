@@ -62,45 +62,27 @@ def start_project(folder: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
 
 
-def preset_names(begun: str = "") -> list[str]:
-    """The names of the presets here that begin so."""
-    return sorted(path.stem for path in PRESETS.glob(f"{begun}*.yaml"))
+def presets(begun: str = "") -> dict[str, Path]:
+    """The presets here whose names begin so, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob(f"{begun}*.yaml"))}
 
 
-def preset_path(name: str) -> Path:
-    """The file of a preset.
-
-    Raises:
-        UserError: There is no preset of this name.
-    """
-    if name not in (names := preset_names()):
-        raise UserError(f"no preset '{name}'; there are {', '.join(names)}")
-    return PRESETS / f"{name}.yaml"
-
-
-def preset_about(name: str) -> str:
-    """The first comment of a preset."""
-    lines = preset_path(name).read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+def first_comment(path: Path) -> str:
+    """The comment that a preset begins with."""
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     return " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
 def params_have_changed() -> bool:
     """Whether params.yaml holds something that no preset does."""
-    paths = PRESETS.glob("*.yaml")
+    paths = presets().values()
     return PARAMS.exists() and not any(filecmp.cmp(PARAMS, path, shallow=False) for path in paths)
 
 
-def choose_preset(name: str) -> Path:
-    """Copy a preset over params.yaml; return its path.
-
-    Raises:
-        UserError: There is no such preset, or it is not valid.
-    """
-    path = preset_path(name)
-    load_all(path)
+def choose_preset(path: Path) -> None:
+    """Copy a preset over params.yaml."""
     with atomic_file(PARAMS) as partial:
         shutil.copyfile(path, partial)
-    return path
 
 
 def effective_yaml(path: Path) -> str:
