@@ -200,10 +200,10 @@ def test_every_key_of_a_preset_is_on_the_page(site, preset):
     assert [key for key in sorted(keys) if not re.search(rf"(?<![\w.]){key}(?![\w.])", text)] == []
 
 
-def test_values_on_the_page_are_those_of_the_presets(reference):
+def test_values_on_the_page_are_those_of_the_presets(reference, monkeypatch):
     content = {"one": {"adapt": {"power": 0.9}, "rounds": {"a": {"x": 1}, "b": {"x": 2}}}}
     content["two"] = {"adapt": {"power": 0.5}, "rounds": {}}
-    reference.PRESETS.update(one="first", two="second")
+    monkeypatch.setattr(reference, "PRESETS", {"one": "first", "two": "second"})
     assert reference.value_text(content, "adapt.power") == "first: `0.9`<br>second: `0.5`"
     assert reference.value_text(content, "rounds.<round>.x") == "first: `1, 2`"
     content["two"]["adapt"]["power"] = 0.9

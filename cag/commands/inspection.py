@@ -8,32 +8,19 @@ from typing import Any
 import click
 
 from cag.commands.terminal import json_option, print_json, print_rows
-
-
-class Point(click.ParamType):
-    """Two whole numbers, X,Y."""
-
-    name = "X,Y"
-
-    def convert(self, value, param, ctx):
-        """Return (x, y)."""
-        try:
-            x, y = (int(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no pixel; expected two whole numbers: 120,64", param, ctx)
-        return x, y
+from cag.runtime.errors import UserError
 
 
 @click.command(short_help="What is known of a target image or pixel.")
 @click.argument("image")
 @click.option("--round", "round_name", help="Name or number; the last one with pseudo-labels.")
-@click.option("--xy", type=Point(), help="A pixel of the prepared image, from 0.")
+@click.option("--xy", help="A pixel X,Y of the prepared image, from 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; inspect-IMAGE-ROUND.png.")
 @json_option
 def inspect(
     image: str,
     round_name: str | None,
-    xy: tuple[int, int] | None,
+    xy: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -52,7 +39,7 @@ def inspect(
     from cag.analysis.plots import save_png
     from cag.project import inspection
 
-    inspected = inspection.inspect(image, round_name, xy)
+    inspected = inspection.inspect(image, round_name, None if xy is None else _point(xy))
     about = inspected.description
     if out is None and not as_json:
         out = Path(f"inspect-{about['image'].replace('/', '-')}-{about['round']}.png")
@@ -63,6 +50,14 @@ def inspect(
     else:
         _print(about)
         print(f"picture: {out}")
+
+
+def _point(xy: str) -> tuple[int, int]:
+    try:
+        x, y = (int(number) for number in xy.split(","))
+    except ValueError:
+        raise UserError(f"--xy is '{xy}'; expected two whole numbers: 120,64") from None
+    return x, y
 
 
 def _print(about: dict[str, Any]) -> None:

@@ -91,9 +91,7 @@ def _print_times(statuses: list[StageStatus]) -> None:
             }
         )
     print_rows(rows)
-    versions = {
-        f"{name} {text}" for stage in ran for name, text in stage.record["versions"].items()
-    }
+    versions = {" ".join(pair) for stage in ran for pair in stage.record["versions"].items()}
     seconds = sum(stage.record["seconds"] for stage in ran)
     print(f"{len(ran)} stages, {seconds:.0f} s; {', '.join(sorted(versions))}")
 

@@ -240,7 +240,7 @@ def compare(
     exact = deepcopy(network).double()
     for name, batch in images:
         logits = network(batch).logits
-        expected = torch.stack([upsampled(one, batch.shape[2:]) for one in logits])
+        expected = torch.stack([upsampled(image, batch.shape[2:]) for image in logits])
         exported = run(batch)
         yield Comparison(
             name,
