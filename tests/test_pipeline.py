@@ -385,10 +385,6 @@ def wait_for_queue(project: Path, count: int) -> None:
 
 def test_queue_with_two_workers(copied):
     """Three thresholds, two at a time, each in a copy of the project that DVC makes."""
-    # A file may lack an option that is off; ++ sets it all the same.
-    params = read_params(copied)
-    del params["pseudo_label"]["margin"]
-    write_params(copied, params)
     queue = ("exp", "run", "--queue", "-S")
     target = "pseudo_label@round1"
     dvc(copied, *queue, "pseudo_label.quantile=0.3,0.9", target)
@@ -408,7 +404,7 @@ def test_queue_with_two_workers(copied):
         path, got = "data/rounds/round1/coverage.csv", copied.with_name(f"{name}.csv")
         dvc(copied, "get", ".", path, "--rev", name, "--out", str(got))
         table = pd.read_csv(got)
-        thresholds = tuple(params["pseudo_label"].get(key) for key in ("quantile", "margin"))
+        thresholds = tuple(params["pseudo_label"][key] for key in ("quantile", "margin"))
         coverage[thresholds] = (table["anchor"].sum() / table["nearest"].sum()).item()
     assert set(coverage) == {(0.3, None), (0.9, None), (None, 0.01)}
     assert coverage[0.3, None] == pytest.approx(0.3, abs=0.05)
@@ -436,12 +432,16 @@ def test_queue_with_two_workers(copied):
 
 def test_experiment_can_be_applied(finished, copied):
     """What a copy of the project computed replaces the workspace's parameters and results."""
-    printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", "-S", "report.images=2")
+    # A file may leave out an option that is off; ++ sets it all the same.
+    assert "labels" not in read_params(copied)["oracle"]
+    settings = ("-S", "report.images=2", "-S", "++oracle.labels=train/labels")
+    printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", *settings)
     scored = [f"evaluate_pseudo_labels@{name}" for name in ROUNDS]
     assert sorted(ran(printed)) == sorted(["index", *scored, "report"])
     assert digests(copied / "data") == digests(finished / "data")
     dvc(copied, "exp", "apply", "fewer")
     assert read_params(copied)["report"]["images"] == 2
+    assert read_params(copied)["oracle"]["labels"] == "train/labels"
     before, after = digests(finished / "data"), digests(copied / "data")
     changed = {path for path in before if before[path] != after.get(path)}
     assert "pseudo_label_evaluation/round1/samples.h5" in changed
