@@ -32,7 +32,7 @@ class Tour(click.Group):
         """Write a list of each topic; of a group, its commands."""
         for topic, commands in TOUR.items():
             with formatter.section(topic):
-                formatter.write_dl([line for one in commands for line in _lines(one)])
+                formatter.write_dl([line for command in commands for line in _lines(command)])
 
 
 def _lines(command: click.Command) -> list[tuple[str, str]]:
@@ -40,8 +40,8 @@ def _lines(command: click.Command) -> list[tuple[str, str]]:
     if not isinstance(command, click.Group):
         return [(command.name.ljust(NAMES), command.short_help)]
     return [
-        (f"{command.name} {name}".ljust(NAMES), one.short_help)
-        for name, one in command.commands.items()
+        (f"{command.name} {name}".ljust(NAMES), below.short_help)
+        for name, below in command.commands.items()
     ]
 
 

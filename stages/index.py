@@ -1,6 +1,4 @@
-"""List the raw files and the weights given: what follows reruns only when they change."""
-
-from pathlib import Path
+"""List the raw files, the given weights and the models to score, so that changes are noticed."""
 
 import click
 import pandas as pd
@@ -21,7 +19,7 @@ from cag.runtime.files import (
 from cag.runtime.program import run_stage
 
 INDEX = "data/index/{}.csv"
-EVALUATION = Path("data/evaluation")
+EVALUATED = "data/evaluation/models.csv"  # report depends on its folder, scored models or not
 
 
 def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
@@ -50,10 +48,8 @@ def warmup_index(warmup: Warmup) -> pd.DataFrame:
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/index/{source,target,weights,warmup}.csv`."""
+    """Write `data/index/{source,target,weights,warmup}.csv` and `data/evaluation/models.csv`."""
     params = load_all()
-    # `report` depends on this folder, which no stage makes when no model is evaluated.
-    EVALUATION.mkdir(parents=True, exist_ok=True)
     tables = {
         "source": domain_index("source", params.source),
         "target": domain_index("target", params.target),
@@ -63,6 +59,7 @@ def main() -> None:
     for name, table in tables.items():
         write_csv(INDEX.format(name), table)
         print(f"index: {len(table)} files of {name}")
+    write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ def project(tmp_path, monkeypatch, request):
         params = yaml.safe_load(file)
     params["target"]["class_map"] = "classes.yaml"
     params["rounds"] = dict(list(params["rounds"].items())[:2])
+    params["evaluated"] = ["round2"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (tmp_path / "classes.yaml").write_text(CLASSES)
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,24 @@ def test_presets_are_listed_with_their_first_comment(folder, capsys):
     assert "camvid_day_to_dusk" in shown and "scenes" in shown and "dusk" in shown
 
 
+@pytest.mark.parametrize("name", ["scenes", "gta5_to_cityscapes"])
+def test_effective_values_are_all_shown_and_defaults_marked(folder, name, capsys):
+    call("preset", "camvid_day_to_dusk")
+    before = (folder / "params.yaml").read_bytes()
+    capsys.readouterr()
+    call("preset", name, "--effective")
+    shown = capsys.readouterr().out
+    assert (folder / "params.yaml").read_bytes() == before
+    path = folder / "presets" / f"{name}.yaml"
+    assert yaml.safe_load(shown) == load_all(path).model_dump(mode="json")
+    # Without the marked lines, the preset's own values are left.
+    lines = [line for line in shown.splitlines() if not line.endswith("  # default")]
+    assert yaml.safe_load("\n".join(lines)) == yaml.safe_load(path.read_text())
+    assert "  class_mix: 0.0  # default" in shown
+    call("preset", "--effective")
+    assert "  class_mix: 1.0\n" in capsys.readouterr().out
+
+
 def test_unknown_preset_names_those_there_are(folder):
     with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, .*scenes"):
         call("preset", "gta")
@@ -73,7 +91,7 @@ def test_init_makes_a_project_whose_pipeline_dvc_understands(tmp_path):
         ["git", "status", "--porcelain"], cwd=goal, capture_output=True, text=True, check=True
     )
     assert "dvc.yaml" in status.stdout
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         call("init", str(goal))
 
 

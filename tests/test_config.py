@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import create_model
 
-from cag.config.base import Section, load_params
+from cag.config.adaptation import Adapt
+from cag.config.base import Section, about, load_params, validated
 from cag.config.parameters import Parameters, load_all
 from cag.datasets.labels import read_class_map
 from cag.runtime.errors import UserError
@@ -115,10 +116,63 @@ def test_there_are_presets():
 def test_values_are_the_files():
     params = load_params(sections("adapt", "source", "rounds"), path=PRESETS[0])
     content = yaml.safe_load(PRESETS[0].read_text(encoding="utf-8"))
-    assert params.adapt.model_dump(mode="json") == content["adapt"]
+    assert params.adapt.model_dump(mode="json", exclude_unset=True) == content["adapt"]
     assert params.source.model_dump(mode="json") == content["source"]
     assert {k: v.model_dump() for k, v in params.rounds.items()} == content["rounds"]
     assert list(params.model_dump()) == ["adapt", "source", "rounds"]
+
+
+OFF = {  # what a file without the key means
+    "adapt.class_mix": 0.0,
+    "adapt.batch_norm": "mixed",
+    "adapt.class_balance": 0.0,
+    "adapt.augmentation.photometric": None,
+    "adapt.augmentation.photometric.hue": 0.0,
+    "warmup.weights": None,
+    "warmup.batch_norm": "mixed",
+    "extract.target_views": {"scales": (1.0,), "gammas": (1.0,), "flip": False},
+    "extract.target_views.flip": False,
+    "anchors.min_recall": 0.0,
+    "pseudo_label.margin": None,
+    "pseudo_label.relative_margin": None,
+    "pseudo_label.quantile": None,
+    "pseudo_label.agreement": False,
+    "network.options": {},
+    "oracle.labels": None,
+}
+
+
+@pytest.mark.parametrize("key", OFF)
+def test_without_its_key_an_option_is_off(tmp_path, key):
+    content = preset()
+    content["pseudo_label"]["margin"] = 1.0 if key == "pseudo_label.relative_margin" else None
+    *outer, last = key.split(".")
+    section = content
+    for part in outer:
+        section = section[part]
+    section.pop(last, None)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    value = load_all(path).model_dump()
+    for part in key.split("."):
+        value = value[part]
+    assert value == OFF[key]
+
+
+def test_a_new_option_with_a_default_leaves_every_preset_valid():
+    class MoreAdapt(Adapt):
+        sharpening: float = about("a new option", default=0.0)
+
+    More = create_model("More", __base__=Section, adapt=(MoreAdapt, ...))
+    for path in PRESETS:
+        assert load_params(More, path).adapt.sharpening == 0.0
+
+
+def test_every_default_is_a_valid_value():
+    """A default is checked like a value of a file, as pydantic takes defaults unseen."""
+    for path in PRESETS:
+        params = load_all(path).model_dump(mode="json")
+        assert validated(Parameters, params, path).model_dump(mode="json") == params
 
 
 def test_a_section_that_is_not_asked_for_is_not_checked(tmp_path):
@@ -144,14 +198,14 @@ def test_a_missing_section_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("key", "layout"),
     [
-        ("pseudo_label.quantile", "folder"),
+        ("pseudo_label.probability", "folder"),
         ("source.folder", "folder"),
         ("source.layout", "folder"),
         ("target.val_images", "scenes"),
         ("source.folder", "gta5"),
         ("target.labels", "cityscapes"),
         ("network.normalization.mean", "folder"),
-        ("pretrain.augmentation.photometric.hue", "folder"),
+        ("pretrain.augmentation.crop", "folder"),
         ("rounds.round2.teacher", "folder"),
         ("warmup.adversarial_weight", "scenes"),  # whatever the iterations
     ],

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cag.cli import cli
-from cag.config.parameters import Parameters
+from cag.config.parameters import Parameters, load_all
 
 pytest.importorskip("mkdocs")  # the documentation's tools are development dependencies
 
@@ -195,19 +195,28 @@ def leaves(content, prefix=""):
 @pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_key_of_a_preset_is_on_the_page(site, preset):
     text = "".join(read(site / "parameters.html").text)
-    keys = set(leaves(yaml.safe_load(preset.read_text(encoding="utf-8"))))
+    keys = set(leaves(load_all(preset).model_dump(mode="json")))
     assert len(keys) > 80
     assert [key for key in sorted(keys) if not re.search(rf"(?<![\w.]){key}(?![\w.])", text)] == []
 
 
-def test_values_on_the_page_are_those_of_the_presets(reference):
+def test_values_on_the_page_are_those_of_the_presets(reference, monkeypatch):
     content = {"one": {"adapt": {"power": 0.9}, "rounds": {"a": {"x": 1}, "b": {"x": 2}}}}
     content["two"] = {"adapt": {"power": 0.5}, "rounds": {}}
-    reference.PRESETS.update(one="first", two="second")
+    monkeypatch.setattr(reference, "PRESETS", {"one": "first", "two": "second"})
     assert reference.value_text(content, "adapt.power") == "first: `0.9`<br>second: `0.5`"
     assert reference.value_text(content, "rounds.<round>.x") == "first: `1, 2`"
     content["two"]["adapt"]["power"] = 0.9
     assert reference.value_text(content, "adapt.power") == "`0.9`"
+
+
+def test_defaults_are_on_the_page_and_only_where_a_key_may_lack(reference):
+    rows = [line.split(" | ") for line in reference.parameters().splitlines()]
+    values = {row[0].strip("|` "): row[2] for row in rows if len(row) > 3}
+    assert values["adapt.class_mix"].endswith("<br>default: `0.0`")
+    assert values["extract.target_views.scales"].endswith("<br>default: `[1.0]`")
+    assert values["pseudo_label.margin"].endswith("<br>default: `null`")
+    assert "default" not in values["adapt.distance_weight"]
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,21 @@
 """The table of several seeds."""
 
-import io
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from project import ROOT
-from rich.console import Console
 
 from cag.config.parameters import load_all
 from cag.project import experiments as results
+from cag.project import repository
 
 
-def text(table):
-    console = Console(width=200, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
-
-
-def row(table, model):
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(table).splitlines()]
-    (found,) = [cells for cells in rows if cells and model in cells[0]]
+def row(rows, model):
+    (found,) = [cells for cells in map(list, map(dict.values, rows)) if model in cells[0]]
     return found
 
 
@@ -35,7 +29,7 @@ def test_spread_gain_and_share_of_the_gap_by_hand():
             "oracle": [0.40, 0.50, 0.60],
         }
     )
-    table = results.results_table(scores)
+    table = results.seed_rows(scores)
     assert row(table, "source only")[1:] == ["30.0", "10.0", "20.0", "30.0", "40.0", "", "", "60 %"]
     assert row(table, "round1")[1:] == [
         *("35.0", "9.0", "26.0", "35.0", "44.0", "+5.0", "25 %", "70 %")
@@ -44,7 +38,7 @@ def test_spread_gain_and_share_of_the_gap_by_hand():
 
 
 def test_one_seed_has_no_spread_and_no_oracle_no_gap():
-    table = results.results_table(
+    table = results.seed_rows(
         pd.DataFrame([{"variant": "", "seed": 3, "pretrain": 0.5, "round1": 0.4}])
     )
     assert row(table, "round1")[1:] == ["40.0", "", "40.0", "-10.0", "", ""]
@@ -61,12 +55,12 @@ def test_grid_has_a_row_for_each_variant_by_hand():
             "round2": [None, None, 0.40, 0.60],
         }
     )
-    table = results.grid_table(scores)
+    table = results.grid_rows(scores)
     assert row(table, "plain")[1:] == ["25.0 ± 7.1", "", "30.5 ± 6.4", "", "+5.5"]
     assert row(table, "aligned")[1:] == [
         *("25.0 ± 7.1", "30.0 ± 8.5", "40.0 ± 14.1", "50.0 ± 14.1", "+25.0")
     ]
-    assert row(results.grid_table(scores.query("seed == 1")), "plain")[1:] == [
+    assert row(results.grid_rows(scores.query("seed == 1")), "plain")[1:] == [
         *("30.0", "", "35.0", "", "+5.0")
     ]
 
@@ -117,7 +111,7 @@ def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
         path = tmp_path / f"data/evaluation/{model}/metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(f'{{"miou": {score}}}')
-    assert row(results.workspace_table(), "round1")[1:] == ["30.0", "+nan"]
+    assert row(results.workspace_rows(), "round1")[1:] == ["30.0", "+nan"]
     assert results.workspace_scores()["pretrain"] is None
 
 
@@ -127,7 +121,7 @@ def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypa
         path = tmp_path / "data/evaluation" / model / "metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"miou": miou}))
-    assert row(results.workspace_table(), "round1")[1:] == ["30.1", "+5.1"]
+    assert row(results.workspace_rows(), "round1")[1:] == ["30.1", "+5.1"]
 
 
 def test_missing_workers_are_started_and_all_failures_awaited(monkeypatch):
@@ -140,8 +134,8 @@ def test_missing_workers_are_started_and_all_failures_awaited(monkeypatch):
         ]
     )
     started = []
-    monkeypatch.setattr(results, "_queue", lambda: next(seen))
-    monkeypatch.setattr(results, "_start_workers", started.append)
+    monkeypatch.setattr(results, "queue", lambda: next(seen))
+    monkeypatch.setattr(results, "start_workers", lambda jobs, _: started.append(jobs))
     monkeypatch.setattr(results, "POLL_SECONDS", 0)
     with pytest.raises(results.UserError, match="1 of 3 experiments failed; `dvc queue logs a`"):
         results._work(["a", "b", "c"], jobs=2)
@@ -156,11 +150,26 @@ def test_queue_is_read_from_dvc(monkeypatch):
         "dad2588  seed1-b2  10:53 PM   Queued\n\n"
         "Worker status: 1 active, 1 idle\n"
     )
-    monkeypatch.setattr(results, "_dvc", lambda *_: said)
-    assert results._queue() == ({"seed0-a1": "Running", "seed1-b2": "Queued"}, 2)
+    monkeypatch.setattr(repository, "command", lambda *_: said)
+    assert repository.queue() == ({"seed0-a1": "Running", "seed1-b2": "Queued"}, 2)
+
+
+def test_dvc_is_asked_in_one_module_alone():
+    asks = re.compile(r"^\s*(from|import) dvc\b|\"dvc\"", re.MULTILINE)
+    modules = [path for path in (ROOT / "cag").rglob("*.py") if asks.search(path.read_text())]
+    assert modules == [Path(repository.__file__)]
+
+
+def test_lost_scores_of_an_experiment_are_one_line(monkeypatch):
+    texts = {"params.yaml": "evaluated: [pretrain]", "data/evaluation/pretrain/metrics.json": None}
+    monkeypatch.setattr(results, "reader", lambda _: texts.get)
+    with pytest.raises(results.UserError, match="experiment seed0-a1: DVC's cache has lost its"):
+        results._scores("seed0-a1")
+    texts["data/evaluation/pretrain/metrics.json"] = '{"miou": 0.5}'
+    assert results._scores("seed0-a1") == {"pretrain": 0.5}
 
 
 def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(results.UserError, match="`dvc exp show` failed: .*"):
-        results._dvc("exp", "show")
+        repository.command("exp", "show")

@@ -75,6 +75,8 @@ def test_index_lists_nothing_of_scenes(finished):
         assert table.empty
     for given in ("weights", "warmup"):
         assert pd.read_csv(finished / f"data/index/{given}.csv").empty
+    scored = pd.read_csv(finished / "data/evaluation/models.csv")
+    assert scored["model"].tolist() == list(EVALUATED)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +388,7 @@ def test_queue_with_two_workers(copied):
     queue = ("exp", "run", "--queue", "-S")
     target = "pseudo_label@round1"
     dvc(copied, *queue, "pseudo_label.quantile=0.3,0.9", target)
-    margin = ("pseudo_label.quantile=null", "-S", "pseudo_label.margin=0.01")
+    margin = ("pseudo_label.quantile=null", "-S", "++pseudo_label.margin=0.01")
     dvc(copied, *queue, *margin, target)
     before = digests(copied / "data")
     dvc(copied, "queue", "start", "--jobs", "2")
@@ -418,6 +420,9 @@ def test_queue_with_two_workers(copied):
     for row in rows[1:]:
         thresholds = (row["pseudo_label.quantile"], row["pseudo_label.margin"])
         assert row["round1.coverage.anchor"] == pytest.approx(coverage[thresholds])
+        # The copies that DVC made are gone; the records of the stages that ran there are not.
+        assert row["seconds"] > 0
+        assert row["stages"].split() == ["index", "pseudo_label@round1"]
         # What these experiments did not run is no result of theirs.
         assert (row["round2.coverage.anchor"], row["round2.miou"]) == (None, None)
     scores = json.loads((copied / "data/evaluation/round2/metrics.json").read_text())
@@ -427,12 +432,16 @@ def test_queue_with_two_workers(copied):
 
 def test_experiment_can_be_applied(finished, copied):
     """What a copy of the project computed replaces the workspace's parameters and results."""
-    printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", "-S", "report.images=2")
+    # A file may leave out an option that is off; ++ sets it all the same.
+    assert "labels" not in read_params(copied)["oracle"]
+    settings = ("-S", "report.images=2", "-S", "++oracle.labels=train/labels")
+    printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", *settings)
     scored = [f"evaluate_pseudo_labels@{name}" for name in ROUNDS]
     assert sorted(ran(printed)) == sorted(["index", *scored, "report"])
     assert digests(copied / "data") == digests(finished / "data")
     dvc(copied, "exp", "apply", "fewer")
     assert read_params(copied)["report"]["images"] == 2
+    assert read_params(copied)["oracle"]["labels"] == "train/labels"
     before, after = digests(finished / "data"), digests(copied / "data")
     changed = {path for path in before if before[path] != after.get(path)}
     assert "pseudo_label_evaluation/round1/samples.h5" in changed

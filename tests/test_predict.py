@@ -9,10 +9,10 @@ from PIL import Image
 from raw import raw_png
 
 from cag import cli
-from cag.commands.predict import list_images
 from cag.config.networks import Network, Normalization
 from cag.datasets.images import colorize, read_image, read_label
 from cag.datasets.labels import LabelSpace
+from cag.deploy.image_files import list_images
 from cag.deploy.segmenter import Segmenter
 from cag.networks import build, save_model
 from cag.runtime.errors import UserError

@@ -76,6 +76,22 @@ def test_a_stage_that_succeeds_leaves_a_record(tmp_path, monkeypatch):
     assert record["processes"] == 1 and "cores" in record["device"]
 
 
+def test_a_stage_of_an_experiment_leaves_its_record_in_the_project(tmp_path, monkeypatch):
+    copy = tmp_path / ".dvc/tmp/exps/tmpab12"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_EXP_NAME", "urban-sign")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc123")
+    monkeypatch.setattr("sys.argv", ["stages/index.py"])
+    run_stage(command(lambda: None))
+    record = json.loads((tmp_path / RECORDS / "urban-sign/index.json").read_text())
+    assert (record["stage"], record["commit"]) == ("index", "abc123")
+    assert not (tmp_path / RECORDS / "index.json").exists()  # the workspace's own run
+    monkeypatch.chdir(tmp_path)  # an experiment in the workspace is both
+    run_stage(command(lambda: None))
+    assert (tmp_path / RECORDS / "index.json").exists()
+
+
 def test_no_record_of_what_did_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):

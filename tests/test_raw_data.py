@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 from raw import label, picture, raw_data, raw_png, write_cityscapes, write_gta5, write_synthia
 
-import cag.commands.project
 import cag.project.raw_data
 from cag import cli
 from cag.config.parameters import load_all
@@ -131,7 +130,7 @@ def project(tmp_path, monkeypatch):
     counts = {**COMPLETE, ("cityscapes", "train"): 3, ("cityscapes", "val"): 2}
     counts |= {("gta5", "train"): 4, ("synthia", "train"): 3}
     monkeypatch.setattr(cag.project.raw_data, "COMPLETE", counts)
-    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(cag.project.raw_data, "free_bytes", lambda _: 10**9)
 
     def choose(name):
         params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text())
@@ -205,7 +204,7 @@ def test_broken_data_end_with_status_1_and_a_list(project, capsys, monkeypatch):
     every_class(raw / "synthia/GT/LABELS/0000000.png", range(24), "synthia")
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(raw / "synthia/GT/LABELS/0000001.png")
     shutil.rmtree(raw / "cityscapes/gtFine/val")
-    monkeypatch.setattr(cag.commands.project, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(cag.project.raw_data, "free_bytes", lambda _: 10)
     monkeypatch.setattr("sys.argv", ["cag", "data", "check"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()

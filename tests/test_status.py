@@ -32,9 +32,9 @@ def test_after_a_run_all_is_fresh_and_recorded(project):
     statuses = pipeline_status(project)
     assert {one.state for one in statuses} == {"fresh"}
     by_name = {one.stage: one for one in statuses}
-    assert by_name["extract@round1"].images_per_second > 0
-    assert by_name["anchors@round1"].images_per_second is None
-    assert [one for one in statuses if not (one.started and one.seconds > 0)] == []
+    assert by_name["extract@round1"].record["images_per_second"] > 0
+    assert by_name["anchors@round1"].record["images_per_second"] is None
+    assert [one for one in statuses if not (one.record["started"] and one.record["seconds"])] == []
     folder = project / "data/models"
     assert by_name["pretrain"].bytes == sum(
         path.stat().st_size
@@ -74,7 +74,28 @@ def test_command_prints_a_table_or_json(copy, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "extract@round1" in shown and "all fresh" in shown
     cli.cli.main(["status", "--json"], standalone_mode=False)
-    assert {one["state"] for one in json.loads(capsys.readouterr().out)} == {"fresh"}
+    stages = json.loads(capsys.readouterr().out)
+    assert {one["state"] for one in stages} == {"fresh"}
+    extract = next(one for one in stages if one["stage"] == "extract@round1")
+    assert extract["images"] > 0 and 0 <= extract["waiting_share"] < 1
+    assert "cores" in extract["device"] and extract["processes"] == 1
+    assert set(extract["versions"]) == {"cag", "python", "torch"}
+
+
+def test_times_are_listed_in_the_order_of_the_run(copy, monkeypatch, capsys):
+    monkeypatch.chdir(copy)
+    cli.cli.main(["status", "--times"], standalone_mode=False)
+    heads, *lines, versions = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["stage", "ran", "took", "images/s", "images", "waiting"] + [
+        *("processes", "device")
+    ]
+    names = [line.split()[0] for line in lines]
+    assert names[0] == "index" and names[-1] == "report" and len(names) == len(set(names)) > 10
+    assert names.index("adapt@round1") < names.index("extract@round2")
+    assert "torch 2" in versions
+    shutil.rmtree(copy / ".scratch/runs")
+    with pytest.raises(UserError, match="no stage has run in this folder"):
+        cli.cli.main(["status", "--times"], standalone_mode=False)
 
 
 def test_outside_a_project_one_line_says_so(tmp_path):

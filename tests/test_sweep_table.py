@@ -1,13 +1,15 @@
 """Experiments side by side: what differs, what is theirs, what it took."""
 
-import io
+import json
 
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
+from project import ROOT
 
+from cag.project import repository
 from cag.project import sweep_table as sweeps
+from cag.project.repository import Experiment
 from cag.runtime.errors import UserError
 
 
@@ -69,15 +71,15 @@ def experiment(name, state, margin, **data):
 
 
 def test_experiments_of_every_state_are_named(monkeypatch):
-    monkeypatch.setattr(sweeps, "_results", lambda *_: ({"round1.miou": 0.25}, None))
+    monkeypatch.setattr(sweeps, "_results", lambda *_: ({"round1.miou": 0.25}, set()))
     failed = experiment("bad", "failed", 3)
     failed["revs"][0]["data"] = None
-    found = [
+    shown = [
         {"data": experiment("", None, 1)["revs"][0]["data"], "experiments": None},
         {"data": {}, "experiments": [experiment("good", "success", 2), failed]},
         {"data": {}, "experiments": [experiment(None, "queued", 4)]},
     ]
-    rows = [sweeps._row(*one) for one in sweeps._experiments(found)]
+    rows = [sweeps._row(one) for one in repository._experiments(shown)]
     assert [(row["experiment"], row["state"]) for row in rows] == [
         *(("workspace", "finished"), ("good", "finished")),
         *(("bad", "failed"), ("abc1234", "queued")),
@@ -88,20 +90,56 @@ def test_experiments_of_every_state_are_named(monkeypatch):
 
 def test_without_a_commit_one_line_says_so():
     with pytest.raises(UserError, match="no commit yet"):
-        list(sweeps._experiments([]))
+        list(repository._experiments([]))
 
 
-def test_what_the_cache_has_lost_is_not_known():
+def test_what_the_cache_has_lost_is_not_known(monkeypatch):
     class Files:
         def read_text(self, path, encoding):
-            if path != sweeps.LOCK:
+            if path != repository.LOCK:
                 raise FileNotFoundError(path)
             return yaml.safe_dump({"stages": {"pseudo_label@round1": stage(), "report": stage()}})
 
-    assert sweeps._read(Files(), sweeps.TIMES) is None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dvc.api.DVCFileSystem", lambda **_: Files())
-        assert sweeps._results(None, {"rounds": {"round1": {}}}, {}) == ({}, None)
+    monkeypatch.setattr("dvc.api.DVCFileSystem", lambda **_: Files())
+    assert repository.reader(None)(repository.METRICS) is None
+    lost = Experiment("lost", "finished", params={"rounds": {"round1": {}}})
+    assert sweeps._results(lost) == ({}, {"pseudo_label@round1", "report"})
+
+
+def write_record(folder, stage, minute, seconds, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    started = f"2024-05-01T10:{minute:02}:00+00:00"
+    record = {"stage": stage, "started": started, "seconds": seconds, **more}
+    (folder / f"{stage}.json").write_text(json.dumps(record))
+
+
+def test_times_are_those_of_the_records_of_an_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / ".scratch/runs"
+    write_record(runs / "mine", "adapt@round1", 2, 30.0, commit="c1")
+    write_record(runs / "mine", "index", 1, 1.0, commit="c1")
+    write_record(runs / "mine", "pretrain", 0, 9.0, commit="c1")  # of an earlier attempt
+    write_record(runs / "mine", "report", 3, 5.0, commit="c1")  # whose inputs have changed since
+    write_record(runs, "index", 5, 2.0)
+    fresh = {"index", "pretrain", "adapt@round1"}
+    monkeypatch.setattr(sweeps, "_results", lambda _: ({}, fresh))
+    mine = Experiment("mine", "finished", "c1", "r1", {"seed": 0})
+    row = sweeps._row(mine)
+    assert (row["seconds"], row["stages"]) == (31.0, "index adapt@round1")
+    workspace = sweeps._row(mine._replace(name="workspace", commit=None))
+    assert (workspace["seconds"], workspace["stages"]) == (2.0, "index")
+    for unknown in (mine._replace(commit="c2"), mine._replace(name="other")):
+        assert sweeps._row(unknown)["seconds"] is None
+    fresh.discard("index")  # the parameters have changed, and nothing has run since
+    assert sweeps._row(mine)["seconds"] is None
+
+
+def test_an_option_that_is_left_out_has_its_default(monkeypatch):
+    given = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
+    other = {**given, "adapt": {**given["adapt"], "class_mix": 0.5}}
+    rows = [sweeps._row(Experiment("a", "queued", params=params)) for params in (given, other)]
+    assert sweeps._changed([row["params"] for row in rows]) == ["adapt.class_mix"]
+    assert [row["params"]["adapt.class_mix"] for row in rows] == [0.0, 0.5]
 
 
 def table():
@@ -138,11 +176,14 @@ def test_points_are_finished_sorted_and_grouped_by_what_else_differs():
 
 
 def test_terminal_table_by_hand():
-    console = Console(width=200, file=io.StringIO())
-    console.print(sweeps.terminal_table(table()))
-    lines = console.file.getvalue().splitlines()
-    (cells,) = [line.split("│")[1:-1] for line in lines if "│ b " in line]
-    assert [cell.strip() for cell in cells] == [
-        *("b", "finished", "sgd", "80", "2", "40.0", "21.0", "1.5", "2")
-    ]
-    assert sum("failed" in line for line in lines) == 1
+    title, rows = sweeps.terminal_rows(table())
+    assert title == "coverage and precision: round1's pseudo-labels; all in %"
+    (cells,) = [list(row.values()) for row in rows if row["experiment"] == "b"]
+    assert cells == ["b", "finished", "sgd", "80", "2", "40.0", "21.0", "1.5", "2"]
+    assert [row["state"] for row in rows].count("failed") == 1
+
+
+def test_parameters_of_the_same_name_have_columns_of_their_own():
+    twice = table().rename(columns={"optimizer": "pretrain.iterations"})
+    heads = list(sweeps.terminal_rows(twice)[1][0])
+    assert heads[2:5] == ["pretrain.iterations", "adapt.iterations", "margin"]

@@ -1,22 +1,42 @@
 """Tables of the commands show names as they are."""
 
+import json
 from pathlib import Path
 
-from rich.table import Table
+import numpy as np
 
 from cag import commands
-from cag.commands.terminal import print_table
+from cag.commands.terminal import print_json, print_rows
 
 
 def test_names_are_text_whatever_they_spell(capsys):
     names = ["[red]car[/red]", "a [/b]", ":car: [1]"]
-    table = Table("class", box=None)
-    for name in names:
-        table.add_row(name)
-    print_table(table)
+    print_rows([{"class": name} for name in names])
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == names
 
 
+def test_numbers_stand_to_the_right_and_text_to_the_left(capsys):
+    rows = [
+        {"name": "a", "share": "9.5 %", "left_out": 3, "note": ""},
+        {"name": "long", "share": "10.5 %", "left_out": None, "note": True},
+    ]
+    print_rows(rows, "title")
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.strip() == "title"
+    assert [line.rstrip() for line in lines] == [
+        " name   share  left_out  note",
+        " a      9.5 %         3",
+        " long  10.5 %            yes",
+    ]
+    print_rows([])
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    print_json({"a": float("nan"), "b": np.arange(2), "c": ("é",)})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"a": None, "b": [0, 1], "c": ["é"]} and "é" in printed
+
+
 def test_there_is_one_way_to_print_a_table():
-    modules = Path(commands.__file__).parent.glob("*.py")
-    assert [path.name for path in modules if "Console(" in path.read_text()] == ["terminal.py"]
+    modules = Path(commands.__file__).parent.parent.rglob("*.py")
+    assert [path.name for path in modules if "Table(" in path.read_text()] == ["terminal.py"]

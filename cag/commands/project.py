@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import filecmp
-import json
-import shutil
-import subprocess
 import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
-from cag.commands.template import PACKAGES, template
-from cag.commands.terminal import print_table
+from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
 from cag.config.parameters import load_all
-from cag.datasets.labels import read_class_map
-from cag.datasets.prepared import class_difference
+from cag.project import template
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file, data_root, free_bytes, inside, used_bytes
 
 if TYPE_CHECKING:
     from cag.project.raw_data import SplitCheck
 
-PRESETS = Path("presets")
-PARAMS = Path("params.yaml")
-PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
-DOMAINS = ("source", "target")
 SHOWN_VALUES, SHOWN_PROBLEMS = 60, 30
-TEMPLATE = (
-    "dvc.yaml",
-    "params.yaml",
-    ".dvcignore",
-    ".gitignore",
-    ".dvc/config",
-    ".dvc/.gitignore",
-    "presets",
-    "classes",
-    "data/README.md",
-)
 
 
 @click.command(short_help="Start a project of your own.")
@@ -52,20 +28,7 @@ def init(folder: Path) -> None:
     Example:
       cag init my-cameras && cd my-cameras && git add . && git commit -m "New project"
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; name a new folder")
-    files = template()
-    skip = shutil.ignore_patterns("__pycache__")
-    for name in TEMPLATE:
-        source, goal = files / name, folder / name
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, goal, ignore=skip)
-        else:
-            shutil.copyfile(source, goal)
-    for package in ("cag", "stages"):
-        shutil.copytree(PACKAGES / package, folder / package, ignore=skip)
-    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    template.start_project(folder)
     print(f"{folder}: commit it, then `cag preset` and `dvc repro`")
 
 
@@ -73,46 +36,50 @@ def init(folder: Path) -> None:
 @click.argument(
     "name",
     required=False,
-    shell_complete=lambda context, parameter, begun: [
-        path.stem for path in sorted(PRESETS.glob(f"{begun}*.yaml"))
-    ],
+    shell_complete=lambda context, parameter, begun: list(template.presets(begun)),
 )
 @click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
-def preset(name: str | None, force: bool) -> None:
+@click.option(
+    "--effective",
+    is_flag=True,
+    help="Change nothing; print all values of NAME, or of params.yaml, with the defaults.",
+)
+def preset(name: str | None, force: bool, effective: bool) -> None:
     """Copy presets/NAME.yaml over params.yaml; without NAME, list the presets.
 
+    A preset leaves out options that are off by default; --effective shows them, marked by a
+    comment. To set such an option for an experiment, put ++ before its name, as DVC otherwise
+    changes only keys that params.yaml has.
+
     \b
-    Example:
+    Examples:
       cag preset camvid_day_to_dusk
+      cag preset --effective
+      dvc exp run -S '++adapt.class_mix=0.5'
     """
-    available = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    available = template.presets()
     if not available:
-        raise UserError(f"{PRESETS}: no presets here; run this in the project's folder")
-    if name is None:
-        _list_presets(available)
-        return
-    if name not in available:
+        raise UserError(f"{template.PRESETS}: no presets here; run this in the project's folder")
+    if name is not None and name not in available:
         raise UserError(f"no preset '{name}'; there are {', '.join(available)}")
-    load_all(available[name])
-    changed = PARAMS.exists() and not any(
-        filecmp.cmp(PARAMS, path, shallow=False) for path in available.values()
-    )
-    if changed and not force:
+    if effective:
+        print(template.effective_yaml(template.PARAMS if name is None else available[name]))
+    elif name is None:
+        abouts = {name: template.first_comment(path) for name, path in available.items()}
+        print_rows([{"preset": name, "what it is": about} for name, about in abouts.items()])
+    else:
+        _choose(available[name], force)
+
+
+def _choose(path: Path, force: bool) -> None:
+    load_all(path)
+    if template.params_have_changed() and not force:
+        changes = f"{template.PARAMS} has changes that no preset holds"
         if not sys.stdin.isatty():
-            raise UserError(f"{PARAMS} has changes that no preset holds; --force overwrites it")
-        click.confirm(f"{PARAMS} has changes that no preset holds; overwrite it?", abort=True)
-    with atomic_file(PARAMS) as partial:
-        shutil.copyfile(available[name], partial)
-    print(f"{PARAMS} is now {available[name]}; `dvc repro` runs it")
-
-
-def _list_presets(available: dict[str, Path]) -> None:
-    table = Table("preset", "what it is", box=None)
-    for name, path in available.items():
-        comment = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        lines = [line.removeprefix("# ") for line in comment if line.startswith("# ")]
-        table.add_row(name, " ".join(lines))
-    print_table(table)
+            raise UserError(f"{changes}; --force overwrites it")
+        click.confirm(f"{changes}; overwrite it?", abort=True)
+    template.choose_preset(path)
+    print(f"{template.PARAMS} is now {path}; `dvc repro` runs it")
 
 
 @click.command(short_help="Write built-in scenes as raw data to look at.")
@@ -128,11 +95,11 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
     Example:
       cag scenes my-scenes --images 4
     """
+    from cag.runtime.files import require_new
     from cag.runtime.progress import progress
     from cag.scenes import write_dataset
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; name a new folder")
+    require_new(folder)
     with progress("render scenes", 2 * images, "images") as advance:
         for look in ("source", "target"):
             for index in range(images):
@@ -151,7 +118,7 @@ def data() -> None:
 @click.option(
     "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON, for scripts.")
+@json_option
 def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or else both.
 
@@ -164,83 +131,39 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
       cag preset gta5_to_cityscapes && cag data check source
       cag data check --json > found.json
     """
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        found = _check(name, partial)
-        problems = found["problems"]
-        if not as_json:
-            for problem in problems[:SHOWN_PROBLEMS]:
-                print(f"wrong: {problem}")
+    from cag.project.raw_data import check_data
+
+    with stdout_for_json(as_json):
+        params = load_all()
+        found = check_data(params, name, partial, _print_domain)
+        prepare, extract, free = (count / 1e9 for count in found["disk_bytes"].values())
+        print(
+            f"disk: prepare {prepare:.1f} GB, extract {extract:.1f} GB in {len(params.rounds)} "
+            f"rounds; free {free:.1f} GB"
+        )
+    problems = found["problems"]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
+    else:
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"wrong: {problem}")
     if problems:
         more = f", {SHOWN_PROBLEMS} of them" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
 
 
-def _check(name: str | None, partial: bool) -> dict:
-    """Check the domains and print what they have; all that was found, as for JSON."""
-    from cag.project.raw_data import Disk, check_domain, disk_needed, feature_form, rendered
-
-    params = load_all()
-    class_maps = {key: read_class_map(Path(getattr(params, key).class_map)) for key in DOMAINS}
-    spaces = [class_map.label_space for class_map in class_maps.values()]
-    problems = []
-    if spaces[0].names != spaces[1].names:
-        problems.append(class_difference(*(space.names for space in spaces)))
-    form = feature_form(params.network, spaces[0].num_classes)
-    disk, domains = {}, {}
-    for domain in DOMAINS if name is None else [name]:
-        config, class_map = getattr(params, domain), class_maps[domain]
-        if config.layout == "scenes":
-            where, found = "rendered by prepare", rendered(config)
-        else:
-            where = inside(data_root(), config.folder)
-            found = check_domain(domain, config, where, class_map, partial)
-        _print_check(domain, f"{config.layout}, {where}", found)
-        problems += [problem for one in found for problem in one.problems]
-        domains[domain] = [_plain(one) for one in found]
-        disk[domain] = disk_needed(domain, config, found, params, spaces[0].num_classes, form)
-    needed = Disk(*(sum(parts) for parts in zip(*disk.values(), strict=True)))
-    there = sum(used_bytes(PREPARED / domain) for domain in disk) + used_bytes(FEATURES)
-    free = free_bytes(PREPARED) + there
-    print(
-        f"disk: prepare {needed.prepare / 1e9:.1f} GB, extract {needed.extract / 1e9:.1f} GB in "
-        f"{len(params.rounds)} rounds; free {free / 1e9:.1f} GB"
-    )
-    if sum(needed) > free:
-        problems.append(
-            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
-            "or take fewer rounds or a smaller size"
-        )
-    return {
-        "domains": domains,
-        "disk_bytes": {**needed._asdict(), "free": free},
-        "problems": problems,
-    }
-
-
-def _plain(one: SplitCheck) -> dict:
-    values = None if one.values is None else one.values.drop(columns="label").to_dict("records")
-    fields = {key: getattr(one, key) for key in ("split", "images", "left_out", "size", "absent")}
-    return fields | {"values": values}
-
-
-def _print_check(domain: str, what: str, found: list) -> None:
-    print(f"{domain}: {what}")
-    for one in found:
-        left_out = f", {one.left_out} left out (label of another size)" if one.left_out else ""
-        print(f"  {one.split}: {one.images} images{left_out}")
-        if one.values is None:
+def _print_domain(title: str, splits: list[SplitCheck]) -> None:
+    print(title)
+    for split in splits:
+        left_out = f", {split.left_out} left out (label of another size)" if split.left_out else ""
+        print(f"  {split.split}: {split.images} images{left_out}")
+        if split.values is None:
             continue
-        table = Table("label value", "class", box=None)
-        for column in ("pixels, %", "images"):
-            table.add_column(column, justify="right")
-        total = one.values["pixels"].sum()
-        for row in one.values.head(SHOWN_VALUES).itertuples():
-            share = f"{100 * row.pixels / total:.3f}"
-            table.add_row(str(row.value), row[2], share, str(row.images))
-        print_table(table)
-        if len(one.values) > SHOWN_VALUES:
-            print(f"  and {len(one.values) - SHOWN_VALUES} more label values")
-        if one.absent:
-            print(f"  never: {', '.join(one.absent)}")
+        table = split.values.rename(columns={"value": "label value"}).drop(columns="label")
+        share = 100 * table.pop("pixels") / split.values["pixels"].sum()
+        table.insert(2, "pixels, %", share.map("{:.3f}".format))
+        print_rows(table.head(SHOWN_VALUES).to_dict("records"))
+        if len(table) > SHOWN_VALUES:
+            print(f"  and {len(table) - SHOWN_VALUES} more label values")
+        if split.absent:
+            print(f"  never: {', '.join(split.absent)}")

@@ -1,67 +1,118 @@
-"""Commands after and around runs: scores, seeds."""
+"""Commands after and around runs: states, scores, seeds."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cag.commands.terminal import print_table
-from cag.config.parameters import load_all
+from cag.commands.terminal import json_option, print_json, print_rows
 from cag.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from cag.project.status import StageStatus
+
 RESULTS = Path("data/results")
+COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
+SUMMARY = """\
+pseudo-labels data/rounds/<round>/pseudo_labels/
+panels        data/evaluation/<model>/panels.png
+plots, report data/report/index.html"""
 
 
-@click.command(short_help="Which stages are fresh, stale or missing.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts: one object a stage, in a list.")
-def status(as_json: bool) -> None:
+@click.command(short_help="Which stages are fresh, stale or missing; their times.")
+@click.option("--times", is_flag=True, help="All that is recorded of the last runs, in order.")
+@json_option
+def status(times: bool, as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
     Stale: `dvc repro` will run it, or fetch its outputs from DVC's cache, as something that it
-    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder.
+    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder; what
+    came out of a cache did not run. --json prints all, also what --times adds.
 
     \b
     Examples:
       cag status
+      cag status --times
       cag status --json | jq -r '.[] | select(.state != "fresh").stage'
     """
-    from cag.project.status import FRESH, pipeline_status, status_table
+    from cag.project.status import FRESH, pipeline_status
 
     statuses = pipeline_status()
     if as_json:
-        print(json.dumps([asdict(one) for one in statuses], indent=2))
-        return
-    print_table(status_table(statuses))
-    behind = sum(one.state != FRESH for one in statuses)
-    size = sum(one.bytes for one in statuses) / 1e9
-    rest = f"{behind} not fresh: `dvc repro` sees to them" if behind else "all fresh"
-    print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
+        print_json([stage.plain() for stage in statuses])
+    elif times:
+        _print_times(statuses)
+    else:
+        print_rows([_state_row(stage) for stage in statuses], styles=COLOURS)
+        behind = sum(stage.state != FRESH for stage in statuses)
+        size = sum(stage.bytes for stage in statuses) / 1e9
+        rest = f"{behind} not fresh: `dvc repro` sees to them" if behind else "all fresh"
+        print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
+
+
+def _state_row(stage: StageStatus) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "state": stage.state,
+        **_times(stage),
+        "size": f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else "",
+        "why": stage.why,
+    }
+
+
+def _times(stage: StageStatus) -> dict[str, Any]:
+    started, seconds = (stage.record.get(key) for key in ("started", "seconds"))
+    return {
+        "ran": "" if started is None else started[:16].replace("T", " "),
+        "took": "" if seconds is None else f"{seconds:.1f} s",
+        "images/s": stage.record.get("images_per_second"),
+    }
+
+
+def _print_times(statuses: list[StageStatus]) -> None:
+    ran = [stage for stage in statuses if stage.record]
+    if not ran:
+        raise UserError("no stage has run in this folder; `dvc repro` runs them")
+    ran.sort(key=lambda stage: datetime.fromisoformat(stage.record["started"]))
+    rows = []
+    for stage in ran:
+        record = stage.record
+        share = record["waiting_share"]
+        rows.append(
+            {
+                "stage": stage.stage,
+                **_times(stage),
+                "images": record["images"],
+                "waiting": "" if share is None else f"{share:.0%}",
+                "processes": record["processes"],
+                "device": record["device"],
+            }
+        )
+    print_rows(rows)
+    versions = {" ".join(pair) for stage in ran for pair in stage.record["versions"].items()}
+    seconds = sum(stage.record["seconds"] for stage in ran)
+    print(f"{len(ran)} stages, {seconds:.0f} s; {', '.join(sorted(versions))}")
 
 
 @click.command(short_help="The scores of the last run.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts: model -> mIoU, 0 to 1.")
+@json_option
 def summary(as_json: bool) -> None:
-    """Print the scores of the last `dvc repro`, and where to look.
+    """Print the scores of the last `dvc repro`, and where to look; as JSON mIoU from 0 to 1.
 
     \b
     Example:
       cag summary
     """
-    from cag.project.experiments import workspace_scores, workspace_table
+    from cag.project.experiments import TITLE, workspace_rows, workspace_scores
 
     if as_json:
-        print(json.dumps(workspace_scores(), indent=2))
-        return
-    print_table(workspace_table())
-    for what, where in (
-        ("pseudo-labels", "data/rounds/<round>/pseudo_labels/"),
-        ("panels", "data/evaluation/<model>/panels.png"),
-        ("plots, report", "data/report/index.html"),
-    ):
-        print(f"{what:<14}{where}")
+        print_json(workspace_scores())
+    else:
+        print_rows(workspace_rows(), TITLE)
+        print(SUMMARY)
 
 
 @click.command(short_help="Several seeds, the oracle, grids of variants.")
@@ -92,8 +143,10 @@ def results(
       cag results --seeds 0,1,2,3,4 -S network.encoder_weights=null --jobs 2
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
-    from cag.project.experiments import grid_table, read_grid, results_table, run_experiments
+    from cag.config.parameters import load_all
+    from cag.project.experiments import TITLE, grid_rows, read_grid, run_experiments, seed_rows
     from cag.report.seeds import write_seeds
+    from cag.runtime.files import write_csv
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -104,10 +157,8 @@ def results(
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
     if out is not None:
-        from cag.runtime.files import write_csv
-
         write_csv(out, scores)
-    print_table(results_table(scores) if grid is None else grid_table(scores))
+    print_rows(seed_rows(scores) if grid is None else grid_rows(scores), TITLE)
     if grid is None:
         changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
         write_seeds(scores.drop(columns="variant"), changed, RESULTS)

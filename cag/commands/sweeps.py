@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from cag.commands.terminal import print_table
-from cag.runtime.files import write_csv
+from cag.commands.terminal import json_option, print_json, print_rows
 
 
 @click.group()
@@ -16,19 +15,20 @@ def sweep() -> None:
 
 
 @sweep.command(short_help="Compare experiments with other thresholds.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, all rounds.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Write CSV, all rounds.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the scores against --x as PNG.")
 @click.option("--x", help="Parameter to draw against; the first threshold that differs.")
 @click.option("--all-commits", is_flag=True, help="Experiments of earlier commits, too.")
+@json_option
 def show(
-    as_json: bool, csv: Path | None, plot: Path | None, x: str | None, all_commits: bool
+    csv: Path | None, plot: Path | None, x: str | None, all_commits: bool, as_json: bool
 ) -> None:
     """Print what each of DVC's experiments changed and what came of it.
 
     The parameters that differ, the share of the target pixels that each rule labels, the precision
     of the labels where there are labelled validation images, the mIoU of each model, and how long
-    it took. The first row is the workspace. Queued and failed experiments are named.
+    it took here. The first row is the workspace. Queued and failed experiments are named. The
+    table shows the last round's labels, --json and --csv those of all rounds.
 
     \b
     Example:
@@ -36,18 +36,21 @@ def show(
       dvc queue start --jobs 2
       cag sweep show --plot margins.png
     """
-    from cag.project.sweep_table import sweep_table, swept_parameter, swept_points, terminal_table
+    from cag.project import sweep_table as sweeps
 
-    table = sweep_table(all_commits)
+    table = sweeps.sweep_table(all_commits)
     if csv is not None:
+        from cag.runtime.files import write_csv
+
         write_csv(csv, table)
     if plot is not None:
         from cag.analysis import plots
 
-        parameter = swept_parameter(table, x)
-        figure = plots.sweep_figure(swept_points(table, parameter), parameter)
+        parameter = sweeps.swept_parameter(table, x)
+        figure = plots.sweep_figure(sweeps.swept_points(table, parameter), parameter)
         plots.save_png(figure, plot)
     if as_json:
-        print(table.to_json(orient="records", indent=2))
+        print_json(table.to_dict("records"))
     else:
-        print_table(terminal_table(table))
+        title, rows = sweeps.terminal_rows(table)
+        print_rows(rows, title)

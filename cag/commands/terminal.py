@@ -1,15 +1,66 @@
-"""How the commands print tables."""
+"""How the commands print: tables for people, JSON for programs."""
 
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from cag.runtime.files import as_json
 
 FILE_WIDTH = 200  # characters: a file is wide enough for every column
+_NUMBER = re.compile(r"[+-]?(\d|nan|no gap)|$")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def print_table(table: Table) -> None:
-    """Print a table; names of classes, files and variants are text, whatever they spell."""
-    table.box, table.title_justify = None, "left"
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], title: str | None = None, styles: Mapping[str, str] = {}
+) -> None:
+    """Print rows of the same keys as a table; columns of numbers stand to the right.
+
+    Names of classes, files and variants are text, whatever they spell.
+
+    Args:
+        rows: The table, by the columns' heads.
+        title: What stands above it.
+        styles: Colours of cells by their text.
+    """
+    table = Table(box=None, title=title, title_justify="left")
+    for key in rows[0] if rows else ():
+        texts = [_text(row[key]) for row in rows]
+        numbers = any(texts) and all(map(_NUMBER.match, texts))
+        spaces = any(" " in text for text in texts)
+        table.add_column(
+            key,
+            justify="right" if numbers else "left",
+            no_wrap=numbers or not spaces,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(text, styles.get(text, "")) for text in map(_text, row.values())))
     width = None if sys.stdout.isatty() else FILE_WIDTH
     Console(width=width, markup=False, emoji=False).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    print(as_json(value))
+
+
+def stdout_for_json(as_json: bool) -> AbstractContextManager:
+    """A context in which all that is printed goes to stderr, if stdout is for JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ class Adapt(Training):
         "their labels",
         "probability",
         "ClassMix, DACS",
+        default=0.0,
     )
     target_labels: Literal["both", "anchor", "probability"] = about(
         "the pseudo-labels of the target's cross-entropy: half of each rule's (released code), or "
@@ -32,4 +33,4 @@ class Adapt(Training):
         "each pixel's (paper)",
         source=f"{PAPER}; {RELEASED}",
     )
-    batch_norm: BatchNorm = about(BATCH_NORM)
+    batch_norm: BatchNorm = about(BATCH_NORM, default="mixed")

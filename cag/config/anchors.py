@@ -25,4 +25,5 @@ class Anchors(Section):
         "the share of its source pixels that the teacher must find, or a class has no anchor; 0: "
         "every class seen has one (the paper)",
         "share",
+        default=0.0,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cag.runtime.errors import UserError
@@ -27,26 +29,32 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 COMPLETE = "presets/ holds complete files"
 DOMAINS = ("source", "target")  # the sections whose keys depend on their layout
 RULES = ("anchor", "probability")  # of pseudo-labels, in the order of their maps
-
-
+REQUIRED = ...  # pydantic's mark of a field without a default
 P = TypeVar("P", bound="Section")
 
 
 class Section(BaseModel):
-    """A section of `params.yaml`: every key is required, none may be added, no type is coerced."""
+    """A section of `params.yaml`: no unknown key, no coerced type.
+
+    A key has a default only if the default switches something off; every other key is required.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def about(meaning: str, unit: str | None = None, source: str = OURS) -> Any:
-    """What the documentation says of a parameter; its type and range are those of the annotation.
+def about(
+    meaning: str, unit: str | None = None, source: str = OURS, default: Any = REQUIRED
+) -> Any:
+    """A parameter's documentation and default; its annotation gives the type and the range.
 
     Args:
         meaning: What it does, as the end of "this parameter is ...".
         unit: Of its numbers; None for what has none.
         source: Where the parameter comes from.
+        default: The value that switches it off, for files without the key.
     """
-    return Field(description=meaning, json_schema_extra={"unit": unit, "source": source})
+    extra = {"unit": unit, "source": source}
+    return Field(default, description=meaning, json_schema_extra=extra)
 
 
 def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
@@ -85,6 +93,11 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:

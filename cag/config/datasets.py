@@ -33,8 +33,12 @@ class FolderTarget(Section):
     layout: Literal["folder"] = about(LAYOUT)
     folder: str = about("the data set's folder, below `$CAG_DATA`")
     images: str = about("the folder of the training images, below `folder`; no label is looked for")
-    val_images: str | None = about("the folder of the validation images; null: there are none")
-    val_labels: str | None = about("the folder of their label maps; null with `val_images` alone")
+    val_images: str | None = about(
+        "the folder of the validation images; null: there are none", default=None
+    )
+    val_labels: str | None = about(
+        "the folder of their label maps; null with `val_images` alone", default=None
+    )
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
 

@@ -14,7 +14,8 @@ class Oracle(Section):
 
     labels: str | None = about(
         "the folder of the target training images' labels, below the target's folder; null: "
-        "cross-validation over the labelled validation images (the scenes render what it needs)"
+        "cross-validation over the labelled validation images (the scenes render what it needs)",
+        default=None,
     )
     folds: Annotated[int, Field(ge=2)] = about("the parts of that cross-validation", "parts")
 

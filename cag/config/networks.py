@@ -41,5 +41,7 @@ class Network(Section):
         "below `$CAG_WEIGHTS`, or null for random ones",
         source=PAPER,
     )
-    options: dict[str, Any] = about("further arguments of the architecture: `decoder_channels`")
+    options: dict[str, Any] = about(
+        "further arguments of the architecture: `decoder_channels`", default={}
+    )
     normalization: Normalization = about("how inputs are normalised", source=RELEASED)

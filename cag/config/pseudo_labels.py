@@ -17,17 +17,21 @@ class PseudoLabel(Section):
         "and the second nearest anchor; null: not asked",
         "units of the features",
         PAPER,
+        default=None,
     )
     relative_margin: Fraction | None = about(
-        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: not asked"
+        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: not asked",
+        default=None,
     )
     quantile: Annotated[float, Field(gt=0, le=1)] | None = about(
         "the share of each class's pixels, those of the largest relative margin, that is active; "
         "null: not asked",
         "share",
+        default=None,
     )
     agreement: bool = about(
-        "whether an active pixel's class must also be the one that the teacher predicts"
+        "whether an active pixel's class must also be the one that the teacher predicts",
+        default=False,
     )
     probability: Fraction = about(
         "the probability that the probability rule asks for: more than this",

@@ -38,16 +38,23 @@ class Photometric(Section):
     """Random changes of brightness and colour; 0 switches a change off."""
 
     brightness: Annotated[float, Field(ge=0)] = about(
-        "how far a random factor on the brightness may be from 1, never below 0", "factor"
+        "how far a random factor on the brightness may be from 1, never below 0",
+        "factor",
+        default=0.0,
     )
-    contrast: Annotated[float, Field(ge=0)] = about("likewise for the contrast", "factor")
-    saturation: Annotated[float, Field(ge=0)] = about("likewise for the saturation", "factor")
+    contrast: Annotated[float, Field(ge=0)] = about(
+        "likewise for the contrast", "factor", default=0.0
+    )
+    saturation: Annotated[float, Field(ge=0)] = about(
+        "likewise for the saturation", "factor", default=0.0
+    )
     hue: Annotated[float, Field(ge=0, le=0.5)] = about(
-        "the largest random shift of the hue, either way round", "turns"
+        "the largest random shift of the hue, either way round", "turns", default=0.0
     )
     gamma: Annotated[float, Field(ge=0, lt=5)] = about(
         "how far the base-2 logarithm of a random exponent of the intensities may be from 0",
         "octaves",
+        default=0.0,
     )
 
 
@@ -64,7 +71,7 @@ class Augmentation(Section):
     )
     flip: Fraction = about("the probability that an image is mirrored", "probability", RELEASED)
     photometric: Photometric | None = about(
-        "random changes of brightness and colour; null: none (the paper)"
+        "random changes of brightness and colour; null: none (the paper)", default=None
     )
 
     @field_validator("scale")
@@ -98,7 +105,8 @@ class Training(Section):
     )
     class_balance: Fraction = about(
         "the power with which rare source classes count more in the cross-entropy, (median "
-        "frequency / frequency) ^ power; 0: plain (the paper)"
+        "frequency / frequency) ^ power; 0: plain (the paper)",
+        default=0.0,
     )
     augmentation: Augmentation = about("how training images are changed at random", source=RELEASED)
 

@@ -18,6 +18,7 @@ class Warmup(Training):
     weights: str | None = about(
         "a model file below `$CAG_WEIGHTS` that is used instead of training one; null: train",
         source=RELEASED,
+        default=None,
     )
     iterations: Count = about(
         "the number of steps; 0 passes the pretrained model through", "steps", ADAPTSEGNET
@@ -35,7 +36,7 @@ class Warmup(Training):
         "the discriminator's learning rate at the first step; `power` is the network's",
         source=ADAPTSEGNET,
     )
-    batch_norm: BatchNorm = about(BATCH_NORM)
+    batch_norm: BatchNorm = about(BATCH_NORM, default="mixed")
 
     @field_validator("augmentation")
     @classmethod

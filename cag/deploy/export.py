@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cag.datasets.images import read_image
 from cag.datasets.labels import LabelSpace
-from cag.networks import SegmentationNetwork
+from cag.datasets.prepared import evenly_spaced
+from cag.deploy.image_files import list_images
+from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import upsampled
 from cag.runtime.errors import UserError
+from cag.scenes import render
 
 OPSET = 18
 # How much logits may differ: as a share of the largest, or times the network's own rounding error,
@@ -71,7 +75,7 @@ class FullResolution(nn.Module):
 class Comparison(NamedTuple):
     """An exported network's logits beside the network's own."""
 
-    what: str  # which images
+    images: str  # which they are
     shape: tuple[int, ...]  # theirs, [B, 3, H, W]
     difference: float  # largest absolute difference
     rounding: float  # the same of the network's own to its logits computed in float64
@@ -83,6 +87,61 @@ class Comparison(NamedTuple):
         """Whether the two are one network but for rounding."""
         allowed = max(TOLERANCE * self.scale, ROUNDING * self.rounding)
         return self.difference <= allowed and self.agreement >= AGREEMENT
+
+
+def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> list[Comparison]:
+    """Write a model for other programs, and compare the file with it.
+
+    Args:
+        model: A model of the pipeline.
+        form: "onnx" or "pt2".
+        path: The file to write, under any name.
+        images: Photographs to compare with; see `comparison_images`.
+
+    Raises:
+        UserError: A file cannot be read, a package is missing, or the network cannot be exported.
+    """
+    if form == "onnx":
+        require_packages("onnx", "onnxscript", "onnxruntime")
+    write, load = {"onnx": (write_onnx, load_onnx), "pt2": (write_pt2, load_pt2)}[form]
+    network, _, classes, size = load_model(model)
+    compared_with = comparison_images(images)
+    write(path, trace(network), metadata(classes, size))
+    return list(compare(network, load(path), compared_with))
+
+
+def comparison_images(given: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
+    """Random images of two sizes, and photographs or built-in scenes.
+
+    Args:
+        given: Files, folders or patterns, of which 4 images are taken; without any, two scenes.
+
+    Returns:
+        Names, and float32 [B, 3, H, W] in [0, 1].
+
+    Raises:
+        UserError: There is no image, or one is too small.
+    """
+    generator = torch.Generator().manual_seed(0)
+    random = [
+        ("random", torch.rand(shape, generator=generator))
+        for shape in ((1, 3, 96, 160), (2, 3, 125, 203))
+    ]
+    if given:
+        found = list_images(given)
+        chosen = [found[i] for i in evenly_spaced(len(found), 4)]
+        real = [(path.name, read_image(path)) for _, path in chosen]
+    else:
+        real = [
+            (f"scene {look}", render(look, 0, 0, *size)[0])
+            for look, size in (("source", (128, 256)), ("target", (180, 300)))
+        ]
+    for name, image in real:
+        if min(image.shape[:2]) < LEAST_SIDE:
+            raise UserError(f"{name}: is too small; compare with images above 32 pixels a side")
+    return random + [
+        (name, torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255) for name, image in real
+    ]
 
 
 def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
@@ -179,17 +238,17 @@ def compare(
         images: What they are, and float [B, 3, H, W] in [0, 1].
     """
     exact = deepcopy(network).double()
-    for what, batch in images:
+    for name, batch in images:
         logits = network(batch).logits
-        expected = torch.stack([upsampled(one, batch.shape[2:]) for one in logits])
-        found = run(batch)
+        expected = torch.stack([upsampled(image, batch.shape[2:]) for image in logits])
+        exported = run(batch)
         yield Comparison(
-            what,
+            name,
             tuple(batch.shape),
-            float((found - expected).abs().max()),
+            float((exported - expected).abs().max()),
             float((logits - exact(batch.double()).logits).abs().max()),
             float(expected.abs().max()),
-            float((found.argmax(1) == expected.argmax(1)).float().mean()),
+            float((exported.argmax(1) == expected.argmax(1)).float().mean()),
         )
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from cag.config.networks import Network, Normalization
-from cag.networks import build
+from cag.datasets.labels import read_class_map
+from cag.networks import build, save_model
 from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file
 
 
 def _number_dtype(kind: str, *_: bool) -> np.dtype:
@@ -72,6 +74,38 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
         f"{path}: holds {_described(content)}; expected one of the authors' checkpoints "
         "(DeepLab.model_state) or their category_anchors (objective_vectors)"
     )
+
+
+def import_released(path: Path, out: Path, class_map: Path) -> str:
+    """Convert what the authors released: a checkpoint to a model, anchors to an array.
+
+    Args:
+        path: See `read_released`.
+        out: The file to write: .safetensors for a model, .npy for anchors.
+        class_map: The YAML file of the 19 classes.
+
+    Returns:
+        "weights" or "anchors".
+
+    Raises:
+        UserError: As `read_released`, or `out` has another extension, or a weight does not fit.
+    """
+    content = read_released(path)
+    kind, suffix = ("weights", ".safetensors") if isinstance(content, dict) else ("anchors", ".npy")
+    if out.suffix != suffix:
+        raise UserError(f"{path}: holds {kind}, so OUT must end in {suffix}, not '{out}'")
+    if kind == "anchors":
+        with atomic_file(out) as partial, open(partial, "wb") as file:
+            np.save(file, content)
+        return kind
+    try:
+        weights = convert_released_weights(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    network = build(RELEASED_NETWORK, RELEASED_CLASSES)
+    network.load_state_dict(weights)
+    save_model(out, network, RELEASED_NETWORK, read_class_map(class_map).label_space)
+    return kind
 
 
 def _described(content: Any) -> str:
@@ -134,7 +168,6 @@ RELEASED_NETWORK = Network(
     architecture="DeepLabV3PlusPaper",
     encoder="resnet101",
     encoder_weights=None,
-    options={},
     normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
 )
 RELEASED_CLASSES = 19

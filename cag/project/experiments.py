@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,17 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from rich.table import Table
 
+from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root
 from cag.runtime.progress import progress
 
-EVALUATION = Path("data/evaluation")
 SCRATCH = Path(".scratch/oracle")
-METRICS = "data/evaluation/{}/metrics.json"
 ORACLE_METRICS = "data/oracle/metrics.json"
-PARAMS = "params.yaml"
 ORACLE_NEEDS = (
     PARAMS,
     "classes",
@@ -46,30 +42,30 @@ def workspace_scores() -> dict[str, float | None]:
     Raises:
         UserError: There is no run.
     """
-    paths = sorted(EVALUATION.glob("*/metrics.json"))
+    paths = sorted(Path().glob(METRICS.format("*")))
     if not paths:
         raise UserError(
-            f"{EVALUATION}: no scores; `dvc repro` makes them where target validation images have "
-            "labels and `evaluated` in params.yaml names models"
+            f"{METRICS.format('<model>')}: no scores; `dvc repro` makes them where target "
+            "validation images have labels and `evaluated` in params.yaml names models"
         )
     return {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
 
 
-def workspace_table() -> Table:
-    """The same as a table."""
+def workspace_rows() -> list[dict[str, str]]:
+    """The same as text in %, with the change against source only."""
     scores = {
         model: float("nan") if score is None else score
         for model, score in workspace_scores().items()
     }
-    table = Table("model", title=TITLE)
-    table.add_column("mIoU", justify="right")
-    table.add_column("against source only", justify="right")
-    for model, score in scores.items():
-        difference = score - scores.get(BASELINE, float("nan"))
-        change = "" if model == BASELINE else f"{100 * difference:+.1f}"
-        name = "source only (pretrain)" if model == BASELINE else model
-        table.add_row(name, f"{100 * score:.1f}", change)
-    return table
+    before = scores.get(BASELINE, float("nan"))
+    return [
+        {
+            "model": "source only (pretrain)" if model == BASELINE else model,
+            "mIoU": f"{100 * score:.1f}",
+            "against source only": "" if model == BASELINE else f"{100 * (score - before):+.1f}",
+        }
+        for model, score in scores.items()
+    ]
 
 
 def read_grid(path: Path) -> dict[str, list[str]]:
@@ -120,7 +116,7 @@ def run_experiments(
     }
     for name, (_, seed, overrides) in runs.items():
         settings = [f"-Sseed={seed}", *(f"-S{entry}" for entry in overrides)]
-        _dvc("exp", "run", "--queue", "--name", name, *settings)
+        command("exp", "run", "--queue", "--name", name, *settings)
     _work(list(runs), jobs)
     rows = [
         {"variant": variant, "seed": seed, **_scores(name)}
@@ -167,13 +163,13 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
     _collect(revision)
     folder, log = SCRATCH / revision, SCRATCH / f"{revision}.log"
     roots = {"CAG_DATA": str(data_root()), "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-m", "stages.oracle"]
+    program = [sys.executable, "-m", "stages.oracle"]
     options = {"cwd": folder, "env": {**_environment(jobs), **roots}, "check": False}
     if jobs == 1:
-        done = subprocess.run(command, **options)
+        done = subprocess.run(program, **options)
     else:
         with open(log, "w", encoding="utf-8") as file:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, **options)
+            done = subprocess.run(program, stdout=file, stderr=subprocess.STDOUT, **options)
     if done.returncode:
         where = "see above" if jobs == 1 else f"{log} shows why"
         raise UserError(f"the oracle of experiment {revision} failed; {where}")
@@ -189,7 +185,7 @@ def _collect(revision: str) -> None:
     for path in ORACLE_NEEDS:
         if not (folder / path).exists():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            _dvc("get", ".", path, "--rev", revision, "--out", str(folder / path))
+            command("get", ".", path, "--rev", revision, "--out", str(folder / path))
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -197,7 +193,7 @@ def _environment(jobs: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
-def results_table(scores: pd.DataFrame) -> Table:
+def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
     """Mean, standard deviation and each seed's mIoU in %, and what that is beside the oracle's.
 
     "gap closed" is the mean gain over source only as a share of the oracle's, "of the oracle" the
@@ -206,32 +202,31 @@ def results_table(scores: pd.DataFrame) -> Table:
     Args:
         scores: From `run_experiments`, of one variant.
     """
-    table = Table("model", title=TITLE)
-    seeds = [f"seed {seed}" for seed in scores["seed"]]
-    for column in ["mean", "sd", *seeds, "gained", "gap closed", "of the oracle"]:
-        table.add_column(column, justify="right")
-    for model in scores.columns[2:]:
-        values = 100 * scores[model]
-        gained = values - 100 * scores[BASELINE] if BASELINE in scores else values * float("nan")
+    percent = 100 * scores[scores.columns[2:]]
+    gained = percent.sub(percent.get(BASELINE, float("nan")), axis=0).mean()  # of each model
+    rows = []
+    for model, values in percent.items():
         closed = share = ""
-        if ORACLE in scores and model != ORACLE:
-            share = f"{100 * scores[model].mean() / scores[ORACLE].mean():.0f} %"
-        if ORACLE in scores and BASELINE in scores and model not in (BASELINE, ORACLE):
-            gap = 100 * (scores[ORACLE] - scores[BASELINE]).mean()
-            closed = f"{100 * gained.mean() / gap:.0f} %" if gap > 0 else "no gap"
-        table.add_row(
-            "source only" if model == BASELINE else model,
-            f"{values.mean():.1f}",
-            f"{values.std():.1f}" if len(values) > 1 else "",
-            *(f"{value:.1f}" for value in values),
-            "" if model == BASELINE else f"{gained.mean():+.1f}",
-            closed,
-            share,
+        if ORACLE in percent and model != ORACLE:
+            share = f"{100 * values.mean() / percent[ORACLE].mean():.0f} %"
+            if BASELINE in percent and model != BASELINE:
+                gap = gained[ORACLE]
+                closed = f"{100 * gained[model] / gap:.0f} %" if gap > 0 else "no gap"
+        rows.append(
+            {
+                "model": "source only" if model == BASELINE else model,
+                "mean": f"{values.mean():.1f}",
+                "sd": f"{values.std():.1f}" if len(values) > 1 else "",
+                **{f"seed {scores['seed'][row]}": f"{score:.1f}" for row, score in values.items()},
+                "gained": "" if model == BASELINE else f"{gained[model]:+.1f}",
+                "gap closed": closed,
+                "of the oracle": share,
+            }
         )
-    return table
+    return rows
 
 
-def grid_table(scores: pd.DataFrame) -> Table:
+def grid_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
     """Mean ± standard deviation over the seeds of each variant's models, mIoU in %.
 
     "gained" is the mean gain of a variant's last model over source only.
@@ -239,20 +234,27 @@ def grid_table(scores: pd.DataFrame) -> Table:
     Args:
         scores: From `run_experiments`; NaN where a variant did not evaluate a model.
     """
-    table = Table("variant", title=TITLE)
-    models = list(scores.columns[2:])
-    for column in [*models, "gained"]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for variant, rows in scores.groupby("variant", sort=False):
-        values = 100 * rows[models]
-        cells = [
-            "" if pd.isna(mean) else f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
-            for mean, sd in zip(values.mean(), values.std(), strict=True)
-        ]
+    rows, models = [], list(scores.columns[2:])
+    for variant, of_variant in scores.groupby("variant", sort=False):
+        values = 100 * of_variant[models]
         last = values.columns[values.notna().all()][-1]
-        gained = f"{(values[last] - values[BASELINE]).mean():+.1f}" if BASELINE in models else ""
-        table.add_row(str(variant), *cells, gained)
-    return table
+        rows.append(
+            {
+                "variant": str(variant),
+                **{model: _spread(values[model]) for model in models},
+                "gained": f"{(values[last] - values[BASELINE]).mean():+.1f}"
+                if BASELINE in models
+                else "",
+            }
+        )
+    return rows
+
+
+def _spread(values: pd.Series) -> str:
+    mean, deviation = values.mean(), values.std()
+    if pd.isna(mean):
+        return ""
+    return f"{mean:.1f}" if pd.isna(deviation) else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def _experiment(seed: int, overrides: Sequence[str]) -> str:
@@ -265,9 +267,9 @@ def _work(names: list[str], jobs: int) -> None:
     finished: dict[str, str] = {}
     with progress("experiments", len(names), "experiments") as advance:
         while len(finished) < len(names):
-            states, workers = _queue()
+            states, workers = queue()
             if workers < min(jobs, sum(state not in FINISHED for state in states.values())):
-                _start_workers(jobs)
+                start_workers(jobs, _environment(jobs))
             time.sleep(POLL_SECONDS)
             for name in names:
                 if name not in finished and states.get(name) in FINISHED:
@@ -281,37 +283,11 @@ def _work(names: list[str], jobs: int) -> None:
         )
 
 
-def _start_workers(jobs: int) -> None:
-    """Start as many workers as are missing; one of several may end before the queue is empty."""
-    # The workers keep their parent's streams open: to capture them would wait for the last one.
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    command = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
-    if subprocess.run(command, env=_environment(jobs), **silent, check=False).returncode:
-        raise UserError("`dvc queue start` failed; run it to see why")
-
-
-def _queue() -> tuple[dict[str, str], int]:
-    """The state of each experiment in DVC's queue by name, and the number of workers."""
-    said = _dvc("queue", "status")
-    rows = [line.split() for line in said.splitlines()]
-    states = {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] not in ("Task", "Worker")}
-    found = re.search(r"(\d+) active, (\d+) idle", said)
-    return states, sum(map(int, found.groups())) if found else 0
-
-
 def _scores(revision: str) -> dict[str, float]:
     """The mIoU of each model that an experiment evaluated."""
-    import dvc.api  # takes a second, which the other commands need not spend
-
-    models = yaml.safe_load(dvc.api.read(PARAMS, repo=".", rev=revision))["evaluated"]
-    metrics = {m: dvc.api.read(METRICS.format(m), repo=".", rev=revision) for m in models}
-    return {model: json.loads(text)["miou"] for model, text in metrics.items()}
-
-
-def _dvc(*arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
-    return done.stdout
+    read = reader(revision)
+    models = yaml.safe_load(read(PARAMS))["evaluated"]
+    texts = {model: read(METRICS.format(model)) for model in models}
+    if None in texts.values():
+        raise UserError(f"experiment {revision}: DVC's cache has lost its scores; run it again")
+    return {model: json.loads(text)["miou"] for model, text in texts.items()}

@@ -16,13 +16,14 @@ from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
 from cag.datasets.images import read_image
-from cag.datasets.labels import IGNORE, ClassMap
+from cag.datasets.labels import IGNORE, ClassMap, read_class_map
 from cag.datasets.layouts import Split, list_split, splits
 from cag.datasets.preparation import Item, prepared_bytes, read_raw_label
+from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.runtime.errors import UserError
-from cag.runtime.files import inside
+from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import in_order
 from cag.runtime.progress import progress
 
@@ -32,6 +33,8 @@ COMPLETE = {  # images of the data sets as they are distributed
     ("cityscapes", "train"): 2975,
     ("cityscapes", "val"): 500,
 }
+PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
+DOMAINS = ("source", "target")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 _PROBE = 64  # side in pixels of the image that shows a network's stride
 
@@ -60,6 +63,14 @@ class SplitCheck:
     values: pd.DataFrame | None = None
     absent: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict:
+        """What was found, but for the problems, in plain values."""
+        values = None if self.values is None else self.values.drop(columns="label")
+        keys = ("split", "images", "left_out", "size", "absent")
+        return {key: getattr(self, key) for key in keys} | {
+            "values": None if values is None else values.to_dict("records")
+        }
 
 
 class _ItemCheck(NamedTuple):
@@ -94,9 +105,9 @@ def check_split(
         workers: Number of threads; None for one for each core.
         on_item: Called after each item, in the calling thread.
     """
-    found = SplitCheck(split.name, len(items))
+    result = SplitCheck(split.name, len(items))
     if complete is not None and len(items) != complete:
-        found.problems.append(
+        result.problems.append(
             f"{folder / split.images}: {len(items)} images, the data set has {complete}; "
             "fetch what is missing (--partial accepts a part)"
         )
@@ -106,30 +117,28 @@ def check_split(
         return _check_item(item, folder, class_map, split.drop_mismatched)
 
     with closing(in_order(check, items, workers or os.cpu_count() or 1)) as checked:
-        for item, one in zip(items, checked, strict=True):
-            if one.problem is not None:
-                found.problems.append(one.problem)
-            found.left_out += one.left_out
-            if one.size is not None:
-                if one_size and found.size not in (None, one.size):
-                    (height, width), (first_height, first_width) = one.size, found.size
-                    found.problems.append(
+        for item, (size, counts, left_out, problem) in zip(items, checked, strict=True):
+            result.problems += [] if problem is None else [problem]
+            result.left_out += left_out
+            if size is not None:
+                if one_size and result.size not in (None, size):
+                    (height, width), (first_height, first_width) = size, result.size
+                    result.problems.append(
                         f"{folder / item.image}: {width} x {height} pixels, those before it "
                         f"{first_width} x {first_height}; the rounds need one size of target "
                         "images: set target.size to [height, width]"
                     )
                     one_size = False  # once is enough
-                found.size = found.size or one.size
-                found.pixels += one.size[0] * one.size[1]
-            for value, pixels in (one.counts or {}).items():
-                entry = values.setdefault(value, [0, 0, item.label])
-                entry[0] += pixels
-                entry[1] += 1
+                result.size = result.size or size
+                result.pixels += size[0] * size[1]
+            for value, pixels in (counts or {}).items():
+                total, images, label = values.get(value, (0, 0, item.label))
+                values[value] = total + pixels, images + 1, label
             if on_item:
                 on_item()
     if split.labels is not None:
-        _add_values(found, values, folder, class_map, absent_is_wrong)
-    return found
+        _add_values(result, values, folder, class_map, absent_is_wrong)
+    return result
 
 
 def _check_item(item: Item, folder: Path, class_map: ClassMap, drop_mismatched: bool) -> _ItemCheck:
@@ -149,7 +158,7 @@ def _check_item(item: Item, folder: Path, class_map: ClassMap, drop_mismatched: 
 
 
 def _add_values(
-    found: SplitCheck, values: dict, folder: Path, class_map: ClassMap, absent_is_wrong: bool
+    result: SplitCheck, values: dict, folder: Path, class_map: ClassMap, absent_is_wrong: bool
 ) -> None:
     names, rows, present = class_map.label_space.names, [], set()
     for value, (pixels, images, label) in values.items():
@@ -158,17 +167,17 @@ def _add_values(
         name = {None: UNKNOWN, IGNORE: IGNORED}.get(train_id) or names[train_id]
         rows.append([value, name, pixels, images, label])
         if train_id is None:
-            found.problems.append(
+            result.problems.append(
                 f"{folder / label}: label value {value} (in {images} images) not in the class "
                 "map; list it under a class's 'values' or under 'ignore'"
             )
     table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
-    found.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
+    result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
-    found.absent = [names[i] for i in absent]
+    result.absent = [names[i] for i in absent]
     if absent_is_wrong and values:
-        found.problems += [
-            f"{folder}: the class '{names[i]}' never occurs in the split '{found.split}'; check "
+        result.problems += [
+            f"{folder}: the class '{names[i]}' never occurs in the split '{result.split}'; check "
             "its values in the class map (an empty list says that the data set lacks it)"
             for i in absent
             if i in class_map.mapped
@@ -188,23 +197,22 @@ def check_domain(
         partial: Whether a part of the data set is there on purpose: any number of images will do,
             and a class may lack.
     """
-    found, listed = [], []
+    checks, listed = [], []
     for split in splits(domain, config):
         try:
             listed.append((split, list_split(folder, split)))
         except UserError as error:
-            found.append(SplitCheck(split.name, 0, problems=[str(error)]))
+            checks.append(SplitCheck(split.name, 0, problems=[str(error)]))
     total = sum(len(items) for _, items in listed)
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
-            complete = None if partial else COMPLETE.get((config.layout, split.name))
-            all_classes = domain == "source" and not partial
-            one_size = domain == "target" and split.name == "train" and config.size is None
-            one = check_split(
-                items, folder, split, class_map, complete, all_classes, one_size, None, advance
-            )
-            found.append(one)
-    return found
+            options = {
+                "complete": None if partial else COMPLETE.get((config.layout, split.name)),
+                "absent_is_wrong": domain == "source" and not partial,
+                "one_size": domain == "target" and split.name == "train" and config.size is None,
+            }
+            checks.append(check_split(items, folder, split, class_map, **options, on_item=advance))
+    return checks
 
 
 def rendered(config: ScenesSource | ScenesTarget) -> list[SplitCheck]:
@@ -235,7 +243,7 @@ def feature_form(config: Network, num_classes: int) -> tuple[int, int]:
 def disk_needed(
     domain: str,
     config: Source | Target,
-    found: Sequence[SplitCheck],
+    checks: Sequence[SplitCheck],
     params: Parameters,
     num_classes: int,
     form: tuple[int, int],
@@ -245,20 +253,72 @@ def disk_needed(
     Args:
         domain: "source" or "target".
         config: Its parameters.
-        found: Its splits.
+        checks: Its splits.
         params: All parameters.
         num_classes: K.
         form: From `feature_form`.
     """
     width, stride = form
-    counts = {one.split: one.images - one.left_out for one in found}
-    own = sum(one.pixels for one in found)
-    pixels = own if config.size is None else sum(counts.values()) * config.size[0] * config.size[1]
+    counts = {check.split: check.images - check.left_out for check in checks}
+    pixels = sum(check.pixels for check in checks)
+    if config.size is not None:
+        pixels = sum(counts.values()) * config.size[0] * config.size[1]
     if domain == "source":
         per_class = params.extract.samples_per_class
         features = source_bytes(counts["train"], num_classes, width, per_class)
     else:
-        first = next((one.size for one in found if one.split == "train"), None)
+        first = next((check.size for check in checks if check.split == "train"), None)
         height, breadth = (-(-side // stride) for side in config.size or first or (0, 0))
         features = target_bytes(counts["train"], width, height, breadth)
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
+
+
+def check_data(
+    params: Parameters,
+    name: str | None,
+    partial: bool,
+    on_domain: Callable[[str, list[SplitCheck]], None],
+) -> dict:
+    """Check the raw data of a domain, or of both.
+
+    Args:
+        params: All parameters.
+        name: "source" or "target"; None for both.
+        partial: See `check_domain`.
+        on_domain: Called after each domain, with its name and place, and what was found.
+
+    Returns:
+        Plain values: `domains`, the splits of each; `disk_bytes`, what `prepare` and the rounds'
+        `extract` will write and what is `free`, counting what they will replace; `problems`, a
+        line each.
+
+    Raises:
+        UserError: A class map cannot be read, or the network cannot be built.
+    """
+    configs = {domain: getattr(params, domain) for domain in DOMAINS}
+    class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}
+    names = [class_map.label_space.names for class_map in class_maps.values()]
+    problems = [class_difference(*names)] if names[0] != names[1] else []
+    form = feature_form(params.network, len(names[0]))
+    domains, disk = {}, []
+    for domain in DOMAINS if name is None else [name]:
+        config = configs[domain]
+        if config.layout == "scenes":
+            place, checks = "rendered by prepare", rendered(config)
+        else:
+            place = inside(data_root(), config.folder)
+            checks = check_domain(domain, config, place, class_maps[domain], partial)
+        on_domain(f"{domain}: {config.layout}, {place}", checks)
+        domains[domain] = [check.plain() for check in checks]
+        problems += [problem for check in checks for problem in check.problems]
+        disk.append(disk_needed(domain, config, checks, params, len(names[0]), form))
+    needed = Disk(*map(sum, zip(*disk, strict=True)))
+    written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
+    free = free_bytes(PREPARED) + written
+    if sum(needed) > free:
+        problems.append(
+            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
+            "or take fewer rounds or a smaller size"
+        )
+    disk_bytes = {**needed._asdict(), "free": free}
+    return {"domains": domains, "disk_bytes": disk_bytes, "problems": problems}

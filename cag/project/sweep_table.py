@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import yaml
-from rich.table import Table
 
-from cag.config.base import RULES, dotted
-from cag.project.experiments import METRICS, PARAMS
+from cag.config.base import RULES, dotted, validated
+from cag.config.parameters import Parameters
+from cag.project.repository import (
+    COVERAGE,
+    FINISHED,
+    LOCK,
+    METRICS,
+    PARAMS,
+    PRECISION,
+    WORKSPACE,
+    Experiment,
+    read_experiments,
+    reader,
+)
 from cag.runtime.errors import UserError
+from cag.runtime.program import RECORDS, read_records
 
-if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
-
-WORKSPACE = "workspace"
-LOCK, TIMES = "dvc.lock", "data/report/times.csv"
-COVERAGE = "data/rounds/{}/coverage.csv"
-PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
-FINISHED = "finished"
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
 FIXED = ("experiment", "state")
 TIME = ("seconds", "stages")
@@ -43,27 +46,13 @@ def sweep_table(all_commits: bool = False) -> pd.DataFrame:
         running, failed); the parameters that differ between rows, by dotted names; for each round
         `round1.coverage.anchor` (share of the target training pixels) and `.probability`,
         `round1.precision.anchor` (on the labelled target validation images) and `.probability`;
-        `round1.miou`, `pretrain.miou`, ...; seconds that its stages took, and which these were.
-        NaN or None where something is not known.
+        `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and which these
+        were. NaN or None where something is not known.
 
     Raises:
         UserError: Not in the folder of a DVC repository, or it has no commit or cannot be read.
     """
-    # DVC takes a second, which the other commands need not spend.
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo(".") as repo:
-            if not os.path.samefile(repo.root_dir, "."):  # DVC's paths are of the root
-                raise UserError(f"run this in the project's folder, {repo.root_dir}")
-            found = repo.experiments.show(all_commits=all_commits)
-            found = [state.dumpd() for state in found]
-            rows = [_row(name, state, data) for name, state, data in _experiments(found)]
-    except DvcException as error:
-        raise UserError(
-            f"DVC cannot list the experiments: {' '.join(str(error).split())}"
-        ) from None
+    rows = [_row(experiment) for experiment in read_experiments(all_commits)]
     changed = _changed([row["params"] for row in rows])
     table = pd.DataFrame(
         [
@@ -129,81 +118,70 @@ def swept_points(table: pd.DataFrame, parameter: str) -> Iterator[tuple[str, pd.
         yield label, group.sort_values(parameter, kind="stable")
 
 
-def terminal_table(table: pd.DataFrame) -> Table:
-    """What fits a terminal: changed parameters, the last round's labels, every mIoU, time."""
+def terminal_rows(table: pd.DataFrame) -> tuple[str, list[dict[str, str]]]:
+    """What fits a terminal: changed parameters, the last round's labels, every mIoU, time.
+
+    Returns:
+        A title, and a row of text for each experiment, by the columns' heads.
+    """
     rounds = [key.split(".")[0] for key in table if ".coverage." in key]
     last = rounds[-1] if rounds else ""
-    shown = [key for key in table if key.startswith((f"{last}.coverage", f"{last}.precision"))]
-    scores = [key for key in table if key.endswith(".miou")]
-    labels = f"coverage and precision: {last}'s pseudo-labels; " if last else ""
-    result = Table(title=f"{labels}all in %")
+    shares = {}  # columns by their heads
+    for key in table:
+        if key.startswith((f"{last}.coverage", f"{last}.precision")):
+            _, quantity, rule = key.split(".")
+            shares[f"{_SHORT[quantity]}\n{_SHORT.get(rule, rule)}"] = key
+    shares |= {f"mIoU\n{key.removesuffix('.miou')}": key for key in table if key.endswith(".miou")}
     parameters = changed_parameters(table)
-    result.add_column("experiment", no_wrap=True)
-    result.add_column("state", no_wrap=True)
-    for key in parameters:
-        result.add_column(key.split(".")[-1].replace("_", " "), overflow="fold")
-    for key in shown:
-        _, what, rule = key.split(".")
-        result.add_column(
-            f"{_SHORT[what]}\n{_SHORT.get(rule, rule)}", justify="right", no_wrap=True
-        )
-    for key in scores:
-        result.add_column(f"mIoU\n{key.removesuffix('.miou')}", justify="right", no_wrap=True)
-    result.add_column("minutes", justify="right", no_wrap=True)
-    result.add_column("stages\nrun", justify="right", no_wrap=True)
-    for _, row in table.iterrows():
-        stages = _text(row["stages"]).split()
-        result.add_row(
-            *(_text(row[key]) for key in (*FIXED, *parameters)),
-            *("" if pd.isna(row[key]) else f"{100 * row[key]:.1f}" for key in (*shown, *scores)),
-            "" if pd.isna(row["seconds"]) else f"{row['seconds'] / 60:.1f}",
-            str(len(stages) or ""),
-        )
-    return result
+    ends = [key.split(".")[-1] for key in parameters]
+    settings = {key: key for key in FIXED}
+    for end, key in zip(ends, parameters, strict=True):
+        settings[(end if ends.count(end) == 1 else key).replace("_", " ")] = key
+    rows = [
+        {
+            **{head: _text(row[key]) for head, key in settings.items()},
+            **{
+                head: "" if pd.isna(row[key]) else f"{100 * row[key]:.1f}"
+                for head, key in shares.items()
+            },
+            "minutes": "" if pd.isna(row["seconds"]) else f"{row['seconds'] / 60:.1f}",
+            "stages\nrun": str(len(_text(row["stages"]).split()) or ""),
+        }
+        for row in table.to_dict("records")
+    ]
+    labels = f"coverage and precision: {last}'s pseudo-labels; " if last else ""
+    return f"{labels}all in %", rows
 
 
-def _experiments(found: list[dict]) -> Iterator[tuple[str, str, dict | None]]:
-    """Name, state and data of the workspace and of each experiment."""
-    if not found:
-        raise UserError("no commit yet, from which experiments start: `git add .`, `git commit`")
-    workspace, *commits = found
-    yield WORKSPACE, FINISHED, workspace["data"]
-    for commit in commits:
-        for one in commit["experiments"] or []:
-            state = (one["executor"] or {}).get("state", "success")
-            newest = one["revs"][0]  # of the checkpoints that older versions of DVC made
-            name = one["name"] or newest["rev"][:7]
-            yield name, FINISHED if state == "success" else state, newest["data"]
-
-
-def _row(name: str, state: str, data: dict | None) -> dict[str, Any]:
-    params = ((data or {}).get("params") or {}).get(PARAMS, {}).get("data") or {}
-    row = {"experiment": name, "state": state, "params": dict(dotted(params)), "results": {}}
-    row |= {"seconds": None, "stages": None}
-    if state == FINISHED and params:
-        metrics = {key: value.get("data") for key, value in (data["metrics"] or {}).items()}
-        results, times = _results(None if name == WORKSPACE else data["rev"], params, metrics)
-        row["results"] = results
-        if times is not None:
-            row["seconds"] = float(times["seconds"].sum())
-            row["stages"] = " ".join(times["stage"])
+def _row(experiment: Experiment) -> dict[str, Any]:
+    row = {"experiment": experiment.name, "state": experiment.state, "results": {}}
+    row |= {"params": dict(dotted(_effective(experiment.params))), "seconds": None, "stages": None}
+    if experiment.state == FINISHED and experiment.params:
+        row["results"], fresh = _results(experiment)
+        times = stages_run(_times(experiment, fresh))
+        if len(times):
+            row |= {"seconds": float(times["seconds"].sum()), "stages": " ".join(times["stage"])}
     return row
 
 
-def _results(
-    revision: str | None, params: Mapping[str, Any], metrics: Mapping[str, dict | None]
-) -> tuple[dict[str, float], pd.DataFrame | None]:
-    """Coverage, precision and mIoU by column, and which stages took how long."""
-    from dvc.api import DVCFileSystem
+def _effective(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters with their defaults; those of another version of cag stay as they are."""
+    try:
+        return validated(Parameters, params, PARAMS).model_dump(mode="json")
+    except UserError:
+        return params
 
-    files = DVCFileSystem(repo=".", rev=revision)
-    lock = _read(files, LOCK)
+
+def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
+    """Coverage, precision and mIoU by column, and the stages that ran with its parameters."""
+    read, params, metrics = reader(experiment.revision), experiment.params, experiment.metrics
+    lock = read(LOCK)
     if lock is None:
-        return {}, None
+        return {}, set()
     fresh = fresh_stages(yaml.safe_load(lock), params)
     results = {}
     for name in params.get("rounds", {}):
-        text = _read(files, COVERAGE.format(name)) if f"pseudo_label@{name}" in fresh else None
+        text = read(COVERAGE.format(name)) if f"pseudo_label@{name}" in fresh else None
         if text is not None:
             coverage = pd.read_csv(io.StringIO(text), keep_default_na=False)
             for rule in RULES:
@@ -217,16 +195,19 @@ def _results(
         scores = metrics.get(METRICS.format(model))
         if f"evaluate@{model}" in fresh and scores:
             results[f"{model}.miou"] = scores["miou"]
-    text = _read(files, TIMES) if "report" in fresh else None
-    return results, None if text is None else stages_run(pd.read_csv(io.StringIO(text)))
+    return results, fresh
 
 
-def _read(files: DVCFileSystem, path: str) -> str | None:
-    """A file's text; None where there is no such file, or DVC's cache has lost it."""
-    try:
-        return files.read_text(path, encoding="utf-8")
-    except FileNotFoundError:
-        return None
+def _times(experiment: Experiment, fresh: set[str]) -> pd.DataFrame:
+    """When the fresh stages of an experiment, or of the workspace, ran here and how long."""
+    folder = RECORDS if experiment.name == WORKSPACE else RECORDS / experiment.name
+    records = [
+        record
+        for stage, record in (read_records(folder) if "index" in fresh else {}).items()
+        # An experiment of another commit may have had the same name.
+        if stage in fresh and experiment.commit in (None, record.get("commit"))
+    ]
+    return pd.DataFrame(records, columns=["stage", "started", "seconds"])
 
 
 def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]:
@@ -269,21 +250,22 @@ def _same(dependency: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) 
 
 
 def stages_run(times: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the stages that ran together with `index`, which always runs first.
+    """The stages that ran together with `index`, which always runs first, in their order.
 
     Args:
         times: Columns stage, started (ISO) and seconds.
     """
     started = pd.to_datetime(times["started"], format="ISO8601", utc=True)
-    first = started[times["stage"] == "index"]
-    return times[started >= first.iloc[0]] if len(first) else times
+    times = times.assign(started=started).sort_values("started", kind="stable")
+    first = times.loc[times["stage"] == "index", "started"]
+    return times[times["started"] >= first.iloc[0]] if len(first) else times
 
 
 def _changed(params: list[dict[str, Any]]) -> list[str]:
     """The keys whose values differ, of the rows whose parameters are known."""
-    known = [one for one in params if one]
-    keys = dict.fromkeys(key for one in known for key in one)
-    return [key for key in keys if len({json.dumps(one.get(key)) for one in known}) > 1]
+    known = [values for values in params if values]
+    keys = dict.fromkeys(key for values in known for key in values)
+    return [key for key in keys if len({json.dumps(values.get(key)) for values in known}) > 1]
 
 
 def _is_result(key: str) -> bool:
@@ -296,10 +278,7 @@ def _order(key: str) -> int:
 
 def _numbers(values: pd.Series) -> pd.Series:
     """NaN where a value is no number."""
-    numbers = values.map(
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    )
-    return values.where(numbers).astype(float)
+    return values.where(values.map(type).isin((int, float))).astype(float)
 
 
 def _text(value: Any) -> str:

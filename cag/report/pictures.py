@@ -34,7 +34,7 @@ def css_color(color: Sequence[int]) -> str:
 
 
 def figure(alt: str, draw: Callable[..., Figure], *contents, **options) -> dict[str, str]:
-    """Draw a figure of `analysis.plots` for a light and for a dark screen: two URIs and the text."""
+    """Draw a figure of `analysis.plots` for a light and a dark screen: two URIs and the text."""
     themes = {"light": plots.LIGHT, "dark": plots.DARK}
     uris = {
         key: _uri(_reduced(draw(*contents, theme=theme, **options)))

@@ -186,9 +186,20 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def used_bytes(folder: Path) -> int:
-    """Return the bytes of the files below a folder, 0 if there is none."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+def used_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of the files below a folder; 0 if there is none."""
+    paths = [path] if path.is_file() else path.rglob("*")
+    return sum(below.stat().st_size for below in paths if below.is_file())
+
+
+def require_new(folder: Path) -> None:
+    """Check that a folder does not exist yet or is empty.
+
+    Raises:
+        UserError: Something is there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not an empty folder; name a new one")
 
 
 def require_space(folder: Path, bytes_needed: int, what: str) -> None:
@@ -210,11 +221,15 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
         )
 
 
+def as_json(obj: Any) -> str:
+    """Return JSON: keys in the given order, indent 2, NaN and infinity as null."""
+    return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, obj: Any) -> None:
-    """Write JSON atomically: keys in the given order, indent 2, NaN and infinity as null."""
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    """Write JSON atomically; see `as_json`."""
     with atomic_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(as_json(obj) + "\n", encoding="utf-8")
 
 
 def _plain(obj: Any) -> Any:

@@ -18,7 +18,7 @@ import click
 import psutil
 
 from cag.runtime.errors import UserError
-from cag.runtime.files import write_json
+from cag.runtime.files import project_root, write_json
 from cag.runtime.progress import finished_bars, is_main_process
 
 # What the disk refuses, rather than what a program does wrong.
@@ -68,14 +68,21 @@ def run_stage(main: Callable[..., None]) -> None:
     The record is `.scratch/runs/<stage>.json`, where the stage has DVC's name: the program's, with
     its first argument as in extract@round1. It has `started` (ISO 8601), `seconds` from the
     program's start, `images` and `images_per_second` of its progress bars, `waiting_share` (of
-    their time, 0 to 1), `device`, `processes` and `versions`. It depends on the moment, so it is no
-    artifact: nothing is computed from it.
+    their time, 0 to 1), `device`, `processes`, `versions` and, in an experiment, the `commit` that
+    this started from. A stage of an experiment also leaves it in the project's
+    `.scratch/runs/<experiment>/`, as DVC deletes the copy of the project that it may run in. The
+    record depends on the moment, so it is no artifact: nothing is computed from it.
     """
     finished = run(main) is None  # and not, say, --help
     if finished and is_main_process():
         program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
         stage = "@".join([program, *argument])
-        write_json(RECORDS / f"{stage}.json", {"stage": stage, **_record()})
+        folders, experiment = [RECORDS], os.environ.get("DVC_EXP_NAME")
+        if experiment:
+            folders.append(project_root() / RECORDS / experiment)
+        record = {"stage": stage, **_record()}
+        for folder in folders:
+            write_json(folder / f"{stage}.json", record)
 
 
 def _record() -> dict:
@@ -94,6 +101,7 @@ def _record() -> dict:
         "device": device_name(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": versions | ({"torch": torch.__version__} if torch else {}),
+        "commit": os.environ.get("DVC_EXP_BASELINE_REV"),
     }
 
 

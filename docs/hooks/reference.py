@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import click
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cag.cli import cli
+from cag.config.base import as_yaml
 from cag.config.datasets import Source, Target
-from cag.config.parameters import Parameters
+from cag.config.parameters import Parameters, load_all
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {  # columns of values, and what a reader calls them
@@ -131,7 +131,7 @@ def value_text(presets: dict[str, dict], key: str, layouts: str = "") -> str:
             continue
         values = _look_up(content, key.split("."))
         if values:
-            found[PRESETS[name]] = ", ".join(_yaml(value) for value in values)
+            found[PRESETS[name]] = ", ".join(as_yaml(value) for value in values)
     if len(set(found.values())) == 1 and len(found) == len(presets):
         return f"`{next(iter(found.values()))}`"
     return "<br>".join(f"{name}: `{value}`" for name, value in found.items())
@@ -148,15 +148,18 @@ def _look_up(content: Any, parts: list[str]) -> list[Any]:
     return _look_up(content[parts[0]], parts[1:])
 
 
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]
+def default_text(field: FieldInfo) -> str:
+    """What a file without the key means, or nothing where the key is required."""
+    default = field.default
+    if field.is_required() or isinstance(default, BaseModel):  # its own rows say what is in it
+        return ""
+    return f"<br>default: `{as_yaml(list(default) if isinstance(default, tuple) else default)}`"
 
 
 def parameters() -> str:
     """The tables of every parameter, in Markdown."""
     presets = {
-        name: yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8"))
-        for name in PRESETS
+        name: load_all(ROOT / f"presets/{name}.yaml").model_dump(mode="json") for name in PRESETS
     }
     lines = []
     for title, _, meaning, entries in sections():
@@ -173,6 +176,7 @@ def parameters() -> str:
             value = value_text(presets, key, layouts)
             if kind.startswith("section"):  # its own rows say what is in it
                 value = ""
+            value += default_text(field)
             meaning = field.description[0].upper() + field.description[1:]
             lines.append(f"| `{key}` | {kind}{unit} | {value} | {meaning}. *{extra['source']}* |")
         lines += ["", "</div>", ""]

@@ -1,0 +1,62 @@
+"""Image files that a command was given: files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cag.datasets.layouts import EXTENSIONS, Split, list_split
+from cag.runtime.errors import UserError
+
+
+def list_images(given: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
+    """The images that a command was given.
+
+    Args:
+        given: A file is named by its stem; what lies in a folder, or matches a pattern, by its path
+            below the folder, or below the pattern's part without wildcards.
+        written: Folders that the command writes; what an earlier run wrote there is no input.
+
+    Returns:
+        Names (posix paths without extension) and paths, sorted by name.
+
+    Raises:
+        UserError: There is nothing of that name, no image, one name for two images, or an image
+            that the command would write over.
+    """
+    folders = [folder.resolve() for folder in written]
+    paths: dict[str, Path] = {}
+    for text in given:
+        for name, path, chosen in _expand(text):
+            if any(path.resolve().is_relative_to(folder) for folder in folders):
+                if chosen:
+                    raise UserError(f"{path}: lies where the results go; give another --out")
+                continue
+            other = paths.setdefault(name, path)
+            if other.resolve() != path.resolve():
+                raise UserError(
+                    f"{path}: its results would have the same name as those of {other} ({name}); "
+                    "give the folder above both, or label them into two folders"
+                )
+    if not paths:
+        raise UserError(f"{', '.join(given)}: no image found")
+    return sorted(paths.items())
+
+
+def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
+    """Name and path of each image, and whether it was named itself."""
+    path = Path(text)
+    if path.is_dir():
+        for item in list_split(path, Split("", "", None)):
+            yield item.name, path / item.image, False
+    elif path.exists():
+        yield path.stem, path, True
+    elif glob.has_magic(text):
+        wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+        base = Path(*path.parts[:wild])
+        for match in map(Path, sorted(glob.glob(text, recursive=True))):
+            if match.suffix.lower() in EXTENSIONS and match.is_file():
+                yield match.relative_to(base).with_suffix("").as_posix(), match, False
+    else:
+        raise UserError(f"{path}: no such file or folder; check its name")

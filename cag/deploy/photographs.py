@@ -1,0 +1,194 @@
+"""Labels for files of photographs: read, predicted and written at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cag.datasets.images import overlay, read_image, resize, write_image, write_jpeg, write_label
+from cag.deploy.segmenter import SMALLEST_TILE, WHOLE_PIXELS, Segmenter, Size
+from cag.prediction import full_resolution
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, write_json
+from cag.runtime.overlap import in_order, threads, to_cpu
+from cag.runtime.progress import progress
+
+LABELS, OVERLAYS, CONFIDENCE = OUTPUTS = ("labels", "overlays", "confidence")
+
+
+class Photograph(NamedTuple):
+    """An image that was read."""
+
+    name: str  # of its files below the output folders: a posix path without extension
+    image: np.ndarray  # uint8 [H, W, 3]
+    given: np.ndarray  # the same at the size to predict at, uint8 [h, w, 3]
+
+
+Predicted = tuple[Photograph, Callable[[], tuple]]
+
+
+@dataclass
+class Labelled:
+    """The outcome for a number of photographs.
+
+    Attributes:
+        pixels: int64 [K], the pixels of each class.
+        images: Number of images that are labelled.
+        seconds: The time it took.
+        failures: The images that could not be read, and why.
+    """
+
+    pixels: np.ndarray
+    images: int = 0
+    seconds: float = 0.0
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of each class in the pixels, float64 [K]."""
+        return self.pixels / max(1, self.pixels.sum())
+
+
+def label_photographs(
+    segmenter: Segmenter,
+    found: Sequence[tuple[str, Path]],
+    out: Path,
+    kinds: Sequence[str],
+    size: Size | None = None,
+    tile: int | None = None,
+    batch: int = 4,
+) -> Labelled:
+    """Predict images and write what is wanted of each, with a progress bar.
+
+    Args:
+        segmenter: The model.
+        found: Names and paths, from `list_images`.
+        out: The folder to write to.
+        kinds: Of `OUTPUTS`; each is a folder below `out`.
+        size: As for a call of the segmenter.
+        tile: As for a call of the segmenter.
+        batch: Images of one size that are predicted together at most.
+
+    Raises:
+        UserError: The tile is too small, or something cannot be written. An image that cannot be
+            read is passed over.
+    """
+    if tile and tile < SMALLEST_TILE:
+        raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be a folder to write to ({error.strerror})") from None
+    write_json(out / "classes.json", segmenter.label_space.to_dict())
+    labelled, began = Labelled(np.zeros(segmenter.num_classes, np.int64)), time.monotonic()
+
+    def write(predicted: Predicted) -> np.ndarray:
+        photograph, arrived = predicted
+        labels, *probability = (part.numpy() for part in arrived())
+        _write(out, photograph, labels, probability, kinds, segmenter.palette)
+        return np.bincount(labels.ravel(), minlength=segmenter.num_classes)
+
+    with progress("predict", len(found), "images") as advance:
+        images = advance.waiting(_read(found, segmenter.seen_size(size), labelled.failures))
+        predicted = _predictions(segmenter, images, tile, batch, CONFIDENCE in kinds)
+        with closing(predicted), closing(in_order(write, predicted, threads())) as written:
+            for pixels in written:
+                labelled.pixels += pixels
+                labelled.images += 1
+                advance()
+    labelled.seconds = time.monotonic() - began
+    return labelled
+
+
+def _read(
+    found: Sequence[tuple[str, Path]],
+    size: tuple[int, int] | None,
+    failures: list[tuple[Path, str]],
+) -> Iterator[Photograph]:
+    """Read images by threads, in order; those that cannot be read are noted and passed over."""
+
+    def read(entry: tuple[str, Path]) -> Photograph | UserError:
+        name, path = entry
+        try:
+            image = read_image(path)
+            return Photograph(name, image, resize(image, size))
+        except UserError as error:
+            return error
+        except MemoryError:
+            return UserError(f"{path}: too large for the memory; scale it down")
+
+    with closing(in_order(read, found, threads())) as images:
+        for (_, path), image in zip(found, images, strict=True):
+            if isinstance(image, UserError):
+                failures.append((path, str(image)))
+            else:
+                yield image
+
+
+def _batches(images: Iterator[Photograph], count: int) -> Iterator[list[Photograph]]:
+    """Put together neighbours of one size: up to `count`, and above one up to so many pixels."""
+    batch: list[Photograph] = []
+    for image in images:
+        shape = image.given.shape
+        if batch and (
+            len(batch) == count
+            or shape != batch[0].given.shape
+            or (len(batch) + 1) * shape[0] * shape[1] > WHOLE_PIXELS
+        ):
+            yield batch
+            batch = []
+        batch.append(image)
+    if batch:
+        yield batch
+
+
+def _predictions(
+    segmenter: Segmenter,
+    images: Iterator[Photograph],
+    tile: int | None,
+    batch: int,
+    confidence: bool,
+) -> Iterator[Predicted]:
+    """Each image with a function that waits for its labels and, if wanted, their probability."""
+    for group in _batches(images, batch):
+        stacked = torch.from_numpy(np.stack([image.given for image in group]))  # (B, h, w, 3)
+        try:
+            logits = segmenter.logits(stacked.permute(0, 3, 1, 2), tile)
+            for image, scores in zip(group, logits, strict=True):
+                yield image, to_cpu(*full_resolution(scores, image.image.shape[:2], confidence))
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{group[0].name}: too large for the memory of {segmenter.device} "
+                f"({len(group)} images of {group[0].given.shape[:2]}); give a smaller --tile or "
+                "--batch, or --device cpu"
+            ) from None
+
+
+def _write(
+    out: Path,
+    photograph: Photograph,
+    labels: np.ndarray,
+    probability: list[np.ndarray],
+    kinds: Sequence[str],
+    palette: np.ndarray,
+) -> None:
+    for kind in kinds:
+        suffix = ".jpg" if kind == OVERLAYS else ".png"
+        path = out / kind / PurePosixPath(f"{photograph.name}{suffix}")
+        try:
+            with atomic_file(path) as partial:
+                if kind == LABELS:
+                    write_label(partial, labels, palette)
+                elif kind == OVERLAYS:
+                    write_jpeg(partial, overlay(photograph.image, labels, palette))
+                else:
+                    write_image(partial, (255 * probability[0]).round().astype(np.uint8))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None

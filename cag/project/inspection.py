@@ -1,0 +1,128 @@
+"""What a round's artifacts hold about a target training image or a pixel of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cag.analysis import inspection, plots
+from cag.analysis.threshold_curves import class_thresholds_at, read_thresholds
+from cag.anchors import read_anchors
+from cag.config.base import RULES
+from cag.config.parameters import load_all
+from cag.datasets.images import colorize, read_image, read_label
+from cag.datasets.labels import LabelSpace
+from cag.datasets.prepared import read_label_space, read_manifest
+from cag.features import read_target_row, read_target_store
+from cag.project.pseudo_labels import LABELS, ROUND, TARGET, chosen_round
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside
+
+SOURCE, STORE = Path("data/prepared/source"), "data/features/{}/target.h5"
+
+
+class Inspected(NamedTuple):
+    """An image as a round knows it."""
+
+    description: dict[str, Any]  # in plain values
+    image: Path
+    maps: inspection.Inspection
+    classes: LabelSpace
+    point: tuple[int, int] | None  # x, y of the pixel
+
+
+def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -> Inspected:
+    """Read what a round knows of a target training image, or of one of its pixels.
+
+    Args:
+        image: A name, a part of one, or a path.
+        round_name: Name or number; None for the last round with pseudo-labels.
+        point: x and y of a pixel of the prepared image, or None.
+
+    Raises:
+        UserError: There is no such image, round or pixel, or an artifact is missing.
+    """
+    params = load_all()
+    config, chosen = params.pseudo_label, _labelled_round(round_name, list(params.rounds))
+    folder, classes = Path(ROUND.format(chosen)), read_label_space(SOURCE)
+    store = read_target_store(Path(STORE.format(chosen)))
+    index = inspection.find_image(store.names, image)
+    name = store.names[index]
+    row = _manifest_row(name)
+    size = int(row["height"]), int(row["width"])
+    anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
+    curves = read_thresholds(folder / "threshold_curves.csv", classes.names)
+    cuts = class_thresholds_at(config.quantile, *curves)
+    features, prediction, probability = read_target_row(store, index)
+    maps = inspection.inspect_image(features, prediction, probability, anchors, config, cuts)
+    written = [read_label(inside(folder / LABELS / rule, f"{name}.png")) for rule in RULES]
+    computed = [_enlarged(labels, size) for labels in (maps.by_anchor, maps.by_probability)]
+    description = {
+        "image": name,
+        "round": chosen,
+        "teacher": params.rounds[chosen].teacher,
+        "height": size[0],
+        "width": size[1],
+        # Otherwise the PNGs are of other thresholds than params.yaml has now.
+        "as_written": all(map(np.array_equal, written, computed)),
+        **inspection.describe_image(maps, classes.names),
+    }
+    if point is not None:
+        place = inspection.feature_pixel(point, size, maps.nearest.shape)
+        known = (maps, place, features, anchors, config, cuts, classes.names)
+        pixel = inspection.describe_pixel(*known, params.adapt.target_labels)
+        description["pixel"] = {"x": point[0], "y": point[1], **pixel}
+    return Inspected(description, inside(TARGET, row["image"]), maps, classes, point)
+
+
+def _labelled_round(given: str | None, rounds: list[str]) -> str:
+    """The round that is meant: by name, by number from 1, or the last one that has labels."""
+    ready = [name for name in rounds if (Path(ROUND.format(name)) / LABELS).is_dir()]
+    chosen = chosen_round(given, ready if given is None and ready else rounds)
+    if chosen not in ready:
+        raise UserError(
+            f"{chosen} has no pseudo-labels; `dvc repro pseudo_label@{chosen}` makes them"
+        )
+    return chosen
+
+
+def _manifest_row(name: str) -> pd.Series:
+    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
+    if name not in rows.index:
+        raise UserError(f"{TARGET}: has no training image {name} any more; run `dvc repro` first")
+    return rows.loc[name]
+
+
+def _enlarged(pixel_map: Tensor, size: tuple[int, int]) -> np.ndarray:
+    return inspection.enlarge(pixel_map, size).numpy()
+
+
+def figure(inspected: Inspected) -> Figure:
+    """The image and its maps side by side."""
+    about, maps, classes = inspected.description, inspected.maps, inspected.classes
+    size = about["height"], about["width"]
+
+    def in_colour(labels: Tensor) -> np.ndarray:
+        return colorize(_enlarged(labels, size), classes.palette_array)
+
+    pictures = {
+        "image": read_image(inspected.image),
+        "nearest anchor": in_colour(maps.nearest),
+        "relative margin": _enlarged(maps.relative_margin, size),
+        "probability": _enlarged(maps.probability, size),
+        "anchor label": in_colour(maps.by_anchor),
+        "probability label": in_colour(maps.by_probability),
+    }
+    present = set(maps.nearest.unique().tolist()) | set(maps.by_probability.unique().tolist())
+    legend = {
+        name: color
+        for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
+        if i in present
+    }
+    title = f"{about['image']}, {about['round']}"
+    return plots.inspection_figure(pictures, legend, inspected.point, title)

@@ -1,0 +1,139 @@
+"""A round's pseudo-labels for other training programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cag.datasets.images import read_label, write_image
+from cag.datasets.labels import IGNORE, LabelSpace, read_class_map
+from cag.datasets.prepared import read_label_space, read_manifest
+from cag.deploy import cityscapes
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_folder, inside, require_new, write_csv, write_json
+from cag.runtime.overlap import in_order, threads
+from cag.runtime.progress import progress
+
+TARGET, ROUND, LABELS = Path("data/prepared/target"), "data/rounds/{}", "pseudo_labels"
+SPLIT = "train"
+
+
+def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
+    """The round of a name, of a number from 1, or by default the last.
+
+    Args:
+        given: The name or number, or None.
+        rounds: The rounds of params.yaml, in their order.
+
+    Raises:
+        UserError: There is no such round.
+    """
+    if not rounds:
+        raise UserError("params.yaml: rounds is empty, so there are no pseudo-labels")
+    if given is None:
+        return rounds[-1]
+    if given in rounds:
+        return given
+    if given.isdecimal() and 1 <= int(given) <= len(rounds):
+        return rounds[int(given) - 1]
+    raise UserError(f"--round is '{given}'; params.yaml has {', '.join(rounds)}")
+
+
+def export_cityscapes(
+    out: Path, round_name: str, rules: Sequence[str], class_map: Path, copy: bool
+) -> tuple[int, float]:
+    """Write a round's pseudo-labels and their images in the layout of Cityscapes.
+
+    Args:
+        out: A new folder; see the help of `cag pseudo export`.
+        round_name: The round.
+        rules: One rule, or two for the label that either gives.
+        class_map: The target's; it gives the raw values of labelIds.
+        copy: Whether images are copied; else they are hard links where that is possible.
+
+    Returns:
+        The number of images, and the share of the pixels with a label.
+
+    Raises:
+        UserError: The folder is not empty, a file is missing, or does not fit to the others.
+    """
+    require_new(out)
+    classes = read_label_space(TARGET)
+    decoding = _decoding(class_map, classes)
+    rows = read_manifest(TARGET).query(f"split == '{SPLIT}'").sort_values("name")
+    names = cityscapes.cityscapes_names(rows["name"].tolist())
+    labels = [Path(ROUND.format(round_name)) / LABELS / rule for rule in rules]
+
+    with atomic_folder(out) as folder, progress("export", len(rows), "images") as advance:
+
+        def write(pair: tuple[Any, str]) -> np.ndarray:
+            row, new = pair
+            maps = [_read_map(inside(below, f"{row.name}.png"), row) for below in labels]
+            train_ids = cityscapes.either(*maps) if len(maps) == 2 else maps[0]
+            _put(TARGET / row.image, folder / cityscapes.image_path(new, SPLIT), copy)
+            _write_map(folder / cityscapes.label_path(new, SPLIT, "labelTrainIds"), train_ids)
+            if decoding is not None:
+                path = folder / cityscapes.label_path(new, SPLIT, "labelIds")
+                _write_map(path, decoding[train_ids])
+            return np.bincount(train_ids.ravel(), minlength=IGNORE + 1)
+
+        counts = np.zeros(IGNORE + 1, np.int64)
+        pairs = zip(rows.itertuples(index=False, name="Row"), names, strict=True)
+        with closing(in_order(write, pairs, threads())) as written:
+            for pixels in written:
+                counts += pixels
+                advance()
+        paths = [cityscapes.image_path(new, SPLIT) for new in names]
+        write_csv(folder / "names.csv", pd.DataFrame({"name": rows["name"], "image": paths}))
+        write_json(folder / "classes.json", classes.to_dict())
+    return len(rows), 1 - counts[IGNORE] / max(1, counts.sum())
+
+
+def _decoding(path: Path, classes: LabelSpace) -> np.ndarray | None:
+    """The raw value of each train id, uint8 [256]; None where there are no labelIds to write."""
+    class_map = read_class_map(path)
+    if class_map.label_space.names != classes.names:
+        raise UserError(f"{path}: has other classes than {TARGET}; run `dvc repro` first")
+    decoding = class_map.decoding()
+    is_identity = decoding is not None and np.array_equal(
+        decoding[: classes.num_classes], np.arange(classes.num_classes)
+    )
+    return None if is_identity else decoding
+
+
+def _read_map(path: Path, row: Any) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path}: no such pseudo-label map; run `dvc repro` first")
+    labels = read_label(path)
+    if labels.shape != (row.height, row.width):
+        raise UserError(
+            f"{path}: height and width are {labels.shape}, the image has "
+            f"{(row.height, row.width)}; run `dvc repro` first"
+        )
+    return labels
+
+
+def _write_map(path: Path, labels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, labels)
+
+
+def _put(source: Path, goal: Path, copy: bool) -> None:
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        try:
+            os.link(os.path.realpath(source), goal)
+            return
+        except OSError:  # another disk, or one without hard links
+            pass
+    try:
+        shutil.copyfile(source, goal)
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file; run `dvc repro` first") from None

@@ -1,0 +1,206 @@
+"""The one window to DVC: stages and what changed, experiments and their files, the queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cag.runtime.errors import UserError
+
+if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not spend
+    from dvc.repo import Repo
+
+PARAMS, LOCK = "params.yaml", "dvc.lock"
+COVERAGE = "data/rounds/{}/coverage.csv"
+PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
+METRICS = "data/evaluation/{}/metrics.json"
+WORKSPACE, FINISHED = "workspace", "finished"
+
+
+class Stage(NamedTuple):
+    """A stage of the pipeline."""
+
+    name: str  # as in extract@round1
+    outputs: Sequence[Path]
+    needs: frozenset[str]  # the stages that come before it
+    changes: Sequence[str]  # what DVC finds changed about it
+
+
+class Experiment(NamedTuple):
+    """An experiment, or the workspace."""
+
+    name: str
+    state: str  # finished, queued, running or failed
+    commit: str | None = None  # that it started from
+    revision: str | None = None  # its own; None: the workspace, or not finished
+    params: Mapping[str, Any] = {}  # of params.yaml; empty where they are not known
+    metrics: Mapping[str, Mapping | None] = {}  # by file
+
+
+@contextmanager
+def opened(project: Path = Path()) -> Iterator[Repo]:
+    """A project as DVC understands it.
+
+    Raises:
+        UserError: It is no DVC project, DVC is at work in it, or DVC cannot understand its files.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the error below says it once
+    try:
+        with Repo(project) as repo:
+            yield repo
+    except LockError:
+        raise UserError(
+            "DVC is running in this project, and its state is changing; ask again when it is done "
+            "(after a kill: delete .dvc/tmp/rwlock)"
+        ) from None
+    except NotDvcRepoError:
+        raise UserError(
+            f"{project.resolve()}: no DVC project; run this in the folder of one (`cag init`)"
+        ) from None
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
+    """The folder of a project, and its stages in the pipeline's order.
+
+    Raises:
+        UserError: As `opened`.
+    """
+    import networkx
+
+    with opened(project) as repo:
+        changed, graph = repo.status(), repo.index.graph
+        return Path(repo.root_dir), [
+            Stage(
+                stage.name,
+                [Path(output.fs_path) for output in stage.outs],
+                # An edge leads to what is needed.
+                frozenset(needed.name for needed in networkx.descendants(graph, stage)),
+                _changes(changed.get(stage.addressing, []), stage.always_changed),
+            )
+            for stage in repo.index.stages
+        ]
+
+
+def _changes(entries: Sequence, always: bool) -> list[str]:
+    """What DVC finds changed about a stage, a line each.
+
+    A stage that always runs (the listing of raw files) mostly writes what it wrote before, and what
+    follows it is then skipped: of such a stage only its outputs count.
+    """
+    lines = []
+    for entry in entries:
+        if isinstance(entry, str):
+            lines += [] if always else [entry]
+            continue
+        for group, changed in entry.items():
+            if always and group != "changed outs":
+                continue
+            for path, change in changed.items():
+                if isinstance(change, Mapping):  # parameters
+                    lines += [f"{key} {state}" for key, state in change.items()]
+                else:
+                    lines.append(f"{path} {change}")
+    return lines
+
+
+def read_experiments(all_commits: bool = False) -> list[Experiment]:
+    """The workspace and the experiments of the last commit.
+
+    Args:
+        all_commits: Also the experiments of earlier commits.
+
+    Raises:
+        UserError: As `opened`, or this is not the project's folder, or there is no commit.
+    """
+    with opened() as repo:
+        if not os.path.samefile(repo.root_dir, "."):  # DVC's paths are of the root
+            raise UserError(f"run this in the project's folder, {repo.root_dir}")
+        shown = repo.experiments.show(all_commits=all_commits)
+        return list(_experiments([state.dumpd() for state in shown]))
+
+
+def _experiments(shown: Sequence[Mapping]) -> Iterator[Experiment]:
+    if not shown:
+        raise UserError("no commit yet, from which experiments start: `git add .`, `git commit`")
+    workspace, *commits = shown
+    yield _experiment(WORKSPACE, FINISHED, None, workspace["data"])._replace(revision=None)
+    for commit in commits:
+        for entry in commit["experiments"] or []:
+            state = (entry["executor"] or {}).get("state", "success")
+            newest = entry["revs"][0]  # of the checkpoints that older versions of DVC made
+            yield _experiment(
+                entry["name"] or newest["rev"][:7],
+                FINISHED if state == "success" else state,
+                commit.get("rev"),
+                newest["data"],
+            )
+
+
+def _experiment(name: str, state: str, commit: str | None, data: Mapping | None) -> Experiment:
+    data = data or {}
+    params = (data.get("params") or {}).get(PARAMS, {}).get("data") or {}
+    metrics = {path: found.get("data") for path, found in (data.get("metrics") or {}).items()}
+    return Experiment(name, state, commit, data.get("rev"), params, metrics)
+
+
+def reader(revision: str | None) -> Callable[[str], str | None]:
+    """A function that reads a text file of an experiment or, with None, of the workspace.
+
+    It returns None where there is no such file, or where DVC's cache has lost it.
+    """
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(repo=".", rev=revision)
+
+    def read(path: str) -> str | None:
+        try:
+            return files.read_text(path, encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    return read
+
+
+def command(*arguments: str) -> str:
+    """Run a command of DVC in a process of its own; return what it prints.
+
+    Raises:
+        UserError: It fails.
+    """
+    program = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
+    return done.stdout
+
+
+def queue() -> tuple[dict[str, str], int]:
+    """The state of each experiment in DVC's queue by name, and the number of workers."""
+    printed = command("queue", "status")
+    rows = [line.split() for line in printed.splitlines()]
+    states = {row[1]: row[-1] for row in rows if len(row) >= 4 and row[0] not in ("Task", "Worker")}
+    workers = re.search(r"(\d+) active, (\d+) idle", printed)
+    return states, sum(map(int, workers.groups())) if workers else 0
+
+
+def start_workers(jobs: int, environment: Mapping[str, str]) -> None:
+    """Start as many workers as are missing; one of several may end before the queue is empty."""
+    # The workers keep their parent's streams open: to capture them would wait for the last one.
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    program = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
+    if subprocess.run(program, env=environment, **silent, check=False).returncode:
+        raise UserError("`dvc queue start` failed; run it to see why")

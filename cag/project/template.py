@@ -1,0 +1,106 @@
+"""What a project starts from: the files of a new one, and the presets of its parameters."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cag.config.base import as_yaml, read_yaml
+from cag.config.parameters import load_all
+from cag.runtime.errors import UserError
+from cag.runtime.files import atomic_file, require_new
+
+PACKAGES = Path(__file__).resolve().parents[2]
+PRESETS, PARAMS = Path("presets"), Path("params.yaml")
+TEMPLATE = (
+    "dvc.yaml",
+    "params.yaml",
+    ".dvcignore",
+    ".gitignore",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    "presets",
+    "classes",
+    "data/README.md",
+)
+
+
+def template() -> Path:
+    """The folder with `dvc.yaml`, `presets/` and `classes/`: a checkout, or what pip installed.
+
+    Raises:
+        UserError: There is neither.
+    """
+    checkout, installed = PACKAGES, Path(sysconfig.get_path("data")) / "share/cag"
+    for folder in (checkout, installed):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(f"{installed}: not found; install cag again with pip")
+
+
+def start_project(folder: Path) -> None:
+    """Make a new project: pipeline, parameters, presets, code, and an empty git repository.
+
+    Raises:
+        UserError: The folder is not empty.
+    """
+    require_new(folder)
+    sources = {name: template() / name for name in TEMPLATE}
+    sources |= {name: PACKAGES / name for name in ("cag", "stages")}
+    for name, source in sources.items():
+        goal = folder / name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, goal)
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+
+
+def presets(begun: str = "") -> dict[str, Path]:
+    """The presets here whose names begin so, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob(f"{begun}*.yaml"))}
+
+
+def first_comment(path: Path) -> str:
+    """The comment that a preset begins with."""
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    return " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
+
+
+def params_have_changed() -> bool:
+    """Whether params.yaml holds something that no preset does."""
+    paths = presets().values()
+    return PARAMS.exists() and not any(filecmp.cmp(PARAMS, path, shallow=False) for path in paths)
+
+
+def choose_preset(path: Path) -> None:
+    """Copy a preset over params.yaml."""
+    with atomic_file(PARAMS) as partial:
+        shutil.copyfile(path, partial)
+
+
+def effective_yaml(path: Path) -> str:
+    """All parameters that a file stands for, as YAML; a comment marks the defaults.
+
+    Raises:
+        UserError: The file is not valid.
+    """
+    values = load_all(path).model_dump(mode="json")
+    return "\n".join(_lines(values, read_yaml(path)))
+
+
+def _lines(values: Mapping[str, Any], given: Any, indent: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        listed = isinstance(given, Mapping) and key in given
+        comment = "" if listed else "  # default"
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:{comment}"
+            yield from _lines(value, given[key] if listed else None, f"{indent}  ")
+        else:
+            yield f"{indent}{key}: {as_yaml(value)}{comment}"
