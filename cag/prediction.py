@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cag.config.extract import Views
 from cag.datasets.prepared import PreparedImages
-from cag.networks import NetworkOutput
+from cag.networks import NetworkOutput, upsampled
 from cag.runtime.overlap import in_order, threads
 
 UPSAMPLED_VALUES = 2**26  # as many logits at an image's size are in memory at a time
@@ -39,7 +39,7 @@ def image_batches(
         device: Where they will be predicted; on the way to a GPU they lie in pinned memory.
     """
     indices = chain.from_iterable(batches)
-    with closing(in_order(images.__getitem__, indices, threads())) as items:
+    with closing(in_order(lambda index: images[index], indices, threads())) as items:
         for batch in batches:
             pixels, labels, _ = zip(*islice(items, len(batch)), strict=True)
             stacked = torch.stack(pixels)
@@ -91,11 +91,6 @@ def full_resolution(
         classes = torch.where(higher, (index + first).byte(), classes)
         best = torch.where(higher, highest, best)
     return (classes, 1 / total) if confidence else (classes,)
-
-
-def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits [K, h, w] at an image's size, float32 [K, H, W]; the corners stay the corners."""
-    return F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=True)[0]
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ def inspect(
     point = None
     if xy is not None:
         point = _point(xy)
-        place = feature_pixel(point, size, found.nearest.shape)
+        place = feature_pixel(point, size, found.pixels.nearest.shape)
         known = (found, place, features, anchors, config, own, classes.names)
         pixel = describe_pixel(*known, params.adapt.target_labels)
         result["pixel"] = {"x": point[0], "y": point[1], **pixel}
@@ -133,18 +133,20 @@ def _draw(out: Path, image: Path, found, classes, size, point, title: str) -> No
     from cag.analysis.inspection import enlarge
     from cag.datasets.images import colorize, read_image
 
+    pixels = found.pixels
+
     def in_colour(labels):
         return colorize(enlarge(labels, size).numpy(), classes.palette_array)
 
     pictures = {
         "image": read_image(image),
-        "nearest anchor": in_colour(found.nearest),
-        "relative margin": enlarge(found.relative_margin, size).numpy(),
-        "probability": enlarge(found.probability, size).numpy(),
+        "nearest anchor": in_colour(pixels.nearest),
+        "relative margin": enlarge(pixels.relative_margin(), size).numpy(),
+        "probability": enlarge(pixels.probability, size).numpy(),
         "anchor label": in_colour(found.by_anchor),
         "probability label": in_colour(found.by_probability),
     }
-    present = set(found.nearest.unique().tolist()) | set(found.by_probability.unique().tolist())
+    present = set(pixels.nearest.unique().tolist()) | set(found.by_probability.unique().tolist())
     legend = {
         name: color
         for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
