@@ -38,7 +38,7 @@ class NetworkOutput(NamedTuple):
 
 
 def upsampled(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Logits [K, h, w] or [B, K, h, w] at an image's size, float32; the corners stay the corners."""
+    """Logits [K, h, w] or [B, K, h, w] at another size, float32; the corners stay the corners."""
     if logits.dim() == 3:
         return upsampled(logits[None], size)[0]
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)

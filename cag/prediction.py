@@ -124,8 +124,7 @@ def predict_views(
         seen = [part.flip(3) for part in seen] if flip else seen
         size = size or seen[0].shape[2:]
         if seen[0].shape[2:] != size:
-            options = {"mode": "bilinear", "align_corners": True}
-            seen = [F.interpolate(part, size, **options) for part in seen]
+            seen = [upsampled(part, size) for part in seen]
         features, probabilities = features + seen[0], probabilities + seen[1]
     count = len(views.scales) * len(views.gammas) * (1 + views.flip)
     return NetworkOutput(features / count, (probabilities / count).log())

@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 from cag.analysis import plots
+from cag.analysis.threshold_figures import (
+    pseudo_label_quality_figure,
+    threshold_curves_figure,
+)
 
 NAMES = ("road", r"$\car$", "train")  # no formula
 
@@ -71,10 +75,10 @@ def figure(name, theme=plots.LIGHT):
         "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme),
         "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme),
         "curves": lambda: plots.curves_figure({"a": curve()}, theme),
-        "thresholds": lambda: plots.threshold_curves_figure(
+        "thresholds": lambda: threshold_curves_figure(
             threshold_curves().query("`class` != 'all'"), NAMES, np.eye(3) * 200, CONFIGURED, theme
         ),
-        "quality": lambda: plots.pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
+        "quality": lambda: pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
         "inspect": lambda: inspection(theme),
         "sweep": lambda: sweep(theme),
     }
@@ -192,18 +196,18 @@ def test_quality_marks_the_threshold_in_use():
 def test_classes_may_be_called_all_or_begin_with_an_underscore():
     table, odd = threshold_curves(), ("_background_", "all", "train")
     named = table.assign(**{"class": table["class"].replace(dict(zip(NAMES, odd, strict=True)))})
-    quality = plots.pseudo_label_quality_figure(named, CONFIGURED)
+    quality = pseudo_label_quality_figure(named, CONFIGURED)
     assert [axes.get_title() for axes in quality.axes] == ["all classes", *odd]
     for axes, plain in zip(quality.axes, figure("quality").axes, strict=True):
         for line, other in zip(axes.lines, plain.lines, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
     rows = named[table["class"] != "all"]
-    drawn = plots.threshold_curves_figure(rows, odd, np.eye(3) * 200, CONFIGURED)
+    drawn = threshold_curves_figure(rows, odd, np.eye(3) * 200, CONFIGURED)
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == [*odd, "all classes"]
 
 
 def test_quality_of_nothing_says_so():
-    figure = plots.pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
+    figure = pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
     assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"
 
 
