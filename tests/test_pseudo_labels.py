@@ -250,11 +250,13 @@ def test_active_pixels_reach_every_threshold_given():
     thresholds = line(0.75, 0.25, 0)
     assert active(nearest, first, second, margin=2).tolist() == [0, 255, 2, 255]
     assert active(nearest, first, second, relative_margin=0.5).tolist() == [0, 255, 255, 0]
-    by_class = active(nearest, first, second, class_thresholds=thresholds)
+    by_class = active(nearest, first, second, quantile=thresholds)
     assert by_class.tolist() == [255, 1, 2, 0]
     both = active(nearest, first, second, margin=1, relative_margin=0.25)
     assert both.tolist() == [0, 1, 2, 255]
-    every = active(nearest, first, second, 1, 0.25, thresholds)
+    every = active(
+        nearest, first, second, margin=1, relative_margin=0.25, quantile=thresholds
+    )
     assert every.tolist() == [255, 1, 2, 255] and every.dtype == torch.uint8
 
 
