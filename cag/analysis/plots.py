@@ -1,4 +1,7 @@
-"""Figures and picture panels of a run, drawn without a display and the same bytes each time."""
+"""Figures and picture panels of a run, drawn without a display and the same bytes each time.
+
+A function of a figure returns it; its argument `theme` has the colours.
+"""
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -182,16 +185,13 @@ def panel(
 def confusion_figure(
     confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT, title: str = ""
 ) -> Figure:
-    """Draw a confusion matrix as shares of the true class's pixels.
+    """Draw a confusion matrix as shares of the true class's pixels; empty rows have no pixel.
 
     Args:
         confusion: [K, K] pixel counts, rows = truth.
         names: K class names.
         theme: colours.
         title: line above the matrix.
-
-    Returns:
-        the figure; a class without a labelled pixel has an empty row.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -218,9 +218,6 @@ def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     Args:
         table: columns model, miou (0..1) and change (from the source-only model; NaN for it).
         theme: colours.
-
-    Returns:
-        the figure.
     """
     figure, (axes,) = plot_grid(theme, (8, 0.9 + 0.46 * len(table)))
     miou = table["miou"].to_numpy(dtype=np.float64)
@@ -248,7 +245,7 @@ def per_class_figure(
     theme: Theme = LIGHT,
     labels: tuple[str, str] = ("before", "after"),
 ) -> Figure:
-    """Draw each class's IoU before and after as two joined dots, greatest gain first.
+    """Draw each class's IoU before and after as two joined dots, greatest gain first, NaN last.
 
     Args:
         before: [K] IoU, 0..1; NaN where a class occurs in neither map.
@@ -256,9 +253,6 @@ def per_class_figure(
         names: K class names.
         theme: colours.
         labels: names of the two models.
-
-    Returns:
-        the figure; classes whose change is not defined stand last.
     """
     before, after = (np.asarray(values, dtype=np.float64) for values in (before, after))
     order = np.argsort(before - after, kind="stable")  # NaN sorts last
@@ -314,12 +308,11 @@ def coverage_shares(coverage: pd.DataFrame) -> pd.DataFrame:
 def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
     """Draw how much of each class the pseudo-labels keep, one column of dots per round.
 
+    Shares above 1.1 are drawn as arrows at the edge.
+
     Args:
         coverages: round name -> the round's pixel counts, as for `coverage_shares`.
         theme: colours.
-
-    Returns:
-        the figure; shares above 1.1 are drawn as arrows at the edge.
     """
     shares = {name: coverage_shares(table) for name, table in coverages.items()}
     classes = list(next(iter(shares.values()))["class"])
@@ -342,12 +335,11 @@ def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT)
 def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
     """Draw the learning curves, one small plot per quantity and one line per model.
 
+    The lines are running means over a thirtieth of the run, with the raw values behind them.
+
     Args:
         curves: model name -> columns iteration and any of learning_rate, loss, source_ce, ...
         theme: colours.
-
-    Returns:
-        the figure: running means over a thirtieth of the run, with the raw values behind them.
     """
     columns = dict.fromkeys(column for table in curves.values() for column in table.columns)
     quantities = [column for column in columns if column != "iteration"]
@@ -375,15 +367,13 @@ def sweep_figure(
 ) -> Figure:
     """Draw mIoU, precision and coverage of experiments against a parameter.
 
+    A line is a result of a group: groups differ in their kind of line, results in their colour.
+
     Args:
         groups: what else differs, as text, and the experiments: columns `parameter` and those of
             results, such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
         parameter: the column on the horizontal axis.
         theme: colours.
-
-    Returns:
-        the figure: a plot for each kind of result, a line for each result and group; groups differ
-        in their kind of line, results in their colour.
     """
     kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
     figure, plots = plot_grid(theme, (11.5, 5), len(kinds), len(kinds))
@@ -426,9 +416,6 @@ def inspection_figure(
         point: column and row of a pixel to mark in each picture.
         title: line above.
         theme: colours.
-
-    Returns:
-        the figure.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     lines = -(-len(pictures) // 2)

@@ -22,19 +22,18 @@ def threshold_curves_figure(
     configured: Mapping[str, float | None],
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Draw what each rule alone labels at each threshold: a plot per rule, a line per class.
+    """Draw the share that each threshold alone labels: a plot per kind, a line per class.
+
+    The thick line is all classes together. Of quantiles it shows the relative margins that they
+    come to.
 
     Args:
         curves: columns rule, threshold, class, pixels, share and class_threshold, as
             `pseudo_label` writes them.
         names: K class names.
         palette: uint8 [K, 3], their colours.
-        configured: rule -> the threshold in use, which is marked, or None.
+        configured: key of THRESHOLDS -> the threshold in use, which is marked, or None.
         theme: colours.
-
-    Returns:
-        the figure; the thick line is all classes together. Of the rule quantile it shows the
-        relative margin that each class's quantile comes to.
     """
     size = (10.5, 3.5 * -(-len(THRESHOLDS) // 2))
     figure, plots = plot_grid(theme, size, len(THRESHOLDS), 2)
@@ -67,16 +66,13 @@ def threshold_curves_figure(
 def pseudo_label_quality_figure(
     curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme = LIGHT
 ) -> Figure:
-    """Draw the precision of each rule against the share that it labels, a small plot per class.
+    """Draw each threshold's precision against the share that it labels, a small plot per class.
 
     Args:
         curves: columns rule, threshold, class, share and precision, as `evaluate_pseudo_labels`
             writes them; classes in their order, the last one all of them together.
-        configured: rule -> the threshold in use, which gets a dot, or None.
+        configured: key of THRESHOLDS -> the threshold in use, which gets a dot, or None.
         theme: colours.
-
-    Returns:
-        the figure; a class that is never labelled has an empty plot.
     """
     # By their places in the blocks of a threshold: a class may be called "all", too.
     places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
