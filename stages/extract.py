@@ -23,7 +23,6 @@ from cag.runtime.devices import make_fabric
 from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
-from cag.runtime.progress import progress
 from cag.runtime.seeds import mix
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -70,13 +69,12 @@ def make_shards(
             yield arrived()
             advance(images)
 
-    with progress(f"extract {shards.folder.name}", count, "images") as advance:
+    what = f"extract {shards.folder.name}"
+    with processes.progress(what, count, count_images(missing)) as advance:
         read = image_batches(domain.images, batches, device)
         with closing(overlapped(read, compute, advance)) as computed:
             for shard in share:
                 shards.write(shards.path(shard), shard.count, arriving(len(shard.batches)))
-        processes.wait()
-        advance(count_images(missing) - count)
 
 
 @click.command(help=__doc__)

@@ -27,7 +27,6 @@ from cag.runtime.files import inside, write_csv
 from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
-from cag.runtime.progress import progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
@@ -52,15 +51,13 @@ def for_images(
     """Compute and finish this process's part of the store's images, with a progress bar."""
     shards = store.shards[processes.rank :: processes.count]
     count = sum(len(rows) for _, rows in shards)
-    with progress(what, count, "images") as advance:
+    with processes.progress(what, count, len(store.names)) as advance:
         images = read_target_images(store, shards)
         computed = overlapped(images, lambda image: [compute(image)], advance, finish)
         with closing(computed) as results:
             for result in results:
                 yield result
                 advance()
-        processes.wait()
-        advance(len(store.names) - count)
 
 
 def class_thresholds(
