@@ -8,11 +8,11 @@ from typing import TypeVar
 import click
 import pandas as pd
 import torch
-from cag.analysis.threshold_figures import threshold_curves_figure
 from torch import Tensor
 
 from cag.analysis.plots import save_png
 from cag.analysis.threshold_curves import ThresholdCounts, curve_table, threshold_grid
+from cag.analysis.threshold_figures import threshold_curves_figure
 from cag.anchors import read_anchors, resize_labels
 from cag.config.base import RULES, Section, load_params
 from cag.config.pseudo_labels import PseudoLabel
