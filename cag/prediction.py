@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice, product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from cag.config.extract import Views
 from cag.datasets.prepared import PreparedImages
 from cag.networks import NetworkOutput, upsampled
 from cag.runtime.overlap import in_order, threads
+
+if TYPE_CHECKING:
+    from cag.config.extract import Views
 
 UPSAMPLED_VALUES = 2**26  # as many logits at an image's size are in memory at a time
 
