@@ -15,6 +15,11 @@ from cag.runtime.errors import UserError
 from cag.runtime.precision import full_precision
 
 
+def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
+    """Keep the labels, integer [...], that equal the predicted class or another label; else 255."""
+    return labels.masked_fill(labels != prediction, IGNORE)
+
+
 def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
     """Keep the labels that the prediction agrees with: the pixels that anchors are made of.
 
@@ -26,8 +31,7 @@ def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
         [B, h, w] of the labels' dtype: the label where argmax(logits) equals it, otherwise 255.
     """
     # max finds the same first index as argmax, in half the time on a CPU
-    prediction = logits.max(dim=1).indices  # [B, h, w]
-    return labels.masked_fill(prediction != labels, IGNORE)
+    return agreeing(labels, logits.max(dim=1).indices)
 
 
 def resize_labels(

@@ -16,12 +16,13 @@ from cag import metrics
 from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import PreparedImages
 from cag.networks import SegmentationNetwork
-from cag.prediction import full_resolution, image_batches, predict
+from cag.prediction import ImageBatch, full_resolution, image_batches, predict
 from cag.runtime.files import write_csv, write_json
-from cag.runtime.overlap import ahead, in_order, threads, to_cpu
+from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.progress import Advance
 
 BATCH_SIZE = 4
+Predicted = tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]  # an image's index and label map
 
 
 def full_resolution_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -52,24 +53,20 @@ def predict_labelled(
         Confusion matrix int64 [K, K], rows = truth.
     """
 
-    def predictions() -> Iterator[tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]]:
-        with closing(ahead(image_batches(images, batches, fabric.device))) as read:
-            for batch in advance.waiting(read):
-                logits = predict(network, batch.images, fabric).logits
-                for index, label, scores in zip(batch.indices, batch.labels, logits, strict=True):
-                    yield index, label, to_cpu(full_resolution_prediction(scores, label.shape))
+    def predictions(batch: ImageBatch) -> Iterator[Predicted]:
+        logits = predict(network, batch.images, fabric).logits
+        for index, label, scores in zip(batch.indices, batch.labels, logits, strict=True):
+            yield index, label, to_cpu(full_resolution_prediction(scores, label.shape))
 
-    def finish(predicted: tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]) -> Tensor:
+    def finish(predicted: Predicted) -> Tensor:
         index, label, arrived = predicted
         (prediction,) = arrived()
         on_prediction(index, prediction)
         return metrics.confusion_matrix(prediction, label, network.num_classes)
 
     confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64)
-    with (
-        closing(predictions()) as predicted,
-        closing(in_order(finish, predicted, threads())) as counted,
-    ):
+    read = image_batches(images, batches, fabric.device)
+    with closing(overlapped(read, predictions, advance, finish)) as counted:
         for counts in counted:
             confusion += counts
             advance()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from cag.anchors import agreeing_labels, class_sums
+from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file
+from cag.runtime.files import atomic_file, atomic_folder
 from cag.runtime.seeds import mix
+
+if TYPE_CHECKING:
+    from cag.runtime.processes import Processes
 
 SOURCE_KEYS = (
     "names",
@@ -41,6 +46,13 @@ class SourceStatistics(NamedTuple):
     class_counts: Tensor  # [B, K] int64
     correct_class_sums: Tensor  # [B, K, D] float32, over pixels whose prediction is their label
     correct_class_counts: Tensor  # [B, K] int64
+
+
+class TargetImage(NamedTuple):
+    """A target image's row of the store."""
+
+    name: str
+    row: tuple[Tensor, Tensor, Tensor]  # as `read_target_rows` gives it
 
 
 class TargetStore(NamedTuple):
@@ -116,6 +128,30 @@ def _lowest(labels: Tensor, draws: Tensor, per_class: int) -> Tensor:
     return order[(rank < per_class) & (ordered != IGNORE)]
 
 
+def source_rows(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    indices: Sequence[int],
+    seed: int,
+    per_class: int,
+) -> tuple[Tensor, ...]:
+    """A batch's part of a source shard: the fields of its `SourceStatistics`, then of its `Sample`.
+
+    Args:
+        features: float [B, D, h, w].
+        logits: float [B, K, h, w].
+        labels: uint8 [B, H, W] train ids, 255 = ignore, on the CPU.
+        indices: Of the B images in their data set.
+        seed: Of the sample.
+        per_class: As for `sample_pixels`.
+    """
+    labels = resize_labels(labels, logits.shape[2:])
+    statistics = source_statistics(features, logits, labels.to(features.device))
+    draws = pixel_draws(seed, indices, tuple(labels.shape[1:]))
+    return *statistics, *sample_pixels(features, labels, draws, per_class)
+
+
 SAMPLE_ROWS = tuple(f"sample_{field}" for field in Sample._fields)
 SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
 
@@ -146,6 +182,46 @@ def cut_shards(batches: Sequence[Sequence[int]]) -> list[Shard]:
         )
         for number, start in enumerate(starts)
     ]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a data set's rows, which lie in one folder."""
+
+    folder: Path
+    keys: tuple[str, ...]  # of each shard's data sets
+    parts: list[Shard]
+    write: Callable[[Path, int, Iterable[tuple[Tensor, ...]]], None]
+
+    def path(self, shard: Shard) -> Path:
+        """The file of a shard."""
+        return self.folder / shard.name
+
+    def paths(self) -> list[Path]:
+        """The files of all shards."""
+        return [self.path(shard) for shard in self.parts]
+
+    def missing(self) -> list[Shard]:
+        """The shards whose file is not there or cannot be read."""
+        return [
+            shard for shard in self.parts if not is_whole(self.path(shard), shard.count, self.keys)
+        ]
+
+
+def source_shards(folder: Path, batches: Sequence[Sequence[int]], per_class: int) -> Shards:
+    """The shards of the source's batches, written by `write_source_shard`."""
+    write = partial(write_source_shard, per_class=per_class)
+    return Shards(folder, SOURCE_SHARD_KEYS, cut_shards(batches), write)
+
+
+def target_shards(folder: Path, batches: Sequence[Sequence[int]]) -> Shards:
+    """The shards of the target's batches, written by `write_target_shard`."""
+    return Shards(folder, TARGET_ROWS, cut_shards(batches), write_target_shard)
+
+
+def count_images(shards: Sequence[Shard]) -> int:
+    """Number of images in some shards."""
+    return sum(shard.count for shard in shards)
 
 
 def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
@@ -201,6 +277,14 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
         file["sample_labels"] = samples[0].labels.numpy()
 
 
+def move_target(shards: Shards, folder: Path, names: Sequence[str]) -> None:
+    """Move the shards to the folder `target` of another folder, and link them by `target.h5`."""
+    with atomic_folder(folder / "target") as unfinished:
+        for path in shards.paths():
+            shutil.move(path, unfinished / path.name)  # it may lie on another disk
+    link_target(folder / "target.h5", names, [folder / "target" / s.name for s in shards.parts])
+
+
 def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> None:
     """Write `target.h5`: the rows of its shards, one after the other, as virtual data sets.
 
@@ -242,6 +326,34 @@ def create_store(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file that appears at `path` only when it is complete."""
     with atomic_file(path) as partial, h5py.File(partial, "w") as file:
         yield file
+
+
+@contextmanager
+def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py.File]:
+    """An HDF5 file of the groups "0" to `count` - 1, each of which one of the processes writes.
+
+    Yields:
+        The file of this process's own groups; they are put together at the end.
+    """
+    parts = [path.with_name(f"{path.stem}.{rank}.h5") for rank in range(processes.count)]
+    with create_store(parts[processes.rank]) as part:
+        yield part
+    processes.wait()
+    if processes.main:
+        with ExitStack() as stack, create_store(path) as whole:
+            files = [stack.enter_context(h5py.File(part)) for part in parts]
+            for name in map(str, range(count)):
+                next(file for file in files if name in file).copy(name, whole)
+        for part in parts:
+            part.unlink()
+
+
+def write_group(file: h5py.File, key: str, name: str, maps: Mapping[str, Tensor]) -> None:
+    """Write an image's name and its maps [h, w] as a group."""
+    group = file.create_group(key)
+    group.attrs["name"] = name
+    for map_key, pixel_map in maps.items():
+        group[map_key] = pixel_map.cpu().numpy()
 
 
 def source_bytes(count: int, num_classes: int, width: int, per_class: int) -> int:
@@ -308,6 +420,16 @@ def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, 
             if any(len(row) != 1 for row in rows):
                 raise UserError(f"{shard}: fewer than {count} rows; delete it and rerun")
             yield rows
+
+
+def read_target_images(
+    store: TargetStore, shards: Sequence[tuple[Path, range]]
+) -> Iterator[TargetImage]:
+    """Read the images of some of a store's shards; the errors are those of `read_target_rows`."""
+    for path, numbers in shards:
+        rows = read_target_rows(path, len(numbers))
+        for number, row in zip(numbers, rows, strict=True):
+            yield TargetImage(store.names[number], row)
 
 
 def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Tensor]:

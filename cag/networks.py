@@ -39,6 +39,13 @@ class NetworkOutput(NamedTuple):
     logits: Tensor  # [B, K, h, w]
 
 
+def upsampled(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Logits [K, h, w] or [B, K, h, w] at another size, float32; the corners stay the corners."""
+    if logits.dim() == 3:
+        return upsampled(logits[None], size)[0]
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+
+
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder and classifier of a library's network, without its final upsampling.
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cag.datasets.prepared import PreparedImages
-from cag.networks import NetworkOutput
+from cag.networks import NetworkOutput, upsampled
 from cag.runtime.overlap import in_order, threads
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def image_batches(
         device: Where they will be predicted; on the way to a GPU they lie in pinned memory.
     """
     indices = chain.from_iterable(batches)
-    with closing(in_order(images.__getitem__, indices, threads())) as items:
+    with closing(in_order(lambda index: images[index], indices, threads())) as items:
         for batch in batches:
             pixels, labels, _ = zip(*islice(items, len(batch)), strict=True)
             stacked = torch.stack(pixels)
@@ -95,11 +95,6 @@ def full_resolution(
     return (classes, 1 / total) if confidence else (classes,)
 
 
-def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits [K, h, w] at an image's size, float32 [K, H, W]; the corners stay the corners."""
-    return F.interpolate(logits[None].float(), size, mode="bilinear", align_corners=True)[0]
-
-
 @torch.inference_mode()
 def predict_views(
     network: nn.Module, images: Tensor, views: Views, fabric: Fabric
@@ -131,8 +126,7 @@ def predict_views(
         seen = [part.flip(3) for part in seen] if flip else seen
         size = size or seen[0].shape[2:]
         if seen[0].shape[2:] != size:
-            options = {"mode": "bilinear", "align_corners": True}
-            seen = [F.interpolate(part, size, **options) for part in seen]
+            seen = [upsampled(part, size) for part in seen]
         features, probabilities = features + seen[0], probabilities + seen[1]
     count = len(views.scales) * len(views.gammas) * (1 + views.flip)
     return NetworkOutput(features / count, (probabilities / count).log())

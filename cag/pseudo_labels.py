@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cag.anchors import agreeing
+from cag.config.base import RULES
 from cag.datasets.labels import IGNORE
 from cag.runtime.precision import full_precision
 
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
 
 _CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary that stays in a CPU's cache
 _SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
+COVERAGE = ("nearest", *RULES, "agree")  # what `count_labels` counts
 
 
 def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,13 +77,139 @@ def relative_margins(nearest_distance: Tensor, second_distance: Tensor) -> Tenso
     return (second_distance - nearest_distance) / total.masked_fill(total == 0, 1)
 
 
+class Pixels(NamedTuple):
+    """What the rules know of pixels, [...] each; a rule needs what its thresholds compare."""
+
+    nearest: Tensor | None = None  # uint8, the class of the nearest anchor
+    nearest_distance: Tensor | None = None  # float32, d1
+    second_distance: Tensor | None = None  # float32, d2
+    prediction: Tensor | None = None  # uint8, the predicted class
+    probability: Tensor | None = None  # float32, its probability
+
+    def margin(self) -> Tensor:
+        """d2 - d1, float32 [...] in units of the features."""
+        return self.second_distance - self.nearest_distance
+
+    def relative_margin(self) -> Tensor:
+        """The margin without units, float32 [...] in [0, 1]."""
+        return relative_margins(self.nearest_distance, self.second_distance)
+
+    def classes(self, rule: str) -> Tensor:
+        """The class that a rule gives a pixel where it labels it, uint8 [...]."""
+        return self.nearest if rule == "anchor" else self.prediction
+
+    def chosen(self, mask: Tensor) -> Pixels:
+        """The pixels where a mask, bool [...], is true, [n] each."""
+        return Pixels(*(values[mask] for values in self))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold of a rule, which labels the pixels that pass all its thresholds.
+
+    Attributes:
+        key: The parameter of `pseudo_label` that sets it.
+        label: The number that is compared, in words.
+        value: Gives the number of each pixel, float32 [...].
+        scale: The thresholds of its curve; None: in units of the features, as far as the anchors
+            are apart.
+        rule: One of RULES.
+        passes: Compares pixel and threshold: torch.ge, gt, le or lt.
+        per_class: The parameter is a share of each class's pixels, and the threshold of a class is
+            the number that this share reaches.
+    """
+
+    key: str
+    label: str
+    value: Callable[[Pixels], Tensor]
+    scale: Sequence[float] | None = None
+    rule: str = "anchor"
+    passes: Callable[[Tensor, Tensor], Tensor] = torch.ge
+    per_class: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its key as words."""
+        return self.key.replace("_", " ")
+
+    @property
+    def at_most(self) -> bool:
+        """Whether small numbers pass, so that the largest threshold is the loosest."""
+        return self.passes in (torch.le, torch.lt)
+
+    def passed(self, pixels: Pixels, threshold: float | Tensor) -> Tensor:
+        """Test pixels, in float32: a number, or one for each class float [K]; bool [...]."""
+        limit = torch.as_tensor(threshold, dtype=torch.float32)
+        if limit.dim():
+            classes = pixels.classes(self.rule)
+            limit = limit.to(classes.device)[classes.long()]
+        return self.passes(self.value(pixels), limit)
+
+    def count_passed(self, values: Tensor, thresholds: Tensor) -> Tensor:
+        """Count the thresholds that each value passes, integer [...]; NaN passes none.
+
+        Args:
+            values: float32 [...], as `value` gives them.
+            thresholds: float32 [T], each of them once.
+        """
+        sign = -1 if self.at_most else 1
+        reaches = self.passes in (torch.ge, torch.le)  # a value that equals its threshold passes
+        values = (sign * values).nan_to_num(nan=-math.inf)
+        return torch.bucketize(values, (sign * thresholds).sort().values, right=reaches)
+
+
+_HUNDREDTHS = tuple(i / 100 for i in range(100))
+# In the order in which tables, figures and the page show them.
+THRESHOLDS = {
+    threshold.key: threshold
+    for threshold in (
+        Threshold("margin", "d2 - d1, in units of the features", Pixels.margin),
+        Threshold("relative_margin", "(d2 - d1) / (d2 + d1)", Pixels.relative_margin, _HUNDREDTHS),
+        Threshold(
+            "quantile",
+            "share kept of each class",
+            Pixels.relative_margin,
+            tuple(i / 50 for i in range(1, 51)),
+            per_class=True,
+        ),
+        Threshold(
+            "probability",
+            "probability of the predicted class",
+            attrgetter("probability"),
+            (*_HUNDREDTHS, 0.995, 0.999),
+            rule="probability",
+            passes=torch.gt,
+        ),
+    )
+}
+
+
+def label_pixels(
+    rule: str, pixels: Pixels, thresholds: Mapping[str, float | Tensor | None]
+) -> Tensor:
+    """Label the pixels that pass every threshold of a rule that is given.
+
+    Args:
+        rule: One of RULES.
+        pixels: What is known of them.
+        thresholds: Key of THRESHOLDS -> a number or one for each class, float [K]; None: not asked.
+
+    Returns:
+        uint8 [...]: the rule's class where the pixel passes, otherwise 255.
+    """
+    classes = pixels.classes(rule)
+    keep = torch.ones_like(classes, dtype=torch.bool)
+    for key, threshold in thresholds.items():
+        if threshold is not None:
+            keep &= THRESHOLDS[key].passed(pixels, threshold)
+    return classes.to(torch.uint8).masked_fill(~keep, IGNORE)
+
+
 def active(
     nearest: Tensor,
     nearest_distance: Tensor,
     second_distance: Tensor,
-    margin: float | None = None,
-    relative_margin: float | None = None,
-    class_thresholds: Tensor | None = None,
+    **thresholds: float | Tensor | None,
 ) -> Tensor:
     """Label the active pixels: those that reach every threshold that is given.
 
@@ -85,10 +217,10 @@ def active(
         nearest: uint8 [...], the class of the nearest anchor.
         nearest_distance: float32 [...], d1.
         second_distance: float32 [...], d2.
-        margin: least d2 - d1, in units of the features (the paper's and the released code's rule).
-        relative_margin: least (d2 - d1) / (d2 + d1), in [0, 1].
-        class_thresholds: float [K], the least relative margin of each class, as
-            `MarginHistogram.thresholds` gives it.
+        **thresholds: As for `label_pixels`: margin is the least d2 - d1, in units of the features
+            (the paper's and the released code's rule); relative_margin the least
+            (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], the least relative margin of each
+            class, as `MarginHistogram.thresholds` gives it.
 
     Returns:
         uint8 [...]: the class where active, otherwise 255. Exactly the threshold is active.
@@ -96,26 +228,10 @@ def active(
     Raises:
         ValueError: no threshold is given.
     """
-    if margin is None and relative_margin is None and class_thresholds is None:
-        raise ValueError("give at least one of margin, relative_margin and class_thresholds")
-    keep = torch.ones_like(nearest, dtype=torch.bool)
-    if margin is not None:
-        keep &= second_distance - nearest_distance >= margin
-    if relative_margin is not None or class_thresholds is not None:
-        relative = relative_margins(nearest_distance, second_distance)
-        if relative_margin is not None:
-            keep &= relative >= relative_margin
-        if class_thresholds is not None:
-            keep &= relative >= class_thresholds.to(relative)[nearest.long()]
-    return nearest.masked_fill(~keep, IGNORE)
-
-
-def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
-    """Keep the pseudo-labels uint8 [...] that equal the predicted class; 255 elsewhere.
-
-    Not in the paper: of a class that the network knows badly, the nearest anchor is often wrong.
-    """
-    return labels.masked_fill(labels != prediction, IGNORE)
+    if all(threshold is None for threshold in thresholds.values()):
+        keys = (key for key, threshold in THRESHOLDS.items() if threshold.rule == "anchor")
+        raise ValueError(f"give at least one of {', '.join(keys)}")
+    return label_pixels("anchor", Pixels(nearest, nearest_distance, second_distance), thresholds)
 
 
 def by_anchor(features: Tensor, anchors: Tensor, margin: float = 2.5) -> Tensor:
@@ -154,40 +270,95 @@ def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) 
     Returns:
         uint8 [...]: the predicted class, or 255.
     """
-    keep = probability > torch.tensor(threshold, dtype=torch.float32)
-    return prediction.to(torch.uint8).masked_fill(~keep, IGNORE)
+    pixels = Pixels(prediction=prediction, probability=probability)
+    return label_pixels("probability", pixels, {"probability": threshold})
+
+
+def configured(
+    rule: str, config: PseudoLabel, class_thresholds: Tensor | None
+) -> dict[str, float | Tensor]:
+    """Collect the thresholds of a rule that the parameters ask for.
+
+    Args:
+        rule: One of RULES.
+        config: The parameters.
+        class_thresholds: float [K] of the configured quantile, or None.
+
+    Returns:
+        Key of THRESHOLDS -> the number, or those of the classes, in the order of the table.
+    """
+    values = {
+        key: class_thresholds if threshold.per_class else getattr(config, key)
+        for key, threshold in THRESHOLDS.items()
+        if threshold.rule == rule
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def measure(features: Tensor, prediction: Tensor, probability: Tensor, anchors: Tensor) -> Pixels:
+    """Collect all that the rules know of images, on the device of the anchors.
+
+    Args:
+        features: float [B, D, h, w].
+        prediction: uint8 [B, h, w], the predicted class.
+        probability: float32 [B, h, w], its probability.
+        anchors: float [K, D].
+
+    Returns:
+        Maps [B, h, w]. Errors are those of `anchor_distances`.
+    """
+    features, *predicted = (part.to(anchors.device) for part in (features, prediction, probability))
+    return Pixels(*anchor_distances(features, anchors), *predicted)
 
 
 def apply_rules(
-    distances: tuple[Tensor, Tensor, Tensor],
-    prediction: Tensor,
-    probability: Tensor,
-    config: PseudoLabel,
-    class_thresholds: Tensor | None,
+    pixels: Pixels, config: PseudoLabel, class_thresholds: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Label pixels by both rules at the configured thresholds.
 
+    With `agreement` the anchor rule's label must be the predicted class, too. This is not in the
+    paper: of a class that the network knows badly, the nearest anchor is often wrong.
+
     Args:
-        distances: What `anchor_distances` gives, [...] each.
-        prediction: uint8 [...], the predicted class.
-        probability: float32 [...], its probability.
+        pixels: All that is known of them.
         config: The thresholds.
         class_thresholds: float [K] of the configured quantile, or None.
 
     Returns:
         uint8 [...] by the anchor rule, uint8 [...] by the probability rule; 255 = none.
     """
-    by_anchor = active(*distances, config.margin, config.relative_margin, class_thresholds)
+    by_anchor, by_probability = (
+        label_pixels(rule, pixels, configured(rule, config, class_thresholds)) for rule in RULES
+    )
     if config.agreement:
-        by_anchor = agreeing(by_anchor, prediction)
-    return by_anchor, confident(prediction, probability, config.probability)
+        by_anchor = agreeing(by_anchor, pixels.prediction)
+    return by_anchor, by_probability
+
+
+def count_labels(
+    nearest: Tensor, by_anchor: Tensor, by_probability: Tensor, num_classes: int
+) -> Tensor:
+    """Count the pixels of each class that a rule could label, that it labels, and that both do.
+
+    Args:
+        nearest: uint8 [...], the class of the nearest anchor.
+        by_anchor: uint8 [...], the label by the anchor rule, 255 = none.
+        by_probability: uint8 [...], the label by the probability rule, 255 = none.
+        num_classes: K.
+
+    Returns:
+        int64 [4, K], a row for each of COVERAGE. The counts of several images add up.
+    """
+    maps = (nearest, by_anchor, by_probability, agreeing(by_anchor, by_probability))
+    counts = (torch.bincount(labels.flatten().long(), minlength=IGNORE + 1) for labels in maps)
+    return torch.stack([count[:num_classes] for count in counts])
 
 
 class MarginHistogram:
     """Per-class quantiles of the relative margin over a whole data set, in memory that stays flat.
 
     A threshold per class keeps rare classes alive, which one margin for all silences. Two passes:
-    `update` with every image, then `active(..., class_thresholds=histogram.thresholds(keep))`.
+    `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`.
 
     Attributes:
         counts: int64 [K, bins], pixels by nearest class and relative margin. Histograms of parts of

@@ -19,7 +19,6 @@ from cag.runtime.devices import make_fabric
 from cag.runtime.files import inside
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
-from cag.runtime.progress import progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, EVALUATION = "data/models/{}.safetensors", "data/evaluation/{}"
@@ -59,7 +58,7 @@ def main(model: str) -> None:
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
     palette = classes.palette_array
     batches = images.batches(BATCH_SIZE)[processes.rank :: processes.count]
-    own = sum(len(batch) for batch in batches)
+    count = sum(map(len, batches))
     with processes.folder(Path(EVALUATION.format(model))) as folder:
 
         def write(index: int, prediction: Tensor) -> None:
@@ -67,10 +66,9 @@ def main(model: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_label(path, prediction.numpy(), palette)
 
-        with progress(f"evaluate {model}", own, "images") as advance:
+        with processes.progress(f"evaluate {model}", count, len(images)) as advance:
             confusion = predict_labelled(network, images, batches, fabric, advance, write)
-            confusion = processes.total(confusion)
-            advance(len(images) - own)
+        confusion = processes.total(confusion)
         if processes.main:
             write_scores(folder, confusion, classes, len(images))
             figure = plots.confusion_figure(confusion.numpy(), classes.names)

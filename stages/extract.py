@@ -1,48 +1,28 @@
 """Extract a round's features with its teacher: class sums of the source, dense target features."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from cag.anchors import resize_labels
+from cag import features
 from cag.config.base import Precision, Section, Seed, load_params
 from cag.config.extract import Extract
-from cag.datasets.prepared import PreparedImages, read_shared_label_space
-from cag.datasets.prepared import fingerprint as data_fingerprint
-from cag.features import (
-    SHARD_FORMAT,
-    SOURCE_SHARD_KEYS,
-    TARGET_ROWS,
-    Shard,
-    cut_shards,
-    is_whole,
-    join_source,
-    link_target,
-    pixel_draws,
-    sample_pixels,
-    source_bytes,
-    source_statistics,
-    target_bytes,
-    write_source_shard,
-    write_target_shard,
-)
-from cag.networks import SegmentationNetwork, load_model
+from cag.datasets.prepared import PreparedImages, fingerprint, read_shared_label_space
+from cag.features import Shard, Shards, count_images
+from cag.networks import load_model
 from cag.prediction import ImageBatch, image_batches, predict, predict_pixels
+from cag.runtime import files
 from cag.runtime.devices import make_fabric
-from cag.runtime.files import atomic_folder, fingerprint, require_space, sha256
-from cag.runtime.overlap import ahead, to_cpu
+from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
-from cag.runtime.progress import progress
 from cag.runtime.seeds import mix
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
@@ -58,50 +38,12 @@ class Params(Section):
     extract: Extract
 
 
-def source_output(
-    batch: ImageBatch, network: SegmentationNetwork, params: Params, fabric: Fabric
-) -> tuple[Tensor, ...]:
-    """A source batch's statistics and sample of pixels, field by field."""
-    features, logits = predict(network, batch.images, fabric)
-    labels = resize_labels(torch.stack(batch.labels), logits.shape[2:])
-    statistics = source_statistics(features, logits, labels.to(fabric.device))
-    draws = pixel_draws(mix(params.seed, 2), batch.indices, tuple(labels.shape[1:]))
-    sample = sample_pixels(features, labels, draws, params.extract.samples_per_class)
-    return *statistics, *sample
+class Domain(NamedTuple):
+    """A domain's images, the rows that a batch of them becomes, and the files of the rows."""
 
-
-def target_output(
-    batch: ImageBatch, network: SegmentationNetwork, params: Params, fabric: Fabric
-) -> tuple[Tensor, ...]:
-    """A target batch's features, prediction and probability."""
-    return predict_pixels(network, batch.images, params.extract.target_views, fabric)
-
-
-@dataclass(frozen=True)
-class Domain:
-    """A domain's images, how they become rows of a store, and in which shards."""
-
-    name: str
     images: PreparedImages
-    shards: list[Shard]
-    folder: Path  # of the shards
-    keys: tuple[str, ...]  # of their data sets
-    output: Callable[[ImageBatch], tuple[Tensor, ...]]
-    write: Callable[[Path, int, Iterable[tuple[Tensor, ...]]], None]
-
-    def paths(self) -> list[Path]:
-        """The shards' files."""
-        return [self.folder / shard.name for shard in self.shards]
-
-    def missing(self) -> list[Shard]:
-        """The shards that are not there or cannot be read."""
-        files = zip(self.shards, self.paths(), strict=True)
-        return [shard for shard, path in files if not is_whole(path, shard.count, self.keys)]
-
-
-def images_in(shards: list[Shard]) -> int:
-    """Number of images."""
-    return sum(shard.count for shard in shards)
+    rows: Callable[[ImageBatch], tuple[Tensor, ...]]
+    shards: Shards
 
 
 def start_or_resume(folder: Path) -> None:
@@ -112,37 +54,27 @@ def start_or_resume(folder: Path) -> None:
             shutil.rmtree(other)
 
 
-def make_shards(domain: Domain, shards: list[Shard], fabric: Fabric, processes: Processes) -> None:
-    """Compute and write some shards of a domain; the processes share them."""
-    own = shards[processes.rank :: processes.count]
-    batches = [batch for shard in own for batch in shard.batches]
-    with progress(f"extract {domain.name}", images_in(own), "images") as advance:
+def make_shards(
+    domain: Domain, missing: list[Shard], device: torch.device, processes: Processes
+) -> None:
+    """Compute and write the missing shards of a domain; the processes share them."""
+    share, shards = missing[processes.rank :: processes.count], domain.shards
+    count, batches = count_images(share), [batch for shard in share for batch in shard.batches]
 
-        def outputs() -> Iterator[tuple[int, Callable[[], tuple[Tensor, ...]]]]:
-            with closing(ahead(image_batches(domain.images, batches, fabric.device))) as read:
-                for batch in advance.waiting(read):
-                    yield len(batch.indices), to_cpu(*domain.output(batch))
+    def compute(batch: ImageBatch) -> Iterator[tuple[int, Callable[[], tuple[Tensor, ...]]]]:
+        yield len(batch.indices), to_cpu(*domain.rows(batch))
 
-        def arriving(batches: int) -> Iterator[tuple[Tensor, ...]]:
-            for images, arrived in islice(computed, batches):
-                yield arrived()
-                advance(images)
+    def arriving(number: int) -> Iterator[tuple[Tensor, ...]]:
+        for images, arrived in islice(computed, number):
+            yield arrived()
+            advance(images)
 
-        with closing(ahead(outputs(), depth=1)) as computed:
-            for shard in own:
-                domain.write(domain.folder / shard.name, shard.count, arriving(len(shard.batches)))
-        processes.wait()
-        advance(images_in(shards) - images_in(own))
-
-
-def publish(folder: Path, source: Domain, target: Domain, per_class: int) -> None:
-    """Put what the shards hold where it belongs."""
-    join_source(folder / "source.h5", source.images.names, source.paths(), per_class)
-    with atomic_folder(folder / "target") as unfinished:
-        for path in target.paths():
-            shutil.move(path, unfinished / path.name)  # `data` may lie on another disk
-    shards = [folder / "target" / shard.name for shard in target.shards]
-    link_target(folder / "target.h5", target.images.names, shards)
+    what = f"extract {shards.folder.name}"
+    with processes.progress(what, count, count_images(missing)) as advance:
+        read = image_batches(domain.images, batches, device)
+        with closing(overlapped(read, compute, advance)) as computed:
+            for shard in share:
+                shards.write(shards.path(shard), shard.count, arriving(len(shard.batches)))
 
 
 @click.command(help=__doc__)
@@ -151,58 +83,55 @@ def publish(folder: Path, source: Domain, target: Domain, per_class: int) -> Non
 def main(round_name: str, teacher: str) -> None:
     """Write `source.h5`, `target.h5` and `target/` of a round with the model TEACHER."""
     params = load_params(Params)
-    config, model, folder = params.extract, Path(MODEL.format(teacher)), FEATURES.format(round_name)
+    config, model = params.extract, Path(MODEL.format(teacher))
+    folder, per_class = Path(FEATURES.format(round_name)), config.samples_per_class
     classes = read_shared_label_space(SOURCE, TARGET)
     network = load_model(model, classes).network
     fabric = make_fabric(params.precision)
     processes = Processes(fabric)
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
-    scratch = Path(SCRATCH.format(round_name)) / fingerprint(
-        format=SHARD_FORMAT,
+    scratch = Path(SCRATCH.format(round_name)) / files.fingerprint(
+        format=features.SHARD_FORMAT,
         seed=params.seed,
         device=fabric.device.type,
         precision=fabric.strategy.precision.precision,
         extract=config.model_dump(),
-        inputs=[data_fingerprint(SOURCE), data_fingerprint(TARGET), sha256(model)],
+        inputs=[fingerprint(SOURCE), fingerprint(TARGET), files.sha256(model)],
     )
 
-    def domain(name: str, images: PreparedImages, *how) -> Domain:
-        shards = cut_shards(images.batches(config.batch_size))
-        return Domain(name, images, shards, scratch / name, *how)
+    def source_rows(batch: ImageBatch) -> tuple[Tensor, ...]:
+        output, labels = predict(network, batch.images, fabric), torch.stack(batch.labels)
+        return features.source_rows(*output, labels, batch.indices, mix(params.seed, 2), per_class)
 
-    given = {"network": network, "params": params, "fabric": fabric}
-    source = domain(
-        "source",
-        PreparedImages(SOURCE, "train", with_labels=True),
-        SOURCE_SHARD_KEYS,
-        partial(source_output, **given),
-        partial(write_source_shard, per_class=config.samples_per_class),
-    )
-    target = domain(
-        "target",
-        PreparedImages(TARGET, "train", with_labels=False),
-        TARGET_ROWS,
-        partial(target_output, **given),
-        write_target_shard,
-    )
+    def target_rows(batch: ImageBatch) -> tuple[Tensor, ...]:
+        return predict_pixels(network, batch.images, config.target_views, fabric)
+
+    images = PreparedImages(SOURCE, "train", with_labels=True)
+    batches = images.batches(config.batch_size)
+    shards = features.source_shards(scratch / "source", batches, per_class)
+    source = Domain(images, source_rows, shards)
+    images = PreparedImages(TARGET, "train", with_labels=False)
+    shards = features.target_shards(scratch / "target", images.batches(config.batch_size))
+    target = Domain(images, target_rows, shards)
 
     def plan() -> list[list[Shard]]:
         start_or_resume(scratch)
-        missing = [source.missing(), target.missing()]
+        missing = [source.shards.missing(), target.shards.missing()]
         shape = predict(network, target.images[0][0][None], fabric).features.shape[1:]
-        sums = [len(source.images), images_in(missing[0])]  # the store and the shards it is made of
-        needed = target_bytes(images_in(missing[1]), *shape) + sum(
-            source_bytes(count, classes.num_classes, network.width, config.samples_per_class)
-            for count in sums
+        needed = features.target_bytes(count_images(missing[1]), *shape) + sum(
+            features.source_bytes(count, classes.num_classes, network.width, per_class)
+            for count in (len(source.images), count_images(missing[0]))  # the store, its shards
         )
-        for path in (Path(folder), scratch):
-            require_space(path, needed, f"the features of {round_name}")
+        for path in (folder, scratch):
+            files.require_space(path, needed, f"the features of {round_name}")
         return missing
 
-    for one, shards in zip((source, target), processes.from_main(plan), strict=True):
-        make_shards(one, shards, fabric, processes)
+    for domain, missing in zip((source, target), processes.from_main(plan), strict=True):
+        make_shards(domain, missing, fabric.device, processes)
     if processes.main:
-        publish(Path(folder), source, target, config.samples_per_class)
+        names, paths = source.images.names, source.shards.paths()
+        features.join_source(folder / "source.h5", names, paths, per_class)
+        features.move_target(target.shards, folder, target.images.names)
         shutil.rmtree(scratch.parent)
 
 

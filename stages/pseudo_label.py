@@ -1,42 +1,38 @@
 """Label a round's target pixels by their nearest anchor and by the predicted probability."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import click
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from cag.analysis import plots
+from cag.analysis.plots import save_png
 from cag.analysis.threshold_curves import ThresholdCounts, curve_table, threshold_grid
+from cag.analysis.threshold_figures import threshold_curves_figure
 from cag.anchors import read_anchors, resize_labels
 from cag.config.base import RULES, Section, load_params
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.images import write_label
-from cag.datasets.labels import IGNORE, LabelSpace
+from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import read_label_space, read_manifest
-from cag.features import TargetStore, read_target_rows, read_target_store
-from cag.pseudo_labels import (
-    MarginHistogram,
-    anchor_distances,
-    apply_rules,
-    relative_margins,
-)
+from cag.features import TargetImage, TargetStore, read_target_images, read_target_store
+from cag.pseudo_labels import COVERAGE, MarginHistogram, apply_rules, count_labels, measure
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside, write_csv
-from cag.runtime.overlap import ahead, in_order, threads, to_cpu
+from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
-from cag.runtime.progress import Advance, progress
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
-Row = tuple[Tensor, Tensor, Tensor]  # of an image: features, prediction, probability
-Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]
+Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]  # a name; nearest anchors, both labels
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Params(Section):
@@ -45,25 +41,23 @@ class Params(Section):
     pseudo_label: PseudoLabel
 
 
-@contextmanager
-def shared_progress(
-    store: TargetStore, what: str, processes: Processes
-) -> Iterator[tuple[Advance, Iterator[tuple[str, Row]]]]:
-    """A progress bar, and this process's part of the store's images, which are read ahead."""
-    parts = store.shards[processes.rank :: processes.count]
-    own = sum(len(rows) for _, rows in parts)
-
-    def images() -> Iterator[tuple[str, Row]]:
-        for path, rows in parts:
-            yield from zip(
-                (store.names[i] for i in rows), read_target_rows(path, len(rows)), strict=True
-            )
-
-    with progress(what, own, "images") as advance:
-        with closing(ahead(images(), depth=4)) as read:
-            yield advance, advance.waiting(read)
-        processes.wait()
-        advance(len(store.names) - own)
+def for_images(
+    what: str,
+    store: TargetStore,
+    processes: Processes,
+    compute: Callable[[TargetImage], S],
+    finish: Callable[[S], T],
+) -> Iterator[T]:
+    """Compute and finish this process's part of the store's images, with a progress bar."""
+    shards = store.shards[processes.rank :: processes.count]
+    count = sum(len(rows) for _, rows in shards)
+    with processes.progress(what, count, len(store.names)) as advance:
+        images = read_target_images(store, shards)
+        computed = overlapped(images, lambda image: [compute(image)], advance, finish)
+        with closing(computed) as results:
+            for result in results:
+                yield result
+                advance()
 
 
 def class_thresholds(
@@ -73,38 +67,15 @@ def class_thresholds(
     if keep is None:
         return None
     histogram = MarginHistogram(len(anchors), device=anchors.device)
-    with shared_progress(store, "quantiles", processes) as (advance, images):
-        for _, (features, _, _) in images:
-            nearest, first, second = anchor_distances(features.to(anchors.device), anchors)
-            histogram.update(nearest, relative_margins(first, second))
-            advance()
+
+    def count(image: TargetImage) -> None:
+        pixels = measure(*image.row, anchors)
+        histogram.update(pixels.nearest, pixels.relative_margin())
+
+    for _ in for_images("quantiles", store, processes, count, lambda _: None):
+        pass
     histogram.counts = processes.total(histogram.counts).to(anchors.device)
     return histogram.thresholds(keep)
-
-
-def label_images(
-    images: Iterator[tuple[str, Row]],
-    anchors: Tensor,
-    thresholds: Tensor | None,
-    config: PseudoLabel,
-    curves: ThresholdCounts,
-) -> Iterator[Labelled]:
-    """Of each image its name, nearest anchor, anchor label, probability label, uint8 [1, h, w].
-
-    The pixels are counted in `curves` on the way.
-    """
-    for name, row in images:
-        features, prediction, probability = (part.to(anchors.device) for part in row)
-        distances = anchor_distances(features, anchors)
-        curves.update_anchor(*distances)
-        curves.update_probability(prediction, probability)
-        labels = apply_rules(distances, prediction, probability, config, thresholds)
-        yield name, to_cpu(distances[0], *labels)
-
-
-def count_classes(labels: Tensor, num_classes: int) -> np.ndarray:
-    """Pixels of each class in a label map, int64 [K]."""
-    return torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[:num_classes].numpy()
 
 
 def write_labels(
@@ -118,31 +89,29 @@ def write_labels(
     """Write the label maps of both rules; return the coverage and the curves of all images."""
     rows = read_manifest(TARGET).query("split == 'train'")
     sizes = dict(zip(rows["name"], zip(rows["height"], rows["width"], strict=True), strict=True))
-    counts = np.zeros((4, classes.num_classes), np.int64)
+    grid = threshold_grid(anchors, config)
+    curves = ThresholdCounts(classes.num_classes, grid, anchors.device)
+    thresholds = class_thresholds(store, anchors, config.quantile, processes)
 
-    def write(labelled: Labelled) -> list[np.ndarray]:
+    def label(image: TargetImage) -> Labelled:
+        pixels = measure(*image.row, anchors)
+        curves.update(pixels)
+        return image.name, to_cpu(pixels.nearest, *apply_rules(pixels, config, thresholds))
+
+    def write(labelled: Labelled) -> Tensor:
         name, arrived = labelled
-        nearest, by_anchor, by_probability = arrived()
-        for rule, labels in zip(RULES, (by_anchor, by_probability), strict=True):
+        nearest, *maps = arrived()
+        for rule, labels in zip(RULES, maps, strict=True):
             path = inside(folder / rule, f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             full = resize_labels(labels, sizes[name], align_corners=True)[0].numpy()
             write_label(path, full, classes.palette_array)
-        agree = by_anchor.masked_fill(by_anchor != by_probability, IGNORE)
-        maps = (nearest, by_anchor, by_probability, agree)
-        return [count_classes(labels, classes.num_classes) for labels in maps]
+        return count_labels(nearest, *maps, classes.num_classes)
 
-    grid = threshold_grid(anchors, config)
-    curves = ThresholdCounts(classes.num_classes, grid, anchors.device)
-    thresholds = class_thresholds(store, anchors, config.quantile, processes)
-    with shared_progress(store, "pseudo-labels", processes) as (advance, images):
-        labelled = label_images(images, anchors, thresholds, config, curves)
-        with closing(in_order(write, labelled, threads())) as written:
-            for image_counts in written:
-                counts += image_counts
-                advance()
-    total = processes.total(torch.from_numpy(counts)).numpy()
-    columns = dict(zip(("nearest", *RULES, "agree"), total, strict=True))
+    counts = torch.zeros(len(COVERAGE), classes.num_classes, dtype=torch.int64)
+    for image_counts in for_images("pseudo-labels", store, processes, label, write):
+        counts += image_counts
+    columns = dict(zip(COVERAGE, processes.total(counts).numpy(), strict=True))
     curves.add_up(processes.total)
     table = curve_table(classes.names, grid, curves, curves.class_thresholds(grid["quantile"]))
     return pd.DataFrame({"class": classes.names, **columns}), table
@@ -166,9 +135,8 @@ def main(round_name: str) -> None:
     if processes.main:
         write_csv(folder / "coverage.csv", coverage)
         write_csv(folder / "threshold_curves.csv", curves)
-        look = (classes.names, classes.palette_array, config.model_dump())
-        figure = plots.threshold_curves_figure(curves, *look)
-        plots.save_png(figure, folder / "threshold_curves.png")
+        drawn = (curves, classes.names, classes.palette_array, config.model_dump())
+        save_png(threshold_curves_figure(*drawn), folder / "threshold_curves.png")
         total = coverage["nearest"].sum()
         shares = ", ".join(f"{rule} {coverage[rule].sum() / total:.1%}" for rule in RULES)
         print(f"pseudo_label@{round_name}: labelled by {shares} of the pixels")

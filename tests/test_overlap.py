@@ -6,7 +6,16 @@ from contextlib import closing
 import pytest
 import torch
 
-from cag.runtime.overlap import MOST_THREADS, ahead, in_order, threads, to_cpu
+from cag.runtime.overlap import (
+    MOST_THREADS,
+    ahead,
+    cores,
+    in_order,
+    overlapped,
+    threads,
+    to_cpu,
+)
+from cag.runtime.progress import Advance
 
 
 class Failure(Exception):
@@ -25,6 +34,12 @@ def numbers(count, taken, fail_at=None):
         taken.append("closed")
 
 
+def plain(items, **functions):
+    """`overlapped` with one output for each item."""
+    compute = functions.pop("compute", lambda item: [item])
+    return overlapped(items, compute, Advance(lambda count, note: None), **functions)
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left():
     before = threading.active_count()
@@ -36,6 +51,8 @@ STREAMS = {
     "ahead": lambda items: ahead(items, depth=2),
     "in_order": lambda items: in_order(lambda item: item, items, workers=2),
     "both": lambda items: in_order(lambda item: item, ahead(items), workers=2),
+    "overlapped": plain,
+    "finished": lambda items: plain(items, finish=lambda item: item),
 }
 
 
@@ -55,7 +72,7 @@ def test_an_error_comes_after_the_items_before_it(stream):
         for item in stream(numbers(50, taken := [], fail_at=20)):
             got.append(item)
     assert taken[:20] == list(range(20)) and "closed" in taken
-    if stream is STREAMS["ahead"]:
+    if stream in (STREAMS["ahead"], plain):
         assert got == list(range(20))
 
 
@@ -79,6 +96,7 @@ def test_an_error_of_the_function_comes_in_its_items_place():
         (lambda items: ahead(items, depth=3), 3),
         (lambda items: in_order(lambda item: item, items, workers=1), 2),
         (lambda items: in_order(lambda item: item, items, workers=4), 8),
+        (plain, 5),  # two read, one that is computed, one computed, and one on its way
     ],
 )
 def test_few_items_are_under_way(stream, most):
@@ -94,8 +112,60 @@ def test_closing_stops_it(stream):
     assert next(items) == 0
     items.close()
     assert len([item for item in taken if item != "closed"]) < 20
-    if stream is STREAMS["ahead"]:
+    if stream in (STREAMS["ahead"], plain):
         assert taken[-1] == "closed"
+
+
+@pytest.mark.parametrize("failing", ["read", "compute", "finish"])
+def test_the_first_error_comes_from_wherever_it_is(failing):
+    def fail_at_7(step):
+        def function(item):
+            if step == failing and item == 7:
+                raise Failure
+            return item
+
+        return function
+
+    compute, got = fail_at_7("compute"), []
+    items = numbers(50, taken := [], fail_at=7 if failing == "read" else None)
+    with (
+        pytest.raises(Failure),
+        closing(
+            plain(items, compute=lambda item: [compute(item)], finish=fail_at_7("finish"))
+        ) as results,
+    ):
+        for result in results:
+            got.append(result)
+    assert got == list(range(len(got))) and len(got) <= 7
+    assert failing != "finish" or len(got) == 7
+    assert taken[-1] == "closed"
+
+
+def test_an_item_may_have_several_outputs_or_none():
+    outputs = plain(numbers(5, []), compute=lambda item: [item] * item, finish=lambda item: -item)
+    assert list(outputs) == [-1, -2, -2, -3, -3, -3, *[-4] * 4]
+
+
+def test_reading_computing_and_finishing_go_on_at_once():
+    together = threading.Barrier(3, timeout=30)
+
+    def items():
+        yield "first"
+        yield "second"
+        together.wait()  # the third is read
+        yield "third"
+
+    def compute(item):
+        if item == "second":
+            together.wait()
+        yield item
+
+    def finish(item):
+        if item == "first":
+            together.wait()
+        return item
+
+    assert list(plain(items(), compute=compute, finish=finish)) == ["first", "second", "third"]
 
 
 def test_the_next_item_is_made_while_one_is_used():
@@ -122,10 +192,10 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch):
     for processes, expected in ((None, 12), ("1", 12), ("5", 2), ("48", 1)):
         if processes:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-        assert threads() == expected
+        assert threads() == cores() == expected
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr("os.cpu_count", lambda: 256)
-    assert threads() == MOST_THREADS
+    assert threads() == MOST_THREADS and cores() == 256
 
 
 DEVICES = [

@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 from cag.analysis import plots
+from cag.analysis.threshold_figures import (
+    pseudo_label_quality_figure,
+    threshold_curves_figure,
+)
 
 NAMES = ("road", r"$\car$", "train")  # no formula
 
@@ -66,21 +70,15 @@ def figure(name, theme=plots.LIGHT):
     confusion = np.array([[9, 1, 0], [2, 2, 0], [0, 0, 0]])
     before, after = np.array([0.2, 0.6, np.nan]), np.array([0.5, 0.4, np.nan])
     drawn = {
-        "confusion": lambda: plots.confusion_figure(confusion, NAMES, theme=theme),
-        "miou": lambda: plots.miou_figure(table, theme=theme),
-        "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme=theme),
-        "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme=theme),
-        "curves": lambda: plots.curves_figure({"a": curve()}, theme=theme),
-        "thresholds": lambda: plots.threshold_curves_figure(
-            threshold_curves().query("`class` != 'all'"),
-            NAMES,
-            np.eye(3) * 200,
-            CONFIGURED,
-            theme=theme,
+        "confusion": lambda: plots.confusion_figure(confusion, NAMES, theme),
+        "miou": lambda: plots.miou_figure(table, theme),
+        "per_class": lambda: plots.per_class_figure(before, after, NAMES, theme),
+        "coverage": lambda: plots.coverage_figure({"round1": coverage()}, theme),
+        "curves": lambda: plots.curves_figure({"a": curve()}, theme),
+        "thresholds": lambda: threshold_curves_figure(
+            threshold_curves().query("`class` != 'all'"), NAMES, np.eye(3) * 200, CONFIGURED, theme
         ),
-        "quality": lambda: plots.pseudo_label_quality_figure(
-            threshold_curves(), CONFIGURED, theme=theme
-        ),
+        "quality": lambda: pseudo_label_quality_figure(threshold_curves(), CONFIGURED, theme),
         "inspect": lambda: inspection(theme),
         "sweep": lambda: sweep(theme),
     }
@@ -91,13 +89,13 @@ def sweep(theme=plots.LIGHT):
     rows = pd.DataFrame({"margin": [1.0, 2.0], "round1.miou": [0.2, 0.3]})
     rows["round1.coverage.anchor"] = [0.6, 0.4]
     rows["round1.precision.anchor"] = np.nan
-    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme=theme)
+    return plots.sweep_figure([("", rows), ("agreement True", rows[:1])], "margin", theme)
 
 
 def inspection(theme=plots.LIGHT):
     pictures = {"image": np.full((8, 16, 3), 90, np.uint8), "heat": np.linspace(0, 1, 128)}
     pictures["heat"] = pictures["heat"].reshape(8, 16)
-    return plots.inspection_figure(pictures, {NAMES[1]: (128, 64, 128)}, (3, 2), "a", theme=theme)
+    return plots.inspection_figure(pictures, {NAMES[1]: (128, 64, 128)}, (3, 2), "a", theme)
 
 
 def texts(axes):
@@ -198,18 +196,18 @@ def test_quality_marks_the_threshold_in_use():
 def test_classes_may_be_called_all_or_begin_with_an_underscore():
     table, odd = threshold_curves(), ("_background_", "all", "train")
     named = table.assign(**{"class": table["class"].replace(dict(zip(NAMES, odd, strict=True)))})
-    quality = plots.pseudo_label_quality_figure(named, CONFIGURED)
+    quality = pseudo_label_quality_figure(named, CONFIGURED)
     assert [axes.get_title() for axes in quality.axes] == ["all classes", *odd]
     for axes, plain in zip(quality.axes, figure("quality").axes, strict=True):
         for line, other in zip(axes.lines, plain.lines, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
     rows = named[table["class"] != "all"]
-    drawn = plots.threshold_curves_figure(rows, odd, np.eye(3) * 200, CONFIGURED)
+    drawn = threshold_curves_figure(rows, odd, np.eye(3) * 200, CONFIGURED)
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == [*odd, "all classes"]
 
 
 def test_quality_of_nothing_says_so():
-    figure = plots.pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
+    figure = pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
     assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"
 
 

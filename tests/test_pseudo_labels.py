@@ -1,5 +1,8 @@
 """Pseudo-labels against the released code's outputs, float64 references and hand-worked values."""
 
+from types import NoneType
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,13 @@ from golden_files import generated_maps, stored_maps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cag.config.pseudo_labels import PseudoLabel
 from cag.pseudo_labels import (
+    COVERAGE,
+    THRESHOLDS,
     MarginHistogram,
+    Pixels,
+    Threshold,
     active,
     agreeing,
     anchor_distances,
@@ -16,6 +24,7 @@ from cag.pseudo_labels import (
     by_anchor,
     by_probability,
     confident,
+    count_labels,
     relative_margins,
 )
 
@@ -224,11 +233,11 @@ def test_active_pixels_reach_every_threshold_given():
     thresholds = line(0.75, 0.25, 0)
     assert active(nearest, first, second, margin=2).tolist() == [0, 255, 2, 255]
     assert active(nearest, first, second, relative_margin=0.5).tolist() == [0, 255, 255, 0]
-    by_class = active(nearest, first, second, class_thresholds=thresholds)
+    by_class = active(nearest, first, second, quantile=thresholds)
     assert by_class.tolist() == [255, 1, 2, 0]
     both = active(nearest, first, second, margin=1, relative_margin=0.25)
     assert both.tolist() == [0, 1, 2, 255]
-    every = active(nearest, first, second, 1, 0.25, thresholds)
+    every = active(nearest, first, second, margin=1, relative_margin=0.25, quantile=thresholds)
     assert every.tolist() == [255, 1, 2, 255] and every.dtype == torch.uint8
 
 
@@ -284,3 +293,43 @@ def test_agreeing_keeps_labels_that_the_prediction_shares():
     labels = torch.tensor([0, 1, 255, 2], dtype=torch.uint8)
     prediction = torch.tensor([0, 2, 1, 2], dtype=torch.uint8)
     assert agreeing(labels, prediction).tolist() == [0, 255, 255, 2]
+
+
+@pytest.mark.parametrize("passes", [torch.ge, torch.gt, torch.le, torch.lt])
+def test_counts_of_passed_thresholds_are_those_of_each(passes):
+    random = torch.Generator().manual_seed(7)
+    thresholds = torch.rand(9, generator=random).sort().values
+    values = torch.cat([torch.rand(200, generator=random), thresholds, line(-1, 2, torch.inf)])
+    threshold = Threshold("margin", "", Pixels.margin, passes=passes)
+    pixels = Pixels(torch.zeros(len(values)), torch.zeros(len(values)), values)
+    each = torch.stack([threshold.passed(pixels, limit) for limit in thresholds])
+    assert torch.equal(threshold.count_passed(values, thresholds), each.sum(dim=0))
+    assert threshold.count_passed(line(torch.nan), thresholds).tolist() == [0]
+
+
+def test_a_threshold_may_differ_between_the_classes():
+    pixels = Pixels(torch.tensor([0, 1, 1], dtype=torch.uint8), line(0, 0, 0), line(2, 2, 4))
+    passed = THRESHOLDS["margin"].passed(pixels, line(1, 3))
+    assert passed.tolist() == [True, False, True]
+
+
+def test_parameters_that_may_be_null_are_the_anchor_rules_thresholds():
+    by_rule = {key for key, threshold in THRESHOLDS.items() if threshold.rule == "anchor"}
+    fields = PseudoLabel.model_fields
+    assert by_rule == {
+        key for key, field in fields.items() if NoneType in get_args(field.annotation)
+    }
+    assert THRESHOLDS.keys() == fields.keys() - {"agreement"}
+
+
+def test_labels_are_counted_by_class_and_by_agreement():
+    nearest = torch.tensor([0, 0, 1, 2], dtype=torch.uint8)
+    by_anchor = torch.tensor([0, 255, 1, 255], dtype=torch.uint8)
+    by_probability = torch.tensor([0, 2, 0, 255], dtype=torch.uint8)
+    counts = count_labels(nearest, by_anchor, by_probability, 3).tolist()
+    assert dict(zip(COVERAGE, counts, strict=True)) == {
+        "nearest": [2, 1, 1],
+        "anchor": [1, 1, 0],
+        "probability": [2, 0, 1],
+        "agree": [1, 0, 0],
+    }

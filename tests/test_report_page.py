@@ -209,7 +209,8 @@ def expected_labels(run, name, maps, values, agreement):
     thresholds = values["quantile"] and run.rounds[name].class_thresholds[values["quantile"]]
     if thresholds is not None:
         thresholds = torch.from_numpy(thresholds)
-    labels = active(nearest, first, second, values["margin"], values["relative_margin"], thresholds)
+    anchor = {key: values[key] for key in ("margin", "relative_margin")}
+    labels = active(nearest, first, second, **anchor, quantile=thresholds)
     if agreement:
         labels = agreeing(labels, prediction)
     return {

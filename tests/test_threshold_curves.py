@@ -8,7 +8,6 @@ import torch
 from cag.analysis.threshold_curves import (
     ALL,
     COLUMNS,
-    KINDS,
     LabelledCounts,
     ThresholdCounts,
     class_thresholds_at,
@@ -17,7 +16,7 @@ from cag.analysis.threshold_curves import (
     threshold_grid,
 )
 from cag.config.pseudo_labels import PseudoLabel
-from cag.pseudo_labels import active, anchor_distances, confident
+from cag.pseudo_labels import THRESHOLDS, Pixels, active, anchor_distances, confident
 from cag.runtime.errors import UserError
 from cag.runtime.files import write_csv
 
@@ -42,7 +41,7 @@ def grid(anchors):
 
 @pytest.fixture(scope="module")
 def pixels(anchors, grid):
-    """Distances, prediction, probability and truth of 3 maps; some lie exactly on a threshold."""
+    """The pixels of 3 maps; some lie exactly on a threshold."""
     random = torch.Generator().manual_seed(1)
     features = torch.randn(3, 8, 20, 30, generator=random)
     nearest, first, second = anchor_distances(features, anchors)
@@ -51,27 +50,29 @@ def pixels(anchors, grid):
     prediction = torch.randint(0, 3, nearest.shape, generator=random).byte()
     probability = torch.rand(nearest.shape, generator=random)
     probability[0, :4] = grid["probability"][-30:]
-    truth = torch.randint(0, 3, nearest.shape, generator=random).byte()
-    truth[torch.rand(nearest.shape, generator=random) < 0.2] = 255
-    return nearest, first, second, prediction, probability, truth
+    return Pixels(nearest, first, second, prediction, probability)
+
+
+@pytest.fixture(scope="module")
+def truth(pixels):
+    """The true classes of the pixels; of a fifth it is not known."""
+    random, shape = torch.Generator().manual_seed(2), pixels.nearest.shape
+    truth = torch.randint(0, 3, shape, generator=random).byte()
+    return truth.masked_fill(torch.rand(shape, generator=random) < 0.2, 255)
 
 
 def counted(grid, *parts):
     counts = ThresholdCounts(K, grid)
-    for nearest, first, second, prediction, probability in parts:
-        counts.update_anchor(nearest, first, second)
-        counts.update_probability(prediction, probability)
+    for pixels in parts:
+        counts.update(pixels)
     return counts
 
 
 def labels_at(rule, pixels, threshold, cuts, place):
     """The label map of one rule alone at a threshold, the one of this place in the grid."""
-    *distances, prediction, probability = pixels[:5]
     if rule == "probability":
-        return confident(prediction, probability, threshold)
-    if rule == "quantile":
-        return active(*distances, class_thresholds=cuts[:, place])
-    return active(*distances, **{rule: threshold})
+        return confident(pixels.prediction, pixels.probability, threshold)
+    return active(*pixels[:3], **{rule: cuts[:, place] if rule == "quantile" else threshold})
 
 
 def per_class(labels):
@@ -79,14 +80,14 @@ def per_class(labels):
 
 
 def test_counts_are_those_of_the_rules(grid, pixels):
-    counts = counted(grid, pixels[:5])
+    counts = counted(grid, pixels)
     cuts = counts.class_thresholds(grid["quantile"])
     table = curve_table(NAMES, grid, counts, cuts)
     assert tuple(table.columns) == COLUMNS
-    for rule in KINDS:
+    for rule in THRESHOLDS:
         rows = table[table["rule"] == rule]
         assert len(rows) == K * len(grid[rule]) and len(grid[rule]) >= 50
-        whole = per_class(pixels[3] if rule == "probability" else pixels[0])
+        whole = per_class(pixels.prediction if rule == "probability" else pixels.nearest)
         for i, (threshold, own) in enumerate(rows.groupby("threshold")):
             expected = per_class(labels_at(rule, pixels, threshold, cuts, i))
             assert own["pixels"].tolist() == expected.tolist(), (rule, threshold)
@@ -105,37 +106,37 @@ def test_margins_reach_as_far_as_any_pixel(anchors):
 
 
 def test_configured_thresholds_are_in_the_grid(grid):
-    for rule in KINDS:
+    for rule in THRESHOLDS:
         assert np.float32(getattr(CONFIG, rule)) in grid[rule].numpy()
         assert (grid[rule].diff() > 0).all()
 
 
 def test_counts_of_parts_add_up(grid, pixels):
-    parts = [counted(grid, [values[i] for values in pixels[:5]]) for i in range(3)]
+    parts = [counted(grid, Pixels(*(values[i] for values in pixels))) for i in range(3)]
     sums = [[], [], []]
     for part, tensors in zip(parts, sums, strict=True):
         part.add_up(lambda tensor, tensors=tensors: tensors.append(tensor) or tensor)
     totals = iter([sum(tensors) for tensors in zip(*sums, strict=True)])
     parts[0].add_up(lambda _: next(totals))
     cuts = parts[0].class_thresholds(grid["quantile"])
-    whole = curve_table(NAMES, grid, counted(grid, pixels[:5]), cuts)
+    whole = curve_table(NAMES, grid, counted(grid, pixels), cuts)
     pd.testing.assert_frame_equal(curve_table(NAMES, grid, parts[0], cuts), whole)
 
 
 def test_a_pixel_of_nan_passes_nothing(grid):
     nan, zero = torch.full((1,), torch.nan), torch.zeros(1, dtype=torch.uint8)
-    counts = counted(grid, (zero, nan, nan, zero, nan))
+    counts = counted(grid, Pixels(zero, nan, nan, zero, nan))
     labelled = counts.labelled(torch.full((K, 1), 0.5))
-    assert not any(labelled[rule].sum() for rule in KINDS)
+    assert not any(labelled[rule].sum() for rule in THRESHOLDS)
     assert counts.totals()["margin"].tolist() == [1, 0, 0, 0]
 
 
 def test_thresholds_are_read_back_as_they_were(grid, pixels, tmp_path):
-    counts = counted(grid, pixels[:5])
+    counts = counted(grid, pixels)
     cuts = counts.class_thresholds(grid["quantile"])
     write_csv(tmp_path / "curves.csv", curve_table(NAMES, grid, counts, cuts))
     read, own = read_thresholds(tmp_path / "curves.csv", NAMES)
-    assert all(torch.equal(read[rule], grid[rule]) for rule in KINDS)
+    assert all(torch.equal(read[rule], grid[rule]) for rule in THRESHOLDS)
     assert torch.equal(own, cuts)
     used = class_thresholds_at(CONFIG.quantile, read, own)
     assert torch.equal(used, counts.class_thresholds(torch.tensor([CONFIG.quantile]))[:, 0])
@@ -144,17 +145,15 @@ def test_thresholds_are_read_back_as_they_were(grid, pixels, tmp_path):
         class_thresholds_at(0.111, read, own)
 
 
-def test_precision_and_recall_equal_numpys(grid, pixels):
-    *distances, prediction, probability, truth = pixels
+def test_precision_and_recall_equal_numpys(grid, pixels, truth):
     counts = LabelledCounts(K, grid)
     for i in range(3):
-        own = [distance[i] for distance in distances]
-        counts.update(truth[i], own, prediction[i], probability[i])
-    cuts = counted(grid, pixels[:5]).class_thresholds(grid["quantile"])
+        counts.update(Pixels(*(values[i] for values in pixels)), truth[i])
+    cuts = counted(grid, pixels).class_thresholds(grid["quantile"])
     table = counts.table(NAMES, grid, cuts)
     assert list(table["class"][: K + 1]) == [*NAMES, ALL]
     known = truth.numpy() < 255
-    for rule in KINDS:
+    for rule in THRESHOLDS:
         rows = table[table["rule"] == rule]
         for i, (threshold, own) in enumerate(rows.groupby("threshold")):
             labels = labels_at(rule, pixels, threshold, cuts, i).numpy()
@@ -177,7 +176,7 @@ def test_no_labelled_pixels_no_rows(grid):
 
 
 def test_damaged_tables_are_one_line(grid, pixels, tmp_path):
-    counts, path = counted(grid, pixels[:5]), tmp_path / "curves.csv"
+    counts, path = counted(grid, pixels), tmp_path / "curves.csv"
     with pytest.raises(UserError, match="no such file"):
         read_thresholds(path, NAMES)
     table = curve_table(NAMES, grid, counts, counts.class_thresholds(grid["quantile"]))

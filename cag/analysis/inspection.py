@@ -1,4 +1,4 @@
-"""What the rules go by in one target image or pixel, and what they make of it."""
+"""One target image or pixel: what the rules know of it, and how they label it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from cag.anchors import resize_labels
+from cag.config.base import RULES
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import agreeing, anchor_distances, apply_rules, relative_margins
+from cag.pseudo_labels import (
+    COVERAGE,
+    THRESHOLDS,
+    Pixels,
+    apply_rules,
+    configured,
+    count_labels,
+    measure,
+)
 from cag.runtime.errors import UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -23,18 +32,9 @@ _SHOWN_NAMES = 4
 class Inspection(NamedTuple):
     """The maps of an image at feature size, [h, w] each."""
 
-    nearest: Tensor  # uint8, the class of the nearest anchor
-    nearest_distance: Tensor  # float32, d1
-    second_distance: Tensor  # float32, d2
-    prediction: Tensor  # uint8, the predicted class
-    probability: Tensor  # float32, its probability
+    pixels: Pixels
     by_anchor: Tensor  # uint8, the label by the anchor rule; 255 = none
     by_probability: Tensor  # uint8, the label by the probability rule; 255 = none
-
-    @property
-    def relative_margin(self) -> Tensor:
-        """float32 [h, w] in [0, 1]."""
-        return relative_margins(self.nearest_distance, self.second_distance)
 
 
 def inspect_image(
@@ -55,9 +55,9 @@ def inspect_image(
         config: The thresholds.
         class_thresholds: float [K] of the configured quantile, or None.
     """
-    distances = anchor_distances(features, anchors)
-    labels = apply_rules(distances, prediction, probability, config, class_thresholds)
-    return Inspection(*(part[0] for part in (*distances, prediction, probability, *labels)))
+    maps = measure(features, prediction, probability, anchors)
+    pixels = Pixels(*(pixel_map[0] for pixel_map in maps))
+    return Inspection(pixels, *apply_rules(pixels, config, class_thresholds))
 
 
 def enlarge(pixel_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,7 +87,7 @@ def feature_pixel(xy: tuple[int, int], size: tuple[int, int], shape: torch.Size)
 
 
 def describe_pixel(
-    found: Inspection,
+    image: Inspection,
     place: tuple[int, int],
     features: Tensor,
     anchors: Tensor,
@@ -99,7 +99,7 @@ def describe_pixel(
     """All that is known of a feature pixel.
 
     Args:
-        found: The image.
+        image: As `inspect_image` gives it.
         place: Row and column of the pixel.
         features: float16 [1, D, h, w].
         anchors: float32 [K, D].
@@ -115,24 +115,25 @@ def describe_pixel(
         cross-entropy draws the pixel to.
     """
     row, column = place
-    nearest, first, second, prediction, probability, by_anchor, by_probability = (
-        pixel_map[row, column] for pixel_map in found
-    )
-    relative = found.relative_margin[row, column]
+    pixel = Pixels(*(pixel_map[row, column] for pixel_map in image.pixels))
+    nearest, prediction = names[pixel.nearest], names[pixel.prediction]
     distances = (anchors.double() - features[0, :, row, column].double()).norm(dim=1)
     order = distances.argsort()
     labels = {
-        "anchor": _name(by_anchor, names),
-        "probability": _name(by_probability, names),
+        rule: _name(labels[row, column], names)
+        for rule, labels in zip(RULES, (image.by_anchor, image.by_probability), strict=True)
     }
     used = labels.values() if target_labels == "both" else [labels[target_labels]]
-    own = None if class_thresholds is None else class_thresholds[nearest.long()].item()
-    rules = [
-        ("margin", config.margin, (second - first).item()),
-        ("relative_margin", config.relative_margin, relative.item()),
-        ("quantile", own, relative.item()),
-    ]
-    agreement = agreeing(nearest, prediction) != IGNORE
+    rules = {
+        rule: [
+            _threshold(key, pixel, threshold)
+            for key, threshold in configured(rule, config, class_thresholds).items()
+        ]
+        for rule in RULES
+    }
+    if config.agreement:
+        agree = bool(pixel.nearest == pixel.prediction)
+        rules["anchor"].append(_rule("agreement", nearest, prediction, agree))
     return {
         "feature_pixel": {"row": row, "column": column},
         "distances": [
@@ -140,32 +141,14 @@ def describe_pixel(
             for i in order.tolist()
             if distances[i].isfinite()
         ],
-        "nearest": names[nearest],
-        "nearest_distance": first.item(),
-        "second_distance": second.item(),
-        "margin": (second - first).item(),
-        "relative_margin": relative.item(),
-        "prediction": names[prediction],
-        "probability": probability.item(),
-        "rules": [
-            *(
-                # As `active` compares: in float32.
-                _rule(rule, threshold, value, bool(torch.tensor(value) >= threshold))
-                for rule, threshold, value in rules
-                if threshold is not None
-            ),
-            *(
-                [_rule("agreement", names[nearest], names[prediction], bool(agreement))]
-                if config.agreement
-                else []
-            ),
-            _rule(
-                "probability",
-                config.probability,
-                probability.item(),
-                bool(probability > torch.tensor(config.probability)),
-            ),
-        ],
+        "nearest": nearest,
+        "nearest_distance": pixel.nearest_distance.item(),
+        "second_distance": pixel.second_distance.item(),
+        "margin": pixel.margin().item(),
+        "relative_margin": pixel.relative_margin().item(),
+        "prediction": prediction,
+        "probability": pixel.probability.item(),
+        "rules": [passed for rule in RULES for passed in rules[rule]],
         "labels": {
             **labels,
             "training": list(dict.fromkeys(label for label in used if label is not None)),
@@ -173,35 +156,28 @@ def describe_pixel(
     }
 
 
-def describe_image(found: Inspection, names: Sequence[str]) -> dict[str, Any]:
-    """Count an image's feature pixels by class, and give the quantiles of its margins.
+def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
+    """Count an image's feature pixels by class, and give the quantiles of what is compared.
 
     Returns:
         Plain values: under "classes" for each class that occurs the pixels nearest to it, labelled
         so by each rule and by both alike; under "quantiles" those of both margins and of the
         probability.
     """
-    agree = agreeing(found.by_anchor, found.by_probability)
-    maps = {
-        "nearest": found.nearest,
-        "anchor": found.by_anchor,
-        "probability": found.by_probability,
-        "agree": agree,
-    }
-    counts = {key: _count(labels, len(names)) for key, labels in maps.items()}
+    labels = (image.pixels.nearest, image.by_anchor, image.by_probability)
+    counts = count_labels(*labels, len(names)).T.tolist()  # [K][4]
     levels = torch.tensor(QUANTILES)
-    values = {
-        "margin": found.second_distance - found.nearest_distance,
-        "relative_margin": found.relative_margin,
-        "probability": found.probability,
+    quantiles = {
+        key: threshold.value(image.pixels).flatten().quantile(levels).tolist()
+        for key, threshold in THRESHOLDS.items()
+        if not threshold.per_class
     }
-    quantiles = {key: value.flatten().quantile(levels).tolist() for key, value in values.items()}
     return {
-        "pixels": found.nearest.numel(),
+        "pixels": image.pixels.nearest.numel(),
         "classes": [
-            {"class": name, **{key: count[i] for key, count in counts.items()}}
-            for i, name in enumerate(names)
-            if any(count[i] for count in counts.values())
+            {"class": name, **dict(zip(COVERAGE, count, strict=True))}
+            for name, count in zip(names, counts, strict=True)
+            if any(count)
         ],
         "quantiles": [
             {"quantile": level, **{key: values[i] for key, values in quantiles.items()}}
@@ -237,13 +213,18 @@ def find_image(names: Sequence[str], wanted: str) -> int:
     )
 
 
+def _threshold(key: str, pixel: Pixels, threshold: float | Tensor) -> dict[str, Any]:
+    """How a pixel, of maps [], stands to a threshold: a number, or one for each class [K]."""
+    compared = THRESHOLDS[key]
+    passes = bool(compared.passed(pixel, threshold))
+    if isinstance(threshold, Tensor):
+        threshold = threshold[pixel.classes(compared.rule).long()].item()
+    return _rule(key, threshold, compared.value(pixel).item(), passes)
+
+
 def _rule(rule: str, threshold: Any, value: Any, passes: bool) -> dict[str, Any]:
     return {"rule": rule, "threshold": threshold, "value": value, "passes": passes}
 
 
 def _name(label: Tensor, names: Sequence[str]) -> str | None:
     return None if label == IGNORE else names[label]
-
-
-def _count(labels: Tensor, num_classes: int) -> list[int]:
-    return torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[:num_classes].tolist()

@@ -1,4 +1,4 @@
-"""What each rule alone labels at many thresholds, counted in one pass and in flat memory."""
+"""Pixels that each threshold alone labels, at many values, counted in one pass and flat memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cag.config.base import RULES
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import MarginHistogram, relative_margins
+from cag.pseudo_labels import THRESHOLDS, MarginHistogram, Pixels
 from cag.runtime.errors import UserError
 
-KINDS = ("margin", "relative_margin", "quantile", "probability")
 COLUMNS = ("rule", "threshold", "class", "pixels", "share", "class_threshold")
 MEASURES = ("precision", "recall")
 ALL = "all"  # stands for the classes together
 _MARGINS = 99  # steps up to the largest margin there can be
 _DIGITS = 6  # of a share
-_COUNTED = ("margin", "relative_margin", "probability")  # a quantile is a cut through the second
 
 
 def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
-    """Choose the thresholds of each rule's curve; the configured ones are among them.
+    """Choose the thresholds of each curve; the configured ones are among them.
 
     By the triangle inequality no d2 - d1 exceeds the distance between two anchors, so the margins
     need no pass over the features.
@@ -36,24 +35,17 @@ def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
         config: Thresholds of the rules, where they are not null.
 
     Returns:
-        Rule -> ascending thresholds float32 [T], on the CPU: margin in units of the features,
-        relative margin and probability in [0, 1], quantile in (0, 1].
+        Key of THRESHOLDS -> ascending thresholds float32 [T], on the CPU.
     """
     seen = anchors[~anchors.isnan().any(dim=1)].cpu().float()
     step = _round_up(torch.cdist(seen, seen).max().item() / _MARGINS)
-    hundredths = [i / 100 for i in range(100)]
-    grid = {
-        "margin": [i * step for i in range(_MARGINS + 1)],
-        "relative_margin": hundredths,
-        "quantile": [i / 50 for i in range(1, 51)],
-        "probability": [*hundredths, 0.995, 0.999],
-    }
-    configured = {rule: getattr(config, rule) for rule in KINDS}
-    given = {rule: [] if value is None else [value] for rule, value in configured.items()}
-    return {
-        rule: torch.tensor([*values, *given[rule]], dtype=torch.float32).unique()
-        for rule, values in grid.items()
-    }
+    distances = [i * step for i in range(_MARGINS + 1)]
+    grid = {}
+    for key, threshold in THRESHOLDS.items():
+        values, used = threshold.scale or distances, getattr(config, key)
+        values = [*values, *([] if used is None else [used])]
+        grid[key] = torch.tensor(values, dtype=torch.float32).unique()
+    return grid
 
 
 class ThresholdCounts:
@@ -68,29 +60,29 @@ class ThresholdCounts:
     def __init__(
         self, num_classes: int, grid: Mapping[str, Tensor], device: torch.device | str | None = None
     ) -> None:
-        self._grid = {rule: grid[rule].to(device) for rule in _COUNTED}
+        # A share is a cut through the histogram, whichever the shares are.
+        direct = [key for key, threshold in THRESHOLDS.items() if not threshold.per_class]
+        self._grid = {key: grid[key].to(device) for key in direct}
         self._passed = {
-            rule: torch.zeros(num_classes, len(edges) + 1, dtype=torch.int64, device=device)
-            for rule, edges in self._grid.items()
+            key: torch.zeros(num_classes, len(grid[key]) + 1, dtype=torch.int64, device=device)
+            for key in direct
         }  # [K, T + 1], by the number of thresholds passed
         self._relative = MarginHistogram(num_classes, device=device)
 
-    def update_anchor(
-        self, nearest: Tensor, nearest_distance: Tensor, second_distance: Tensor
-    ) -> None:
-        """Count pixels by their margins: what `anchor_distances` gives, each of one shape [...]."""
-        relative = relative_margins(nearest_distance, second_distance)
-        self._count("margin", nearest, second_distance - nearest_distance)
-        self._count("relative_margin", nearest, relative)
-        self._relative.update(nearest, relative)
-
-    def update_probability(self, prediction: Tensor, probability: Tensor) -> None:
-        """Count pixels by the probability float32 [...] of the predicted class uint8 [...]."""
-        self._count("probability", prediction, probability)
+    def update(self, pixels: Pixels, rules: Sequence[str] = RULES) -> None:
+        """Count pixels [...] for the thresholds of some rules."""
+        for key, counts in self._passed.items():
+            threshold = THRESHOLDS[key]
+            if threshold.rule in rules:
+                passed = threshold.count_passed(threshold.value(pixels), self._grid[key])
+                cells = pixels.classes(threshold.rule).long() * counts.shape[1] + passed
+                counts.view(-1).scatter_add_(0, cells.flatten(), torch.ones_like(cells).flatten())
+        if "anchor" in rules:
+            self._relative.update(pixels.nearest, pixels.relative_margin())
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace the counts by those of all processes: `Processes.total` of each tensor."""
-        self._passed = {rule: total(counts) for rule, counts in self._passed.items()}
+        self._passed = {key: total(counts) for key, counts in self._passed.items()}
         self._relative.counts = total(self._relative.counts)
 
     def class_thresholds(self, quantiles: Tensor) -> Tensor:
@@ -99,33 +91,31 @@ class ThresholdCounts:
         return torch.stack(columns, dim=1).cpu()
 
     def labelled(self, class_thresholds: Tensor) -> dict[str, Tensor]:
-        """Pixels that each rule alone labels: exactly those of `active` and of `confident`.
+        """Pixels that each threshold alone labels: exactly those of `pseudo_labels.label_pixels`.
 
         Args:
             class_thresholds: float32 [K, T], multiples of the histogram's bins, as
                 `class_thresholds` gives them.
 
         Returns:
-            Rule -> int64 [K, T] on the CPU.
+            Key of THRESHOLDS -> int64 [K, T] on the CPU, in the order of the grid.
         """
-        labelled = {rule: _at_least(counts)[:, 1:] for rule, counts in self._passed.items()}
         reaching = _at_least(self._relative.counts)
         edges = (class_thresholds * reaching.shape[1]).long().to(reaching.device)  # [K, T]
-        labelled["quantile"] = reaching.gather(1, edges)
-        return {rule: labelled[rule].cpu() for rule in KINDS}
+        labelled = {}
+        for key, threshold in THRESHOLDS.items():
+            if threshold.per_class:
+                counts = reaching.gather(1, edges)
+            else:
+                counts = _at_least(self._passed[key])[:, 1:]  # the loosest threshold first
+            labelled[key] = (counts.flip(1) if threshold.at_most else counts).cpu()
+        return labelled
 
     def totals(self) -> dict[str, Tensor]:
-        """Pixels that each rule decides on: nearest to, or predicted as, the class; int64 [K]."""
-        counts = {rule: counts.sum(dim=1).cpu() for rule, counts in self._passed.items()}
-        return {rule: counts.get(rule, counts["margin"]) for rule in KINDS}
-
-    def _count(self, rule: str, classes: Tensor, values: Tensor) -> None:
-        counts, edges = self._passed[rule], self._grid[rule]
-        # A margin that equals its threshold passes, a probability does not; NaN passes none.
-        values = values.flatten().nan_to_num(nan=-1.0)
-        passed = torch.bucketize(values, edges, right=rule != "probability")
-        cells = classes.flatten().long() * counts.shape[1] + passed
-        counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
+        """Pixels that each threshold decides on: nearest to, or predicted as, the class; [K]."""
+        counts = {key: counts.sum(dim=1).cpu() for key, counts in self._passed.items()}
+        nearest = self._relative.counts.sum(dim=1).cpu()
+        return {key: counts.get(key, nearest) for key in THRESHOLDS}
 
 
 def decimal(threshold: Tensor) -> float:
@@ -139,22 +129,22 @@ def curve_table(
     counts: ThresholdCounts,
     class_thresholds: Tensor,
 ) -> pd.DataFrame:
-    """A row for each rule, threshold and class.
+    """Make a row for each kind of threshold, threshold and class.
 
     Args:
         names: K class names.
-        grid: Rule -> thresholds float32 [T].
+        grid: Key of THRESHOLDS -> thresholds float32 [T].
         counts: The pixels.
         class_thresholds: float32 [K, T] of the rule quantile.
 
     Returns:
-        The columns `COLUMNS`: pixels are those that the rule alone labels at the threshold, share
-        is theirs of the pixels nearest to (for probability: predicted as) the class.
+        The columns `COLUMNS`: pixels are those that the threshold alone labels, share is theirs of
+        the pixels nearest to (for probability: predicted as) the class.
     """
     labelled, totals = counts.labelled(class_thresholds), counts.totals()
     tables = [
-        _rows(names, rule, grid[rule], labelled[rule], totals[rule], class_thresholds)
-        for rule in KINDS
+        _rows(names, key, grid[key], labelled[key], totals[key], class_thresholds)
+        for key in THRESHOLDS
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -162,10 +152,7 @@ def curve_table(
 class LabelledCounts:
     """`ThresholdCounts` of labelled pixels: all, those of a known class, those labelled rightly.
 
-    Args:
-        num_classes: K.
-        grid: As `threshold_grid` gives it.
-        device: Where the pixels are.
+    Its arguments are those of `ThresholdCounts`.
     """
 
     def __init__(
@@ -174,24 +161,16 @@ class LabelledCounts:
         self._parts = [ThresholdCounts(num_classes, grid, device) for _ in range(3)]
         self._truth = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
-    def update(
-        self, truth: Tensor, distances: Sequence[Tensor], prediction: Tensor, probability: Tensor
-    ) -> None:
-        """Count pixels.
-
-        Args:
-            truth: uint8 [...], 255 = not known.
-            distances: What `anchor_distances` gives, [...] each.
-            prediction: uint8 [...], the predicted class.
-            probability: float32 [...], its probability.
-        """
-        known = truth != IGNORE
-        # Which pixels count in each part, of the anchor rules and of the probability rule.
-        masks = [(None, None), (known, known), (truth == distances[0], truth == prediction)]
-        for counts, (by_anchor, by_probability) in zip(self._parts, masks, strict=True):
-            counts.update_anchor(*_chosen(by_anchor, *distances))
-            counts.update_probability(*_chosen(by_probability, prediction, probability))
-        self._truth += torch.bincount(truth[known].long(), minlength=len(self._truth))
+    def update(self, pixels: Pixels, truth: Tensor) -> None:
+        """Count pixels [...] of the true class uint8 [...], 255 = not known."""
+        everything, known, right = self._parts
+        everything.update(pixels)
+        known.update(pixels.chosen(truth != IGNORE))
+        for rule in RULES:
+            right.update(pixels.chosen(truth == pixels.classes(rule)), (rule,))
+        self._truth += torch.bincount(truth.flatten().long(), minlength=IGNORE + 1)[
+            : len(self._truth)
+        ]
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace the counts by those of all processes."""
@@ -212,13 +191,13 @@ class LabelledCounts:
         if not sum(total.sum() for total in whole.values()):
             return pd.DataFrame(columns=[*COLUMNS, *MEASURES])
         labelled = [part.labelled(class_thresholds) for part in self._parts]
-        # Of the classes together, no threshold is a class's.
+        # The row "all" has no class threshold.
         cuts = torch.cat([class_thresholds, torch.full_like(class_thresholds[:1], math.nan)])
         truth = _with_sum(self._truth.cpu())
         tables = []
-        for rule in KINDS:
-            pixels, known, right = (_with_sum(counts[rule]) for counts in labelled)  # [K + 1, T]
-            table = _rows([*names, ALL], rule, grid[rule], pixels, _with_sum(whole[rule]), cuts)
+        for key in THRESHOLDS:
+            pixels, known, right = (_with_sum(counts[key]) for counts in labelled)  # [K + 1, T]
+            table = _rows([*names, ALL], key, grid[key], pixels, _with_sum(whole[key]), cuts)
             table["precision"] = _shares(right, known)
             table["recall"] = _shares(right, truth[:, None])
             tables.append(table)
@@ -240,15 +219,15 @@ def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor]
     """
     table = read_curves(path)
     grid, count = {}, len(names)
-    for rule in KINDS:
-        rows = table[table["rule"] == rule]
+    for key in THRESHOLDS:
+        rows = table[table["rule"] == key]
         values = rows["threshold"].to_numpy(dtype=np.float32)
         if not len(rows) or list(rows["class"]) != list(names) * (len(rows) // count):
             raise UserError(
-                f"{path}: the rule {rule} has not one row for each threshold and class; "
+                f"{path}: the rule {key} has not one row for each threshold and class; "
                 "delete it and rerun"
             )
-        grid[rule] = torch.from_numpy(values[::count].copy())
+        grid[key] = torch.from_numpy(values[::count].copy())
     cuts = table.loc[table["rule"] == "quantile", "class_threshold"].to_numpy(dtype=np.float32)
     return grid, torch.from_numpy(cuts.reshape(-1, count).T.copy())
 
@@ -295,26 +274,23 @@ def read_curves(path: Path) -> pd.DataFrame:
     return table
 
 
-def _chosen(mask: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
-    return values if mask is None else tuple(value[mask] for value in values)
-
-
 def _with_sum(counts: Tensor) -> Tensor:
     """Counts [K, ...] of the classes, then their sum, [K + 1, ...]."""
     return torch.cat([counts, counts.sum(dim=0, keepdim=True)])
 
 
-def _rows(names, rule, thresholds, labelled, totals, class_thresholds) -> pd.DataFrame:
+def _rows(names, key, thresholds, labelled, totals, class_thresholds) -> pd.DataFrame:
     count = len(names)
-    own = class_thresholds.T.flatten() if rule == "quantile" else torch.tensor(math.nan)
+    per_class = THRESHOLDS[key].per_class
+    cuts = class_thresholds.T.flatten() if per_class else torch.tensor(math.nan)
     return pd.DataFrame(
         {
-            "rule": rule,
+            "rule": key,
             "threshold": np.repeat([decimal(value) for value in thresholds], count),
             "class": list(names) * len(thresholds),
             "pixels": labelled.T.flatten().numpy(),
             "share": _shares(labelled, totals[:, None]),
-            "class_threshold": own.expand(labelled.numel()).double().numpy(),
+            "class_threshold": cuts.expand(labelled.numel()).double().numpy(),
         }
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,7 +11,7 @@ from cag.config.base import PAPER, RELEASED, Fraction, Section, about
 
 
 class PseudoLabel(Section):
-    """Thresholds of the two rules; an active pixel passes each of the first three that is given."""
+    """Thresholds of the two rules; an active pixel passes each that may be null and is not."""
 
     margin: Annotated[float, Field(ge=0)] | None = about(
         "the least d2 - d1 of an active pixel, where d1 and d2 are the distances to the nearest "
@@ -41,6 +42,8 @@ class PseudoLabel(Section):
 
     @model_validator(mode="after")
     def _any(self) -> PseudoLabel:
-        if self.margin is None and self.relative_margin is None and self.quantile is None:
-            raise ValueError("one of margin, relative_margin and quantile must be a number")
+        fields = type(self).model_fields.items()
+        *others, last = (key for key, field in fields if NoneType in get_args(field.annotation))
+        if all(getattr(self, key) is None for key in (*others, last)):
+            raise ValueError(f"one of {', '.join(others)} and {last} must be a number")
         return self

@@ -73,7 +73,7 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
         **inspection.describe_image(maps, classes.names),
     }
     if point is not None:
-        place = inspection.feature_pixel(point, size, maps.nearest.shape)
+        place = inspection.feature_pixel(point, size, maps.pixels.nearest.shape)
         known = (maps, place, features, anchors, config, cuts, classes.names)
         pixel = inspection.describe_pixel(*known, params.adapt.target_labels)
         description["pixel"] = {"x": point[0], "y": point[1], **pixel}
@@ -105,20 +105,20 @@ def _enlarged(pixel_map: Tensor, size: tuple[int, int]) -> np.ndarray:
 def figure(inspected: Inspected) -> Figure:
     """The image and its maps side by side."""
     about, maps, classes = inspected.description, inspected.maps, inspected.classes
-    size = about["height"], about["width"]
+    size, pixels = (about["height"], about["width"]), maps.pixels
 
     def in_colour(labels: Tensor) -> np.ndarray:
         return colorize(_enlarged(labels, size), classes.palette_array)
 
     pictures = {
         "image": read_image(inspected.image),
-        "nearest anchor": in_colour(maps.nearest),
-        "relative margin": _enlarged(maps.relative_margin, size),
-        "probability": _enlarged(maps.probability, size),
+        "nearest anchor": in_colour(pixels.nearest),
+        "relative margin": _enlarged(pixels.relative_margin(), size),
+        "probability": _enlarged(pixels.probability, size),
         "anchor label": in_colour(maps.by_anchor),
         "probability label": in_colour(maps.by_probability),
     }
-    present = set(maps.nearest.unique().tolist()) | set(maps.by_probability.unique().tolist())
+    present = set(pixels.nearest.unique().tolist()) | set(maps.by_probability.unique().tolist())
     legend = {
         name: color
         for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cag.config.base import as_yaml, read_yaml
+from cag.config.base import as_yaml, read_parameters
 from cag.config.parameters import load_all
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, require_new
@@ -92,7 +92,7 @@ def effective_yaml(path: Path) -> str:
         UserError: The file is not valid.
     """
     values = load_all(path).model_dump(mode="json")
-    return "\n".join(_lines(values, read_yaml(path)))
+    return "\n".join(_lines(values, read_parameters(path)))
 
 
 def _lines(values: Mapping[str, Any], given: Any, indent: str = "") -> Iterator[str]:

@@ -7,7 +7,7 @@ import torch
 
 from cag.config.base import RULES
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import apply_rules
+from cag.pseudo_labels import Pixels, apply_rules
 from cag.report.contents import LabelledSample, Maps, Run, TrainingSample
 from cag.report.pictures import Picture, css_color, enlarged, label_map, photo
 from cag.report.tables import same_threshold
@@ -84,7 +84,7 @@ def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray
             maps.probability,
         )
     )
-    labels = apply_rules(distances, prediction, probability, rules, thresholds)
+    labels = apply_rules(Pixels(*distances, prediction, probability), rules, thresholds)
     return labels[0].numpy(), labels[1].numpy()
 
 

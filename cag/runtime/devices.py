@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from cag.runtime.errors import UserError
+from cag.runtime.overlap import cores
 
 
 def make_fabric(precision: str) -> Fabric:
@@ -83,5 +84,4 @@ def loader_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    cores, processes = os.cpu_count() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, cores // processes))
+    return min(8, cores())

@@ -12,16 +12,56 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cag.runtime.progress import Advance
+
 S = TypeVar("S")
 T = TypeVar("T")
-MOST_THREADS = 16  # as many decode photographs faster than a GPU predicts them
+U = TypeVar("U")
+MOST_THREADS = 16  # so many decode photographs faster than a GPU predicts them
 _END = object()
 
 
+def cores() -> int:
+    """This process's share of the machine's cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def threads() -> int:
-    """Threads for this process's reading and writing: its share of the machine's cores."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes))
+    """Threads for this process's reading and writing."""
+    return min(MOST_THREADS, cores())
+
+
+def overlapped(
+    items: Iterator[S],
+    compute: Callable[[S], Iterable[T]],
+    advance: Advance,
+    finish: Callable[[T], U] | None = None,
+) -> Iterator[T | U]:
+    """Read, compute and write at the same time, with few items under way.
+
+    Close it, or take all of it: then no thread is left, and `items` is closed.
+
+    Args:
+        items: What is read, in a thread of its own.
+        compute: Gives the outputs of an item, in another thread.
+        advance: Counts the time that `compute` waits for items.
+        finish: Maps each output over several threads, with `in_order`; None: it stays as it is.
+
+    Yields:
+        The outputs in the order of the items; an error, from whichever thread, in its place.
+    """
+
+    def outputs() -> Iterator[T]:
+        with closing(ahead(items)) as read:
+            for item in advance.waiting(read):
+                yield from compute(item)
+
+    with closing(ahead(outputs(), depth=1)) as results:
+        if finish is None:
+            yield from results
+        else:
+            with closing(in_order(finish, results, threads())) as finished:
+                yield from finished
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:

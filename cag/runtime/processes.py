@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 from cag.runtime.files import atomic_folder
+from cag.runtime.progress import Advance, progress
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)  # others may have hours of work left
@@ -55,6 +56,20 @@ class Processes:
         if self._group is not None:
             _together(lambda: distributed.broadcast_object_list(value, 0, self._group))
         return value[0]
+
+    @contextmanager
+    def progress(self, what: str, count: int, total: int) -> Iterator[Advance]:
+        """A `progress` bar over images, which ends when all processes have done their part.
+
+        Args:
+            what: What is being done.
+            count: Number of images of this process.
+            total: Number of images of all processes.
+        """
+        with progress(what, count, "images") as advance:
+            yield advance
+            self.wait()
+            advance(total - count)
 
     @contextmanager
     def folder(self, path: Path) -> Iterator[Path]:

@@ -1,0 +1,120 @@
+"""Figures of the threshold curves: pixels that each threshold labels, and how many rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from cag.analysis.plots import LIGHT, LINES, Theme, add_legend, plot_grid, themed
+from cag.pseudo_labels import THRESHOLDS
+
+
+@themed
+def threshold_curves_figure(
+    curves: pd.DataFrame,
+    names: Sequence[str],
+    palette: np.ndarray,
+    configured: Mapping[str, float | None],
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw the share that each threshold alone labels: a plot per kind, a line per class.
+
+    The thick line is all classes together. Of quantiles it shows the relative margins that they
+    come to.
+
+    Args:
+        curves: columns rule, threshold, class, pixels, share and class_threshold, as
+            `pseudo_label` writes them.
+        names: K class names.
+        palette: uint8 [K, 3], their colours.
+        configured: key of THRESHOLDS -> the threshold in use, which is marked, or None.
+        theme: colours.
+    """
+    size = (10.5, 3.5 * -(-len(THRESHOLDS) // 2))
+    figure, plots = plot_grid(theme, size, len(THRESHOLDS), 2)
+    colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
+    drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
+    for axes, (key, threshold) in zip(plots, THRESHOLDS.items(), strict=True):
+        rows = curves[curves["rule"] == key]
+        # The share of a share is itself: the question is which number it comes to.
+        height = "class_threshold" if threshold.per_class else "share"
+        for name, line in rows.groupby("class", sort=False):
+            (drawn[name],) = axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2)
+        if threshold.per_class:
+            axes.set(ylabel="least relative margin of the class", ylim=(0, None))
+        else:
+            pixels = rows.groupby("threshold")["pixels"].sum()
+            whole = pixels / max(pixels.max(), 1)
+            (whole_line,) = axes.plot(whole.index, whole, color=theme.ink, linewidth=2.6)
+            axes.set(ylabel="share of the class's pixels", ylim=(0, 1.02))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _mark_threshold(axes, configured.get(key), theme)
+        last = rows.loc[rows["pixels"] > 0, "threshold"].max()
+        axes.set(xlabel=threshold.label, title=threshold.title, xlim=(0, last if last > 0 else 1))
+        axes.grid(True)
+    lines, names = [*drawn.values(), whole_line], [*drawn, "all classes"]
+    figure.legend(lines, names, loc="outside right center")
+    return figure
+
+
+@themed
+def pseudo_label_quality_figure(
+    curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme = LIGHT
+) -> Figure:
+    """Draw each threshold's precision against the share that it labels, a small plot per class.
+
+    Args:
+        curves: columns rule, threshold, class, share and precision, as `evaluate_pseudo_labels`
+            writes them; classes in their order, the last one all of them together.
+        configured: key of THRESHOLDS -> the threshold in use, which gets a dot, or None.
+        theme: colours.
+    """
+    # By their places in the blocks of a threshold: a class may be called "all", too.
+    places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
+    classes = [rows for _, rows in curves.groupby(places)]
+    classes = [*classes[-1:], *classes[:-1]]
+    count = len(classes)
+    columns = 5 if count > 4 else max(1, count)
+    size = (max(6, 2.3 * columns), 1.1 + 1.9 * max(1, -(-count // columns)))
+    figure, plots = plot_grid(theme, size, count, columns, sharex=True, sharey=True)
+    for i, (axes, rows) in enumerate(zip(plots, classes, strict=True)):
+        _quality(axes, rows, configured, theme)
+        axes.set_title(rows["class"].iloc[0] if i else "all classes", fontsize=10)
+    if not classes:
+        figure.text(0.5, 0.5, "no labelled validation images", ha="center", va="center")
+    add_legend(figure, plots)
+    label = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
+    figure.supxlabel(label, color=theme.muted)
+    figure.supylabel("precision", color=theme.muted)
+    return figure
+
+
+def _mark_threshold(axes: Axes, threshold: float | None, theme: Theme) -> None:
+    if threshold is not None:
+        color, place = theme.cycle[1], {"xycoords": ("data", "axes fraction"), "va": "top"}
+        axes.axvline(threshold, color=color, linestyle="--", linewidth=1.4)
+        place |= {"xytext": (4, -2), "textcoords": "offset points"}
+        axes.annotate(f"{threshold:g}", (threshold, 1.0), color=color, fontsize=9, **place)
+
+
+def _quality(
+    axes: Axes, curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme
+) -> None:
+    """One line for each kind of threshold, through its thresholds."""
+    for number, (key, threshold) in enumerate(THRESHOLDS.items()):
+        color, style = theme.cycle[number % len(theme.cycle)], LINES[number % len(LINES)]
+        rows = curves[(curves["rule"] == key) & (curves["pixels"] > 0)]
+        label = threshold.title
+        axes.plot(rows["share"], rows["precision"], style, color=color, lw=1.6, label=label)
+        if configured.get(key) is not None:
+            used = rows[np.float32(rows["threshold"]) == np.float32(configured[key])]
+            axes.scatter(used["share"], used["precision"], color=color, s=34, zorder=3)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(True)
