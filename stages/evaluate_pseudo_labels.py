@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cag.analysis.label_scores import LabelScores, Rules
+from cag.analysis.label_scores import LabelScores
 from cag.analysis.plots import save_png
 from cag.analysis.threshold_curves import read_thresholds
 from cag.analysis.threshold_figures import pseudo_label_quality_figure
@@ -116,7 +116,7 @@ def main(round_name: str, teacher: str) -> None:
     params = load_params(Params)
     classes = read_shared_label_space(SOURCE, TARGET)
     names, config, source = classes.names, params.pseudo_label, Path(ROUND.format(round_name))
-    rules = Rules(config, *read_thresholds(source / "threshold_curves.csv", names))
+    thresholds = read_thresholds(source / "threshold_curves.csv", names)
     images = labelled_images()
     network = load_model(Path(MODEL.format(teacher)), classes).network
     anchors = read_anchors(source / "anchors.npy", len(names), network.width)
@@ -124,18 +124,18 @@ def main(round_name: str, teacher: str) -> None:
     torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms
     processes, anchors = Processes(fabric), anchors.to(fabric.device)
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
-    found = LabelScores(rules, fabric.device)
+    scores = LabelScores(config, *thresholds, fabric.device)
     with processes.folder(Path(EVALUATION.format(round_name))) as folder:
-        score(images, network, anchors, found, params, fabric, processes, folder)
-        scores, count = found.scores(), 0 if images is None else len(images)
+        score(images, network, anchors, scores, params, fabric, processes, folder)
+        shares, count = scores.scores(), 0 if images is None else len(images)
         if processes.main:
-            table = found.table(names)
+            table = scores.table(names)
             write_csv(folder / "curves.csv", table)
-            write_json(folder / "metrics.json", {"images": count, **scores})
+            write_json(folder / "metrics.json", {"images": count, **shares})
             figure = pseudo_label_quality_figure(table, config.model_dump())
             save_png(figure, folder / "curves.png")
     if processes.main:
-        print(f"evaluate_pseudo_labels@{round_name}: {summary(scores, count)}")
+        print(f"evaluate_pseudo_labels@{round_name}: {summary(shares, count)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -16,38 +15,33 @@ from cag.metrics import labelling_outcome, labelling_scores
 from cag.pseudo_labels import Pixels, apply_rules
 
 
-@dataclass(frozen=True)
-class Rules:
-    """A round's rules: the thresholds in use and those of its curves."""
-
-    config: PseudoLabel
-    grid: dict[str, Tensor]
-    class_thresholds: Tensor  # [K, T], of the quantiles
-
-    def outcomes(self, pixels: Pixels, truth: Tensor) -> Tensor:
-        """Count what the labels come to, int64 [2, 5]: `labelling_outcome` for each of RULES."""
-        cuts = class_thresholds_at(self.config.quantile, self.grid, self.class_thresholds)
-        maps = apply_rules(pixels, self.config, cuts)
-        return torch.stack([labelling_outcome(labels, truth) for labels in maps])
-
-
 class LabelScores:
     """Scores of the rules over labelled images, batch by batch and in flat memory.
 
     Args:
-        rules: The rules.
+        config: The thresholds in use.
+        grid: The thresholds of the curves.
+        class_thresholds: float [K, T], those of each class at the T quantiles of the grid.
         device: Where the pixels are.
     """
 
-    def __init__(self, rules: Rules, device: torch.device | str | None = None) -> None:
-        self._rules = rules
-        self._counts = LabelledCounts(len(rules.class_thresholds), rules.grid, device)
+    def __init__(
+        self,
+        config: PseudoLabel,
+        grid: Mapping[str, Tensor],
+        class_thresholds: Tensor,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._config, self._curves = config, (grid, class_thresholds)
+        self._cuts = class_thresholds_at(config.quantile, grid, class_thresholds)
+        self._counts = LabelledCounts(len(class_thresholds), grid, device)
         self._outcomes = torch.zeros(len(RULES), 5, dtype=torch.int64, device=device)
 
     def update(self, pixels: Pixels, truth: Tensor) -> None:
         """Count pixels [...] of the true class uint8 [...], 255 = not known."""
         self._counts.update(pixels, truth)
-        self._outcomes += self._rules.outcomes(pixels, truth)
+        maps = apply_rules(pixels, self._config, self._cuts)
+        self._outcomes += torch.stack([labelling_outcome(labels, truth) for labels in maps])
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace the counts by those of all processes: `Processes.total` of each tensor."""
@@ -60,4 +54,4 @@ class LabelScores:
 
     def table(self, names: Sequence[str]) -> pd.DataFrame:
         """The same of each threshold and class: see `LabelledCounts.table`."""
-        return self._counts.table(names, self._rules.grid, self._rules.class_thresholds)
+        return self._counts.table(names, *self._curves)

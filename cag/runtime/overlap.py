@@ -39,7 +39,7 @@ def overlapped(
 ) -> Iterator[T | U]:
     """Read, compute and write at the same time, with few items under way.
 
-    Close it, or take all of it: then no thread is left, and `items` is closed.
+    When it is closed or at its end, no thread is left and `items` is closed.
 
     Args:
         items: What is read, in a thread of its own.
