@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import LabelSpace
+from cag.pseudo_labels import Pixels
 from cag.report.tables import baseline_of
 
 
@@ -55,6 +57,11 @@ class Maps:
     prediction: np.ndarray  # uint8 [h, w]
     probability: np.ndarray  # float32 [h, w], of the predicted class
     truth: np.ndarray | None = None  # uint8 [h, w] train ids, 255 = ignore
+
+    def pixels(self, step: int = 1) -> Pixels:
+        """What the rules know, of every `step`th row and column."""
+        maps = (getattr(self, name) for name in Pixels._fields)
+        return Pixels(*(torch.from_numpy(np.ascontiguousarray(m[::step, ::step])) for m in maps))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ passes the value of index i when its code is greater than i. Codes are made by t
 import base64
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from cag.datasets.labels import IGNORE
 from cag.datasets.prepared import evenly_spaced
-from cag.pseudo_labels import relative_margins
+from cag.pseudo_labels import THRESHOLDS, Threshold
 from cag.report.contents import Maps, Run
 from cag.report.tables import same_threshold
 
@@ -26,12 +25,7 @@ PERCENT = [round(0.005 * i, 3) for i in range(201)]
 NINES = [round(0.99 + 0.001 * i, 3) for i in range(10)]
 
 
-class Kind(NamedTuple):
-    """A kind of threshold of the anchor rule, which has a slider."""
-
-    title: str
-    quantity: Callable[[Tensor, Tensor], Tensor]  # of the distances d1, d2; a pixel must reach it
-    values: Callable[[float], list[float]] | None  # up to the largest quantity; None: quantiles
+KINDS = {key: kind for key, kind in THRESHOLDS.items() if kind.rule == "anchor"}
 
 
 def margin_values(largest: float) -> list[float]:
@@ -47,19 +41,6 @@ def margin_values(largest: float) -> list[float]:
     )
     count = math.ceil(largest / (factor * 10.0**power))
     return [float(f"{i * factor}e{power}") for i in range(count + 1)]
-
-
-KINDS = {
-    "relative_margin": Kind(
-        "relative margin, (d2 \u2212 d1) / (d2 + d1)", relative_margins, lambda _: PERCENT
-    ),
-    "margin": Kind(
-        "margin, d2 \u2212 d1 in units of the features",
-        lambda first, second: second - first,
-        margin_values,
-    ),
-    "quantile": Kind("quantile, the share kept of each class", relative_margins, None),
-}
 
 
 def slider_values(values: Sequence[float], configured: float | None) -> list[float]:
@@ -96,27 +77,17 @@ def codes(
         each of KINDS, the code of the probability, and truth (255 where there is none).
     """
     step = _step(maps)
-    nearest, first, second, prediction, probability = (
-        np.ascontiguousarray(part[::step, ::step])
-        for part in (
-            maps.nearest,
-            maps.nearest_distance,
-            maps.second_distance,
-            maps.prediction,
-            maps.probability,
-        )
-    )
-    coded = {"nearest": nearest, "prediction": prediction}
-    for key, kind in KINDS.items():
-        quantity = kind.quantity(torch.from_numpy(first), torch.from_numpy(second)).numpy()
-        if kind.values is None:
-            coded[key] = np.zeros(nearest.shape, np.uint8)
-            for thresholds in class_thresholds.astype(np.float32):
-                coded[key] += quantity >= thresholds[nearest]
+    pixels = maps.pixels(step)
+    coded = {"nearest": pixels.nearest, "prediction": pixels.prediction}
+    for key, kind in THRESHOLDS.items():
+        if kind.per_class:
+            passed = (kind.passed(pixels, cuts) for cuts in torch.from_numpy(class_thresholds))
+            coded[key] = sum(passed, torch.zeros_like(pixels.nearest))
         else:
-            coded[key] = _reached(scales[key], quantity, "right")
-    coded["probability"] = _reached(scales["probability"], probability, "left")
-    unknown = np.full_like(nearest, 255)
+            values = torch.tensor(scales[key], dtype=torch.float32)
+            coded[key] = kind.count_passed(kind.value(pixels), values)
+    coded = {key: values.byte().numpy() for key, values in coded.items()}
+    unknown = np.full_like(coded["nearest"], IGNORE)
     coded["truth"] = unknown if maps.truth is None else maps.truth[::step, ::step]
     return coded
 
@@ -132,21 +103,22 @@ def section(run: Run) -> dict | None:
     if run.rules is None or not shown:
         return None
     maps = [part for _, _, sample in shown for part in sample.maps.values()]
-    configured = {key: getattr(run.rules, key) for key in (*KINDS, "probability", "agreement")}
-    scales = {"probability": slider_values([*PERCENT, *NINES], run.rules.probability)}
-    for key, kind in KINDS.items():
-        if kind.values is not None:
-            largest = max(
-                float(kind.quantity(*map(torch.from_numpy, _distances(part))).max())
-                for part in maps
-            )
-            scales[key] = slider_values(kind.values(largest), configured[key])
+    configured = {key: getattr(run.rules, key) for key in (*THRESHOLDS, "agreement")}
+    scales = {
+        key: _scale(kind, maps, configured[key])
+        for key, kind in THRESHOLDS.items()
+        if not kind.per_class
+    }
     rounds = [_round(run, name, shown, scales) for name in run.rounds]
     return {
         "names": run.label_space.names,
         "palette": run.label_space.palette_array.tolist(),
         "kinds": [
-            {"key": key, "title": kind.title, "falling": kind.values is None}
+            {
+                "key": key,
+                "title": f"{kind.title}: {kind.label}",
+                "falling": kind.per_class or kind.at_most,
+            }
             for key, kind in KINDS.items()
         ],
         "rules": configured,
@@ -189,20 +161,19 @@ def _round(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
         configured if same_threshold(q, configured) else float(str(np.float32(q)))
         for q in quantiles
     ]
-    by_class = {key: exact for key, kind in KINDS.items() if kind.values is None}
+    by_class = {key: exact for key, kind in KINDS.items() if kind.per_class}
     return {"name": name, "scales": {**scales, **by_class}, "samples": samples}
 
 
-def _distances(maps: Maps) -> tuple[np.ndarray, np.ndarray]:
-    return maps.nearest_distance, maps.second_distance
+def _scale(kind: Threshold, maps: Sequence[Maps], configured: float | None) -> list[float]:
+    """A slider's values, the strictest last."""
+    if kind.scale is None:
+        values = margin_values(max(float(kind.value(part.pixels()).max()) for part in maps))
+    else:
+        values = [*PERCENT, *NINES] if kind.rule == "probability" else PERCENT
+    return slider_values(values, configured)[:: -1 if kind.at_most else 1]
 
 
 def _step(maps: Maps) -> int:
     """Every how many rows and columns of a map are embedded."""
     return math.ceil(math.sqrt(maps.nearest.size / MOST_PIXELS))
-
-
-def _reached(values: Sequence[float], quantity: np.ndarray, side: str) -> np.ndarray:
-    """How many of the values each pixel reaches ("right": by being equal, too), uint8."""
-    thresholds = np.array(values, np.float32)
-    return np.searchsorted(thresholds, quantity.astype(np.float32), side).astype(np.uint8)

@@ -7,7 +7,7 @@ import torch
 
 from cag.config.base import RULES
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import Pixels, apply_rules
+from cag.pseudo_labels import apply_rules
 from cag.report.contents import LabelledSample, Maps, Run, TrainingSample
 from cag.report.pictures import Picture, css_color, enlarged, label_map, photo
 from cag.report.tables import same_threshold
@@ -74,17 +74,7 @@ def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray
         if not known:
             return None
         thresholds = torch.from_numpy(known[0])
-    *distances, prediction, probability = (
-        torch.from_numpy(part)
-        for part in (
-            maps.nearest,
-            maps.nearest_distance,
-            maps.second_distance,
-            maps.prediction,
-            maps.probability,
-        )
-    )
-    labels = apply_rules(Pixels(*distances, prediction, probability), rules, thresholds)
+    labels = apply_rules(maps.pixels(), rules, thresholds)
     return labels[0].numpy(), labels[1].numpy()
 
 
