@@ -8,6 +8,8 @@ from cag.runtime.validation import explain, read_yaml, readable
 
 
 class Wheel(BaseModel):
+    """A part of the car."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     radius: float
@@ -15,6 +17,8 @@ class Wheel(BaseModel):
 
 
 class Car(BaseModel):
+    """Something to describe wrongly."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     wheels: list[Wheel]
@@ -26,7 +30,7 @@ class Car(BaseModel):
         ({}, "'wheels' is missing; see cars.yaml"),
         ({"wheels": [], "doors": 2}, "unknown key 'doors'; known are wheels"),
         ({"wheels": [{}]}, "'wheels.0.radius' is missing"),
-        # One mistake, two complaints: the misspelt key is named, not the one that it leaves missing.
+        # One mistake, two complaints: the misspelt key is named, not the missing one.
         ({"wheels": [{"radios": 1.0}]}, "unknown key 'wheels.0.radios'; check its spelling"),
         ({"wheels": ["round"]}, "wheels.0 is 'round': expected a mapping"),
         (
