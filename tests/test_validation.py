@@ -1,4 +1,4 @@
-"""What is wrong in a file is said in one line, with the key, the value and what was expected."""
+"""Errors in files are one line: the key, the value and what was expected."""
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
