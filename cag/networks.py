@@ -236,18 +236,18 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
             f"{path}: damaged description of the model, or one of another version "
             f"({explain(Description, error, 'the file is incomplete')}); delete it and rerun"
         ) from None
-    config, found = description.network, description.classes.label_space
-    if classes is not None and found.names != classes.names:
+    config, space = description.network, description.classes.label_space
+    if classes is not None and space.names != classes.names:
         raise UserError(
-            f"{path}: a model of {found.num_classes} classes ({', '.join(found.names)}); the data "
+            f"{path}: a model of {space.num_classes} classes ({', '.join(space.names)}); the data "
             f"have {classes.num_classes} ({', '.join(classes.names)}); train it on these classes"
         )
-    network = build(config, found.num_classes)
+    network = build(config, space.num_classes)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit its network: {in_one_line(error)}") from None
-    return Model(network.eval(), config, found, description.size)
+    return Model(network.eval(), config, space, description.size)
 
 
 def _read_model(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What is wrong in a file is said in one line, with the key, the value and what was expected."""
+"""Errors in files are one line: the key, the value and what was expected."""
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -8,7 +8,7 @@ from cag.runtime.validation import explain, read_yaml, readable
 
 
 class Wheel(BaseModel):
-    """A section of a section."""
+    """A part of the car."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -17,7 +17,7 @@ class Wheel(BaseModel):
 
 
 class Car(BaseModel):
-    """A section."""
+    """Something to describe wrongly."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,7 +30,7 @@ class Car(BaseModel):
         ({}, "'wheels' is missing; see cars.yaml"),
         ({"wheels": [], "doors": 2}, "unknown key 'doors'; known are wheels"),
         ({"wheels": [{}]}, "'wheels.0.radius' is missing"),
-        # The misspelt key is named, not the one that it leaves missing.
+        # One mistake, two complaints: the misspelt key is named, not the missing one.
         ({"wheels": [{"radios": 1.0}]}, "unknown key 'wheels.0.radios'; check its spelling"),
         ({"wheels": ["round"]}, "wheels.0 is 'round': expected a mapping"),
         (

@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -76,27 +75,22 @@ class LabelSpace:
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = Annotated[list[Byte], Field(min_length=3, max_length=3), AfterValidator(tuple)]
+SubsetName = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = Field(min_length=1, max_length=MAX_CLASSES)
 
 
-class Class(BaseModel):
+class Class(BaseModel, strict=True):
     """A class of a label space."""
-
-    model_config = ConfigDict(strict=True)
 
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     color: Color
 
 
-class ClassList(BaseModel):
+class ClassList(BaseModel, strict=True):
     """The classes of prepared data, of a model or of a class map, and sets of them by name."""
 
-    model_config = ConfigDict(strict=True)
-
     classes: Annotated[list[Class], COUNT]
-    subsets: dict[
-        Annotated[str, Field(pattern=r"^\w+$")], Annotated[list[str], Field(min_length=1)]
-    ] = {}
+    subsets: dict[SubsetName, Annotated[list[str], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
     def _check(self) -> ClassList:

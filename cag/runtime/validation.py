@@ -1,4 +1,4 @@
-"""What a person or a stage has written is read and validated; what is wrong is said in one line."""
+"""Reading and validating files: errors are one line that says what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cag.runtime.errors import UserError, in_one_line, shortened
 
 @contextmanager
 def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Iterator[None]:
-    """Say in one line why a file could not be read by the code below.
+    """Say in one line why the code below could not read a file.
 
     Args:
         path: The file.
@@ -61,13 +61,13 @@ def explain(
     Args:
         model: The model that refused its input.
         error: What it raised.
-        example: Where a complete input can be found; it ends the message of a key that is missing.
-        tagged: Keys of the model whose value has one of several forms: a location goes on with the
-            form's name there.
+        example: Where a complete input is; it ends the message of a missing key.
+        tagged: Keys of the model whose value has one of several forms. In a location the name of
+            the form follows such a key.
     """
     # A misspelt key is two complaints, and the unknown one says more than the missing one.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    kind, found = first["type"], first["input"]
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    kind, value = first["type"], first["input"]
     section, *parts = first["loc"] or ("the whole",)
     parts = parts[1:] if section in tagged else parts
     # The location of a mapping's bad key ends with "[key]".
@@ -84,9 +84,9 @@ def explain(
         return f"'{key}' is missing" + ("" if parts else f"; {example}")
     message = first["msg"].removeprefix("Value error, ")
     message = f"{message[0].lower()}{message[1:]}" if kind != "model_type" else "expected a mapping"
-    if isinstance(found, dict):
+    if isinstance(value, dict):
         return f"{key}: {message}" if first["loc"] else message
-    text_for_number = kind == "float_type" and isinstance(found, str)
+    text_for_number = kind == "float_type" and isinstance(value, str)
     hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
-    shown = shortened(repr(list(found) if isinstance(found, tuple) else found), 100)
+    shown = shortened(repr(list(value) if isinstance(value, tuple) else value), 100)
     return f"{key} is {shown}: {message}{hint}"
