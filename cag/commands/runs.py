@@ -64,11 +64,12 @@ def _state_row(stage: StageStatus) -> dict[str, Any]:
 
 
 def _times(stage: StageStatus) -> dict[str, Any]:
-    started, seconds = (stage.record.get(key) for key in ("started", "seconds"))
+    times = [stage.record.get(key) for key in ("started", "seconds", "images_per_second")]
+    started, seconds, rate = times
     return {
         "ran": "" if started is None else started[:16].replace("T", " "),
         "took": "" if seconds is None else f"{seconds:.1f} s",
-        "images/s": stage.record.get("images_per_second"),
+        "images/s": "" if rate is None else f"{rate:.1f}",
     }
 
 
