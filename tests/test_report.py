@@ -457,8 +457,9 @@ def test_stage_does_without_a_warmup_curve(project, there):
     assert "Learning curves of pretrain, round1." in page
 
 
-def test_stage_reports_a_target_without_labels(project, params):
-    params.evaluated = ()
+def test_stage_reports_a_target_without_labels(project, params, monkeypatch):
+    unlabelled = params.model_copy(update={"evaluated": ()})
+    monkeypatch.setattr(stage, "load_params", lambda model: unlabelled)
     manifest = pd.read_csv(project / FOLDERS.target / "manifest.csv", keep_default_na=False)
     manifest[manifest["split"] == "train"].to_csv(
         project / FOLDERS.target / "manifest.csv", index=False
