@@ -46,7 +46,7 @@ def test_without_its_weight_nothing_changes_and_with_it_the_student_does(project
     assert digests(project / "data")[model] == before
 
     (row,) = yaml.safe_load(extending.section(TITLE).split("```yaml\n")[1].split("```")[0]).values()
-    key, value = row[0].removeprefix("+adapt.").split("=")
+    key, value = row[0].removeprefix("++adapt.").split("=")
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     params["adapt"][key] = float(value)
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
