@@ -273,7 +273,8 @@ def copied(project, tmp_path) -> Path:
 def changed(project: Path) -> set[str]:
     """The stages that `dvc status` calls changed, but for `index` and `report`."""
     with Repo(project) as repo:
-        return set(repo.status()) - {"index", "report"}
+        names = {name.rpartition("dvc.yaml:")[2] for name in repo.status()}
+    return names - {"index", "report"}
 
 
 @pytest.mark.parametrize("edited", EDITS)

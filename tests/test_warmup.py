@@ -55,6 +55,8 @@ def project(tmp_path, monkeypatch):
     change(augmentation=content["warmup"]["augmentation"] | {"crop": list(SIZE)})
     for seed, domain in enumerate(("source", "target")):
         write_prepared(Path("data/prepared", domain), seed)
+    Path("data/index").mkdir()
+    Path("data/index/warmup.csv").write_text("path,sha256\n")  # no model is given
     torch.manual_seed(0)
     network = load_all().network
     save_model(PRETRAINED, build(network, SPACE.num_classes), network, SPACE)
