@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import extending
 import h5py
 import numpy as np
 import pandas as pd
@@ -12,22 +13,6 @@ from project import dvc, execute, finished_project, merged, ran, read_params, wr
 
 from cag.datasets.images import image_size
 
-# In each file, what is inserted, and before what.
-ROW = """        Threshold(
-            "largest_distance",
-            "d1, in units of the features",
-            attrgetter("nearest_distance"),
-            passes=torch.le,
-        ),
-"""
-PARAMETER = """    largest_distance: Annotated[float, Field(ge=0)] | None = about(
-        "the greatest d1 of an active pixel; null: not asked", "units of the features"
-    )
-"""
-EDITS = (
-    ("cag/pseudo_labels.py", ROW, '        Threshold(\n            "probability",'),
-    ("cag/config/pseudo_labels.py", PARAMETER, "    agreement: bool"),
-)
 STAGES = ("pseudo_label round1", "evaluate_pseudo_labels round1 warmup")
 
 
@@ -37,11 +22,8 @@ def project(tmp_path_factory):
     finished = finished_project(tmp_path_factory)
     folder = tmp_path_factory.mktemp("threshold") / "project"
     shutil.copytree(finished, folder, symlinks=True)
-    for name, addition, place in EDITS:
-        path = folder / name
-        text = path.read_text(encoding="utf-8")
-        assert text.count(place) == 1
-        path.write_text(text.replace(place, addition + place), encoding="utf-8")
+    files = extending.apply("A threshold of the anchor rule", folder)
+    assert files == ["cag/pseudo_labels.py", "cag/config/pseudo_labels.py"]
     with h5py.File(folder / "data/pseudo_label_evaluation/round1/samples.h5") as file:
         median = float(f"{np.median([file[key]['nearest_distance'][:] for key in file]):.3g}")
     changes = {"pseudo_label": {"quantile": None, "largest_distance": median}}
