@@ -15,7 +15,7 @@ def section(title: str) -> str:
 
 
 def apply(title: str, project: Path) -> list[str]:
-    """Apply the changes under a heading to a project; the files that they touch."""
+    """Apply the changes under a heading to a project; return the files that they touch."""
     changes = re.findall(r"```diff\n(.*?)```", section(title), re.DOTALL)
     for change in changes:
         command = ["git", "apply", "--recount", "-"]

@@ -1,4 +1,4 @@
-"""The golden files of the tests, outputs of the released code: see tests/golden/README.md."""
+"""Outputs of the released code as golden files: see tests/golden/README.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def golden_arrays(name: str) -> dict[str, Tensor]:
 
 
 def golden_program(name: str) -> dict[str, Any]:
-    """The functions of a program beside the golden files."""
+    """The functions of a program in the golden files' folder."""
     return runpy.run_path(str(GOLDEN / f"{name}.py"))
 
 
@@ -38,7 +38,7 @@ def stored_maps() -> dict[str, Tensor]:
 
 
 def generated_maps() -> dict[str, Tensor]:
-    """The same at the released code's own map size; features and logits are made again."""
+    """The same at the released code's map size; features and logits are generated again."""
     golden = golden_arrays("golden_pseudo_full")
     make_inputs = golden_program("gen_inputs")["pseudo_inputs"]
     inputs = make_inputs(golden["seed"].item(), golden["anchors"].numpy(), 2, 128, 224)
@@ -50,7 +50,7 @@ def generated_maps() -> dict[str, Tensor]:
 
 
 def golden_inputs(golden: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features and logits `INPUTS` of a golden file's step, leaves that get gradients."""
+    """The features and logits `INPUTS` of a golden file's step, as leaves with gradients."""
     return {key: golden[key].float().clone().requires_grad_() for key in INPUTS}
 
 

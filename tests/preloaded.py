@@ -1,8 +1,8 @@
-"""Programs that need not import their libraries: forks of a process that has done so already.
+"""Programs as forks of a process that has already imported their libraries.
 
-A stage on tiny data spends most of its time on importing. Here one process imports the libraries,
-and nothing of the project, and forks for each program, which gets the caller's arguments, folder,
-variables and streams, and imports the project's modules itself. `python()` stands for Python.
+A stage on tiny data spends most of its time on imports. Here one process imports the libraries, but
+nothing of the project, and forks for each program. The fork gets the caller's arguments, folder,
+variables and streams, and imports the project's modules itself. `python()` replaces Python.
 """
 
 import atexit
@@ -63,7 +63,7 @@ with socket.socket(socket.AF_UNIX) as server:
 def python() -> Path:
     """A program named python that runs `python -m MODULE ...` and `python -c CODE ...`.
 
-    Where such a process cannot safely be forked, this is Python itself.
+    If such a process cannot safely be forked, this is Python itself.
     """
     if sys.platform != "linux":
         return Path(sys.executable)
@@ -91,7 +91,7 @@ def python() -> Path:
 
 
 def requests(address: str) -> Iterator[tuple[socket.socket, list[int], list]]:
-    """Wait for requests and go on in a fork for each: its connection, streams and content."""
+    """Wait for requests and continue each in a fork: its connection, streams and content."""
     signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, os.WNOHANG))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -111,7 +111,7 @@ def requests(address: str) -> Iterator[tuple[socket.socket, list[int], list]]:
 
 
 def run(streams: list[int], arguments: list[str], folder: str, variables: dict[str, str]) -> None:
-    """What `python ARGUMENTS` does, in another folder and with other streams and variables."""
+    """Do as `python ARGUMENTS`, in another folder, with other streams and variables."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -129,7 +129,7 @@ def run(streams: list[int], arguments: list[str], folder: str, variables: dict[s
 
 
 def kill_after(connection: socket.socket, program: multiprocessing.Process) -> None:
-    """Kill a program when whoever asked for it is gone."""
+    """Kill a program when the process that asked for it has ended."""
     connection.recv(1)
     program.kill()
 

@@ -1,4 +1,4 @@
-"""A tiny copy of the project in a repository of its own, and DVC run in it as a user would."""
+"""A tiny copy of the project in its own repository, in which DVC runs as for a user."""
 
 import os
 import re
@@ -93,9 +93,9 @@ def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes
 
 
 def finished_project(folders: pytest.TempPathFactory) -> Path:
-    """A project after `dvc repro` with processes of their own, the same for all tests.
+    """A project after `dvc repro` in separate processes, the same for all tests.
 
-    The first to ask makes it. It has two rounds and a short warm-up; tests take a copy to change.
+    The first caller makes it. It has two rounds and a short warm-up. Tests change only copies.
     """
     shared = folders.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -115,10 +115,10 @@ def read_params(folder: Path) -> dict:
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Variables for a program in a project: this interpreter, one thread, no GPU, none of ours.
+    """Variables for a program in a project: this interpreter, one thread, no GPU, none of OUTSIDE.
 
-    `python` has imported its libraries already, unless `variables` has those of SEPARATE. What DVC
-    and git keep outside a repository goes beside the project or is not read.
+    `python` has imported its libraries already, unless `variables` has those of SEPARATE. Files of
+    DVC and git outside a repository go beside the project or are not read.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(OUTSIDE)}
     path = os.pathsep.join([str(preloaded.python().parent), SEPARATE["PATH"]])
@@ -137,7 +137,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git with an identity of its own; return what it prints."""
+    """Run git with a test identity; return its output."""
     identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
     command = ["git", *identity, *arguments]
     done = subprocess.run(
@@ -147,12 +147,12 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def execute(folder: Path, *command: str, status: int | None = 0, **variables: str) -> str:
-    """Run a program in a project; return what it prints, on both streams.
+    """Run a program in a project; return its output on both streams.
 
     Args:
         folder: The working directory.
         *command: The program and its arguments; for "python" see `environment`.
-        status: The exit status that is expected; None: any.
+        status: The expected exit status; None: any.
         **variables: Additions to the environment.
     """
     variables = environment(folder, **variables)
@@ -177,11 +177,11 @@ def dvc(folder: Path, *arguments: str, status: int | None = 0, **variables: str)
 
 
 def ran(output: str) -> list[str]:
-    """The stages that DVC says it ran, in order."""
+    """The stages that DVC reports as run, in order."""
     return re.findall(r"Running stage '([^']+)'", output)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder: relative posix path -> SHA-256."""
+    """The SHA-256 of every file below a folder, by relative posix path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

@@ -1,4 +1,4 @@
-"""Raw data sets in miniature: single files, and GTA5, SYNTHIA, Cityscapes in their own formats."""
+"""Miniature raw data: single files, and GTA5, SYNTHIA and Cityscapes in their own formats."""
 
 import struct
 import zlib
@@ -75,7 +75,7 @@ def write_gta5(folder: Path, count: int, size: tuple[int, int], mismatched: int 
         folder: The data set's folder.
         count: Number of images.
         size: Height, width.
-        mismatched: How many more images there are, whose labels are of another size.
+        mismatched: Number of additional images whose labels have another size.
     """
     for index in range(count + mismatched):
         image, labels = render("source", 0, index, *size)
@@ -86,7 +86,7 @@ def write_gta5(folder: Path, count: int, size: tuple[int, int], mismatched: int 
 
 
 def write_synthia(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """SYNTHIA: RGB/ and GT/LABELS/, 16-bit PNGs of class, instance and nothing; not by Pillow."""
+    """SYNTHIA: RGB/, GT/LABELS/ (16-bit PNGs of class, instance and zeros, without Pillow)."""
     table = np.zeros(256, np.uint16)
     table[list(SYNTHIA_IDS)] = list(SYNTHIA_IDS.values())
     for index in range(count):
@@ -108,7 +108,7 @@ def write_cityscapes(
 
     Args:
         folder: The data set's folder.
-        counts: Images of each split, which lie in two cities.
+        counts: Images of each split, in two cities.
         size: Height, width.
         labelled: Splits that have labels.
         kind: "labelIds" or "labelTrainIds".

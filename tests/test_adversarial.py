@@ -1,4 +1,4 @@
-"""Adversarial alignment: the objectives' values, and whose parameters which loss reaches."""
+"""Adversarial alignment: the losses' values, and the parameters that each loss reaches."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 32, 64
 
 
 def configuration(**changes):
-    """The parameters of a warm-up with a weight at which the adversarial gradient shows."""
+    """Parameters of a warm-up whose adversarial gradient is large enough to be seen."""
     values = TRAINING | {
         "weights": None,
         "objective": "vanilla",
@@ -132,7 +132,7 @@ def test_another_objective_is_refused():
 
 @pytest.mark.parametrize("objective", ["vanilla", "least_squares"])
 def test_the_two_sides_want_the_opposite(objective):
-    """A discriminator that always says "source" pleases the network and is wrong by half."""
+    """If the discriminator always says "source", the network has no loss, and half is wrong."""
     discriminator = Discriminator(CLASSES)
     with torch.no_grad():
         for parameter in discriminator.parameters():
@@ -151,7 +151,7 @@ def test_the_two_sides_want_the_opposite(objective):
 
 @pytest.mark.parametrize("objective", ["vanilla", "least_squares"])
 def test_gradients_are_those_of_two_passes(objective):
-    """One backward pass gives what an alternating update with frozen parameters does."""
+    """One backward pass gives the gradients of an alternating update with frozen parameters."""
     batch, trained = random_batch(), tiny_objective(objective=objective)
     trained(batch)[0].backward()
 
@@ -248,7 +248,7 @@ def test_each_side_has_an_optimizer_of_its_own():
 
 
 def test_a_discriminator_learns_what_a_network_then_hides():
-    """Two domains with other class frequencies: told apart, then made alike by the network."""
+    """It tells domains by their class frequencies; then the network makes them alike."""
     torch.manual_seed(0)
     discriminator = Discriminator(CLASSES)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)

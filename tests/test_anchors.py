@@ -1,4 +1,4 @@
-"""Class sums and anchors against the released code's outputs, loops and hand-worked values."""
+"""Class sums and anchors against the released code, loops and hand-computed values."""
 
 from pathlib import Path
 

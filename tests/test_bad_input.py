@@ -1,4 +1,4 @@
-"""Bad input of every kind, given to the stages: one line that names it, nothing half-written."""
+"""Stages with every kind of bad input: a one-line error that names it, no partial files."""
 
 import importlib
 import os
@@ -68,7 +68,7 @@ def write_raw(folder):
 
 
 def stage(name, *arguments):
-    """Run a stage in this process, as its program does."""
+    """Run a stage in this process, like its program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *arguments])
         run(importlib.import_module(f"stages.{name}").main)
@@ -76,7 +76,7 @@ def stage(name, *arguments):
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """A project run up to its first pseudo-labels, with a network that was never trained."""
+    """A project run up to its first pseudo-labels, with an untrained network."""
     folder = tmp_path_factory.mktemp("template")
     write_raw(folder / RAW)
     classes = [
@@ -103,7 +103,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def project(template, tmp_path, monkeypatch):
-    """A copy of the template, in which the test works."""
+    """A copy of the template for a test."""
     folder = tmp_path / "project"
     shutil.copytree(template, folder)
     monkeypatch.chdir(folder)
@@ -113,7 +113,7 @@ def project(template, tmp_path, monkeypatch):
 
 
 def contents(folder):
-    """The files below a folder's data/ with their bytes, and what is hidden or partial there."""
+    """The files below a folder's data/ with their bytes, and its hidden or partial files."""
     paths = sorted((folder / "data").rglob("*"))
     kept = [path for path in paths if path.is_file() or path.name.startswith(".")]
     return {path: path.read_bytes() if path.is_file() else None for path in kept}
@@ -121,7 +121,7 @@ def contents(folder):
 
 @pytest.fixture
 def fails(project, capsys):
-    """A function: a stage fails with one line on stderr that has all the given words."""
+    """A function that checks that a stage fails with one line that has all given words."""
 
     def check(command, *words):
         before = contents(project)
@@ -136,7 +136,7 @@ def fails(project, capsys):
 
 
 def check_message(text, words):
-    """Exactly one line, an error that has every word."""
+    """Check that the output is one line, an error that has every word."""
     assert text.startswith("error: ") and text.endswith("\n") and text.count("\n") == 1
     assert "Traceback" not in text and len(text) < 700
     for word in words:
@@ -155,13 +155,13 @@ def change(key, value):
 
 
 def cut(path, kept=0.5):
-    """Keep the first part of a file."""
+    """Keep only the first part of a file."""
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: int(len(content) * kept)])
 
 
 def test_the_project_is_good_before_it_is_broken(project, capsys):
-    """What the other tests break does run: each stage that they run, in its order."""
+    """Without the faults of the other tests, all their stages run, in their order."""
     shutil.rmtree("data/prepared/target")  # the pretraining needs no target image, and sees none
     stage("pretrain")
     stage("prepare", "target")
@@ -426,7 +426,7 @@ def test_damaged_threshold_curves(project, fails):
 
 
 def test_target_images_of_several_sizes(project, fails):
-    """Said before any training, not by the feature store that cannot hold them."""
+    """The error comes before any training, not from the feature store."""
     write_image(Path(RAW, "images/3.png"), np.zeros((64, 64, 3), np.uint8))
     labels = np.ones((64, 64), np.uint8)
     write_label(Path(RAW, "labels/3.png"), labels, np.zeros((4, 3), np.uint8))
@@ -447,14 +447,14 @@ def test_an_image_that_is_not_as_prepared(project, fails):
 
 
 def extract(folder, monkeypatch):
-    """Run `extract` in a folder; the files below its data/."""
+    """Run `extract` in a folder; return the files below its data/."""
     monkeypatch.chdir(folder)
     stage("extract", "round1", "warmup")
     return {path.relative_to(folder): content for path, content in contents(folder).items()}
 
 
 def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypatch):
-    """Shards that are whole are not made again; damaged ones and other parameters' are."""
+    """Complete shards are kept; damaged ones and those of other parameters are made again."""
     for kind in ("images", "labels"):  # six images: shards of four and two
         for i in (4, 5):
             shutil.copyfile(f"{RAW}/{kind}/{i - 4}.png", f"{RAW}/{kind}/{i}.png")
@@ -490,7 +490,7 @@ def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypat
 
 
 def test_another_runs_shards_do_not_stay(project, fails):
-    """They may be large: a run with other parameters deletes them before it begins."""
+    """They may be large, so a run with other parameters deletes them before it begins."""
     old = Path(".scratch/extract-round1/of other parameters/target/00000.h5")
     old.parent.mkdir(parents=True)
     old.touch()

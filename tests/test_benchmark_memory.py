@@ -1,4 +1,4 @@
-"""The memory benchmark's measurement, on programs of known size."""
+"""The memory benchmark measures programs of known size."""
 
 import pandas as pd
 import pytest

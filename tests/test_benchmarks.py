@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they call the released form computes what the released code did."""
+"""The benchmarks run, and their released form computes the released code's results."""
 
 from types import SimpleNamespace
 
@@ -121,7 +121,7 @@ def test_the_cpu_benchmark_runs(capsys):
 
 
 def clock(*calls):
-    """A clock that is read before and after calls of these durations."""
+    """A clock for calls of these durations, which is read before and after each."""
     ticks = iter([tick for duration in calls for tick in (0, duration)])
     return lambda: next(ticks)
 

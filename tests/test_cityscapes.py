@@ -1,4 +1,4 @@
-"""Pseudo-labels in the layout of Cityscapes: names that lead back, labels that lose nothing."""
+"""Pseudo-labels in the layout of Cityscapes: names lead back, and no label is lost."""
 
 import os
 

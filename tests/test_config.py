@@ -1,4 +1,4 @@
-"""Parameters: every preset is valid, and a bad value is one line that names its key."""
+"""Parameters: every preset is valid, and a bad value gives a line that names its key."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ REMOVED = object()
 
 
 def preset(layout="folder"):
-    """A complete parameter set whose source, or else target, has the given layout."""
+    """A complete parameter set whose source, or else target, has a layout."""
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
     return next(
         content
@@ -58,7 +58,7 @@ def sections(*names):
 
 
 def names(message, key):
-    """Whether a message names a dotted key, and not merely one that begins or ends like it."""
+    """Whether a message names a dotted key, not only one that begins or ends like it."""
     return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w]|\.\w)", message) is not None
 
 
@@ -169,7 +169,7 @@ def test_a_new_option_with_a_default_leaves_every_preset_valid():
 
 
 def test_every_default_is_a_valid_value():
-    """A default is checked like a value of a file, as pydantic takes defaults unseen."""
+    """Defaults are valid like values of a file; pydantic itself does not check them."""
     for path in PRESETS:
         params = load_all(path).model_dump(mode="json")
         assert validated(Parameters, params, path).model_dump(mode="json") == params

@@ -1,4 +1,4 @@
-"""Raw layouts and the prepared form: what is paired, resized, refused and recorded."""
+"""Raw layouts and prepared data: pairs, sizes, errors and the manifest."""
 
 import threading
 import time

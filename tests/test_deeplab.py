@@ -1,4 +1,4 @@
-"""The paper's network: its size, where it is dilated, what it does with images of any size."""
+"""The paper's network: its size, its dilation, its output for images of any size."""
 
 import pytest
 import torch

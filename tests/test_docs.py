@@ -1,4 +1,4 @@
-"""The documentation: it builds, links to what exists, fetches nothing, and leaves nothing out."""
+"""The documentation builds, is complete, fetches nothing, and its links lead somewhere."""
 
 import importlib.util
 import os
@@ -56,7 +56,7 @@ def site(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """What a built page loads, where it leads, and which anchors it has."""
+    """The files that a built page loads, its links, its anchors and its text."""
 
     def __init__(self, path):
         super().__init__()
@@ -65,7 +65,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        """Take notes of an element."""
+        """Note an element's anchors, links and loaded files."""
         self.math += tag == "math"
         for name, value in attributes:
             if name in ("id", "name"):
@@ -128,7 +128,7 @@ def test_every_formula_of_a_source_is_drawn(site, formulas):
 
 
 def test_search_works_from_disk_without_a_request(site):
-    """In a browser: what is built from scripts at run time is not in the pages' text."""
+    """In a browser, because scripts build the search only at run time."""
     browser = ("/usr/bin/chromium", "/usr/bin/chromedriver")
     if not all(Path(path).exists() for path in browser):
         pytest.skip("no Chromium with its driver at /usr/bin")
@@ -364,7 +364,7 @@ def test_links_to_code_lead_to_the_line_of_the_name():
 
 
 def test_files_named_in_the_sources_exist():
-    """A code host shows README.md and docs/ as they are: their relative links lead to files."""
+    """On a code host, the relative links of README.md and docs/ lead to files."""
     for page in (ROOT / "README.md", *DOCS.glob("*.md"), ROOT / "benchmarks/RESULTS.md"):
         for url in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Predictions counted as one by one; scores on disk, each mean IoU under its own name."""
+"""Predictions are counted as one by one; each mean IoU has its own name on disk."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Exported models: the network's logits for images of any number and size, or no file."""
+"""Exported models give the network's logits for any number and size of images."""
 
 import json
 import sys
@@ -55,7 +55,7 @@ def program(network):
 
 @pytest.fixture
 def traced(monkeypatch, program):
-    """Tracing takes seconds, and the model is always the same."""
+    """The traced model, made once: tracing takes seconds."""
     monkeypatch.setattr(export, "trace", lambda network: program)
 
 

@@ -1,4 +1,4 @@
-"""Feature stores: exact sums, a balanced sample in bounded memory, files whole or not there."""
+"""Feature stores: exact sums, a balanced sample in bounded memory, no partial files."""
 
 import shutil
 import time
@@ -122,7 +122,7 @@ def test_a_sample_has_the_lowest_draws():
 @pytest.mark.parametrize("draws", ["random", "equal"])
 @pytest.mark.parametrize("cuts", [[], [1], [3, 4], [1, 2, 3, 4, 5, 6, 7]])
 def test_a_merged_sample_is_that_of_the_whole(cuts, draws):
-    """However the images are cut into parts, and with draws that are equal too."""
+    """This holds for any cut of the images into parts, and for equal draws."""
     features, _, labels = batch(count=8)
     drawn = pixel_draws(7, range(8), (H, W)) if draws == "random" else torch.zeros(8, H, W)
     whole = sample_pixels(features, labels, drawn, 6)
@@ -269,7 +269,7 @@ def test_a_target_store_is_read_shard_by_shard(tmp_path):
 
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree, "link"])
 def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatch, move):
-    """The shards are those beside the store, wherever the reader and other stores are."""
+    """The store reads the shards beside it, wherever the reader and other stores are."""
     features, _ = write_target(tmp_path / "old", MANY)
     elsewhere = tmp_path / "elsewhere"
     write_target(elsewhere, [*MANY, "more"])
@@ -362,7 +362,7 @@ def test_a_shard_is_whole_or_made_again(tmp_path, kept):
 
 
 def error(path, keys=TARGET_KEYS, read=()):
-    """The message about a store that cannot be opened, or whose data sets cannot be read."""
+    """The message for a store that cannot be opened, or whose data sets cannot be read."""
     with pytest.raises(UserError) as caught, open_store(path, keys) as file:
         for key in read:
             read_array(file, key)

@@ -1,4 +1,4 @@
-"""Files: roots, paths that stay in their folder, atomic writes, hashes, disk space, tables."""
+"""Files: roots, safe paths, atomic writes, hashes, disk space, tables."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A step that processes share, or that is made in pieces, is the step of the whole batch."""
+"""A step over several processes, or in pieces, is the step of the whole batch."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ MAPS = {"supervised": [1], "adversarial": [1, 0], "adaptation": [1, 2]}  # label
 
 
 def domain(step, maps):
-    """A batch of a domain, of whose images ever fewer pixels are labelled, of the last none."""
+    """A batch of a domain: each image has fewer labelled pixels, the last one none."""
     generator = torch.Generator().manual_seed(step)
     images = torch.rand(BATCH, 3, HEIGHT, BREADTH, generator=generator).double()
     images *= torch.linspace(0.2, 1, BATCH).view(-1, 1, 1, 1)
@@ -36,7 +36,7 @@ def domain(step, maps):
 
 
 def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **changes):
-    """The network's weights and the curve after three steps on this process's share.
+    """The weights and the curve after three steps on this process's share.
 
     In float64, so that batch norm over a few pixels does not enlarge how the order of sums rounds.
     """
@@ -58,7 +58,7 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
 
 
 def train_in_process(rank, port, folder):
-    """What each of two processes does."""
+    """Train in one of two processes."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -70,7 +70,7 @@ def train_in_process(rank, port, folder):
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """The results of two processes, each."""
+    """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_does(kind, of_two, tmp_path):
 
 @pytest.mark.parametrize("kind", CASES)
 def test_what_is_not_shared_would_show(kind, tmp_path, monkeypatch):
-    """Other draws and other batch-norm statistics change more than the order of sums does."""
+    """Other draws or batch-norm statistics change more than another order of sums."""
     weights, _ = trained(kind, make_fabric("32-true"), tmp_path)
     other, _ = trained(kind, make_fabric("32-true"), tmp_path, network=small_network(dropout=0.4))
     assert distance(weights, other) > 1e-3
@@ -119,7 +119,7 @@ def test_pieces_are_equal_and_small_enough(images, most, expected):
 
 @pytest.mark.parametrize("kind", ["adversarial", "adaptation"])
 def test_pieces_make_the_step_of_the_whole_batch(kind, tmp_path, monkeypatch):
-    """With frozen batch norm and as many labelled pixels in each piece, even dropout's draws."""
+    """Also dropout's draws; with frozen batch norm and equal label counts in each piece."""
     mixed = globals()["domain"]
     labelled = lambda step, maps: tuple(x % 3 for x in mixed(step, maps))  # noqa: E731
     monkeypatch.setitem(globals(), "domain", labelled)

@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU and the released code do; without one, the CPU takes its place.
+"""A GPU computes the results of the CPU and the released code; without one, the CPU runs.
 
 TF32 is allowed for the method's own operations: they must keep full precision whatever the
 network's convolutions may do.

@@ -1,7 +1,7 @@
-"""Caching is honest: a stage reads what it declares, all of it, and nothing else.
+"""Caching is honest: a stage reads all that it declares, and nothing else.
 
-Each stage runs in a folder that holds its declared dependencies alone, with the declared parameters
-alone, and must write the pipeline's bytes. What it imports and asks for must be what it declares.
+Each stage runs in a folder that holds only its declared dependencies and parameters, and must write
+the pipeline's bytes. Its imports and the parameters that it reads must be those that it declares.
 """
 
 import json
@@ -71,7 +71,7 @@ class Stage:
 
 
 def resolved(project: Path) -> dict[str, Stage]:
-    """The stages of all pipelines, as DVC understands them."""
+    """The stages of all pipelines, as DVC resolves them."""
     stages = {}
     with Repo(project) as repo:
         for stage in repo.index.stages:
@@ -109,7 +109,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def make_sandbox(project: Path, stage: Stage, folder: Path) -> Path:
-    """A folder with what the stage declares: no git, no DVC, no other file or parameter."""
+    """A folder with only what the stage declares: no git, no DVC, no other file or parameter."""
     folder.mkdir()
     for name in stage.files:
         copy(project / name, folder / name)
@@ -120,7 +120,7 @@ def make_sandbox(project: Path, stage: Stage, folder: Path) -> Path:
 
 
 def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str, dict]:
-    """Run a stage in its sandbox; what it printed, and what it imported and asked for."""
+    """Run a stage in its sandbox; its output, its imports and the parameters that it read."""
     launcher, *program = shlex.split(stage.command.replace("${LAUNCH:-python}", "python"))
     assert (launcher, program[0]) == ("python", "-m"), stage.command
     record = sandbox.with_name("record.json")
@@ -129,22 +129,22 @@ def run_traced(sandbox: Path, stage: Stage, status: int | None = 0) -> tuple[str
 
 
 def undeclared(record: dict, stage: Stage) -> set[str]:
-    """The imported modules that lie below nothing that a stage declares."""
+    """The imported modules that are in no declared module or folder of a stage."""
     return {path for path in record["modules"] if not any(within(path, d) for d in stage.code)}
 
 
 def superfluous(record: dict, stage: Stage) -> set[str]:
-    """The declared modules and folders of which a stage imports nothing."""
+    """The declared modules and folders from which a stage imports nothing."""
     return {d for d in stage.code if not any(within(path, d) for path in record["modules"])}
 
 
 def within(path: str, declared: str) -> bool:
-    """Whether a module is the declared one, or lies in the declared folder."""
+    """Whether a module is the declared one, or is in the declared folder."""
     return path == declared or path.startswith(f"{declared}/")
 
 
 def written(sandbox: Path) -> dict[str, str]:
-    """Files in a sandbox; a program's bytecode is not its doing, and its record is no artifact."""
+    """Files in a sandbox, without bytecode and the record of the run, which are no artifacts."""
     found = digests(sandbox)
     beside = ("__pycache__", ".scratch/runs/")
     return {path: one for path, one in found.items() if not any(part in path for part in beside)}
@@ -214,7 +214,7 @@ def test_missing_declaration_is_noticed(missing, complaint, project, stages, tmp
 
 
 def test_superfluous_declaration_is_noticed(project, stages, tmp_path):
-    """A declared module or section that is not used differs from what the trace sees."""
+    """An unused declared module or section differs from the trace."""
     stage = stages["warmup"]
     extra = Stage(
         stage.name,
@@ -230,7 +230,7 @@ def test_superfluous_declaration_is_noticed(project, stages, tmp_path):
 
 
 def test_oracle_trains_on_true_labels_that_no_stage_has(project, tmp_path):
-    """The separate comparison runs on a finished run's artifacts and leaves them alone."""
+    """The oracle runs on a finished run's artifacts and does not change them."""
     folder = tmp_path / "oracle"
     code = ("cag", "stages", "classes", "params.yaml")
     for name in ("data/prepared", "data/models/pretrain.safetensors", *code):
@@ -264,14 +264,14 @@ EDITS = {
 
 @pytest.fixture
 def copied(project, tmp_path) -> Path:
-    """A copy of the finished run, to be edited."""
+    """A copy of the finished run for edits."""
     folder = tmp_path / "project"
     shutil.copytree(project, folder, symlinks=True)
     return folder
 
 
 def changed(project: Path) -> set[str]:
-    """The stages that `dvc status` calls changed, but for `index` and `report`."""
+    """The stages that `dvc status` calls changed, without `index` and `report`."""
     with Repo(project) as repo:
         names = {name.rpartition("dvc.yaml:")[2] for name in repo.status()}
     return names - {"index", "report"}
@@ -279,7 +279,7 @@ def changed(project: Path) -> set[str]:
 
 @pytest.mark.parametrize("edited", EDITS)
 def test_an_edit_reaches_the_stages_that_it_concerns(edited, copied):
-    """A student's objective, teacher or parameter never retrains what came before it."""
+    """An edit of a student's objective, teacher or parameter retrains nothing before it."""
     assert not changed(copied)
     file, _, section = edited.partition(": ")
     path = copied / file

@@ -1,4 +1,4 @@
-"""Images and label maps: what was stored is what is read, whatever the format."""
+"""Images and label maps read as they were stored, in any format."""
 
 import subprocess
 import sys

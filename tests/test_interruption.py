@@ -1,4 +1,4 @@
-"""A run killed at whatever moment, and run again, ends with the bytes of an uninterrupted one."""
+"""A run killed at any moment and run again ends with the bytes of an uninterrupted one."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def uninterrupted(tmp_path_factory) -> Whole:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """Start Python in a process group of its own; its streams come as one, line by line."""
+    """Start Python in its own process group; both streams are one, line by line."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -71,7 +71,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:
-    """Signal a process and its descendants, and wait for all of them; what they still said."""
+    """Signal a process and its descendants, and wait for them; return their last output."""
     os.killpg(process.pid, number)
     # The pipe ends when the last descendant that inherited it is gone.
     said, _ = process.communicate(timeout=DEADLINE)
@@ -79,7 +79,7 @@ def stop(process: subprocess.Popen, number: signal.Signals) -> str:
 
 
 def kill_at(process: subprocess.Popen, stages: list[str], delay: float) -> list[str]:
-    """Kill `dvc repro` some seconds after it started one of the stages; the stages it started."""
+    """Kill `dvc repro` some seconds after one of the stages started; the started stages."""
     printed = []
     for line in process.stdout:
         printed.append(line)
@@ -91,7 +91,7 @@ def kill_at(process: subprocess.Popen, stages: list[str], delay: float) -> list[
 
 
 def finished_files(data: Path) -> dict[str, str]:
-    """Digests of the files below `data` that do not lie under a name of unfinished work."""
+    """Digests of the files below `data`, without those under a name of unfinished work."""
     return {
         path: digest
         for path, digest in digests(data).items()
@@ -105,7 +105,7 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def mend_lock(project: Path) -> None:
-    """What the README says of files that DVC writes in place and a kill left half written."""
+    """Repair files that DVC writes in place, after a kill, as docs/scaling.md says."""
     held = project / ".dvc/tmp/rwlock"
     try:
         json.loads(held.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def test_half_a_lock_file_costs_no_computation(uninterrupted, tmp_path):
 
 @pytest.fixture
 def pretraining(uninterrupted, tmp_path) -> Path:
-    """A folder in which pretraining can run by itself, for some time after its first checkpoint."""
+    """A folder in which pretraining runs by itself, for some time after its first checkpoint."""
     folder = tmp_path / "pretraining"
     for name in ("cag", "stages", "data/prepared/source", "data/index"):
         shutil.copytree(uninterrupted.project / name, folder / name)
@@ -173,7 +173,7 @@ def pretraining(uninterrupted, tmp_path) -> Path:
 
 
 def interrupt_pretraining(folder: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start pretraining, signal it once its checkpoint is there; exit status and what it said."""
+    """Start pretraining and signal it after its first checkpoint; exit status and output."""
     process = start(folder, *PRETRAIN)
     began = time.monotonic()
     while not (folder / CHECKPOINT).exists():
@@ -187,7 +187,7 @@ def interrupt_pretraining(folder: Path, number: signal.Signals) -> tuple[int, st
 
 
 def mark_history(folder: Path) -> int:
-    """Set the losses in the checkpoint to -1; the number of iterations it holds."""
+    """Set the losses in the checkpoint to -1; return the number of its iterations."""
     state = torch.load(folder / CHECKPOINT, weights_only=True)
     state["history"][: state["iteration"]] = -1
     torch.save(state, folder / CHECKPOINT)

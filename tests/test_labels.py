@@ -1,4 +1,4 @@
-"""Label spaces and class maps: every raw value goes where the YAML says, or is named."""
+"""Class maps: every raw value goes to the class that the YAML says, or an error names it."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Raw layouts: what is listed, what belongs together, and what is refused."""
+"""Raw layouts: listed files, pairs of image and label, and errors."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Losses and gradients against the released code's, float64 loops and hand-worked values."""
+"""Losses and gradients against the released code, float64 loops and hand-computed values."""
 
 import math
 
@@ -284,7 +284,7 @@ def test_unknown_options_are_refused(golden, option, message):
 
 
 class Watch(TorchDispatchMode):
-    """Notes the names of the operations and the most elements of any tensor they return."""
+    """Records the names of operations and the size of the largest tensor that they return."""
 
     def __init__(self):
         super().__init__()

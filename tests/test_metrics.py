@@ -1,4 +1,4 @@
-"""Confusion matrices and scores against the released code's and hand-worked values."""
+"""Confusion matrices and scores against the released code and hand-computed values."""
 
 import math
 from pathlib import Path

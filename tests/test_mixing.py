@@ -1,4 +1,4 @@
-"""Class mixing: which regions are pasted, and what a step learns from them."""
+"""Class mixing: the pasted regions, and a step that learns from them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks: the library's own outputs, features before the classifier, models that survive disk."""
+"""Networks: the library's outputs, features before the classifier, models on disk."""
 
 import ast
 import json
@@ -59,7 +59,7 @@ def model_file(tmp_path, network):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Fail at once, and loudly, where something reaches for the network."""
+    """Fail at once if anything uses the internet."""
 
     def refuse(*arguments, **keywords):
         raise ConnectionError("no network\nin tests")
@@ -175,7 +175,7 @@ def test_options_reach_the_network():
 
 
 def encoder_state(seed, width=1.0):
-    """Random weights in the form of the library's encoder."""
+    """Random weights for the library's encoder."""
     torch.manual_seed(seed)
     encoder = smp.encoders.get_encoder("mobilenet_v2", weights=None)
     return {k: v.clone() * width for k, v in encoder.state_dict().items() if v.is_floating_point()}
@@ -328,7 +328,7 @@ DAMAGED = r"damaged description of the model, or one of another version \("
 
 
 def description(**changes):
-    """A model's description as it is written, with changes; None removes a key."""
+    """A model's description as written on disk, with changes; None removes a key."""
     content = {"format": 1, "network": config().model_dump(), "classes": SPACE.to_dict()} | changes
     return json.dumps({key: value for key, value in content.items() if value is not None})
 

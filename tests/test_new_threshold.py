@@ -1,4 +1,4 @@
-"""A new threshold of the anchor rule takes a row of the table and a parameter, and nothing else."""
+"""A new threshold of the anchor rule takes only a row of the table and a parameter."""
 
 import json
 import re
@@ -18,7 +18,7 @@ STAGES = ("pseudo_label round1", "evaluate_pseudo_labels round1 warmup")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A finished run in which the threshold was added and set to the median distance of a pixel."""
+    """A finished run with the threshold added and set to the median distance of a pixel."""
     finished = finished_project(tmp_path_factory)
     folder = tmp_path_factory.mktemp("threshold") / "project"
     shutil.copytree(finished, folder, symlinks=True)

@@ -1,4 +1,4 @@
-"""Streams: in order, bounded, errors where they belong, nothing left running."""
+"""Overlapped work: in order, bounded, errors in their place, no thread left running."""
 
 import threading
 from contextlib import closing
@@ -23,7 +23,7 @@ class Failure(Exception):
 
 
 def numbers(count, taken, fail_at=None):
-    """0, 1, .. recorded as they are taken; closing it is recorded too."""
+    """Yield 0, 1, ... and record each that is taken, and the closing."""
     try:
         for i in range(count):
             if i == fail_at:

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny data set, run as a user runs it."""
+"""The whole pipeline on a tiny data set, as a user runs it."""
 
 import json
 import re
@@ -42,7 +42,7 @@ DEADLINE = 400  # seconds
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A project after `dvc repro`; tests that change it take a copy."""
+    """A project after `dvc repro`; tests change only copies."""
     return finished_project(tmp_path_factory)
 
 
@@ -212,7 +212,7 @@ def test_curves_meet_the_coverage_at_the_configured_thresholds(finished, name):
 
 @pytest.mark.parametrize("name", ROUNDS)
 def test_evaluation_of_pseudo_labels(finished, name):
-    """The tables follow from the samples, which here are all validation images."""
+    """The tables follow from the samples, because these are all validation images here."""
     folder = finished / "data/pseudo_label_evaluation" / name
     assert set(digests(folder)) == {"curves.csv", "curves.png", "metrics.json", "samples.h5"}
     config, curves = read_params(finished)["pseudo_label"], pd.read_csv(folder / "curves.csv")
@@ -372,7 +372,7 @@ def experiments(project: Path) -> dict[str, dict]:
 
 
 def wait_for_queue(project: Path, count: int) -> None:
-    """Wait until all tasks of the queue have ended well."""
+    """Wait until all tasks of the queue have succeeded."""
     began = time.monotonic()
     while True:
         status = dvc(project, "queue", "status")
@@ -384,7 +384,7 @@ def wait_for_queue(project: Path, count: int) -> None:
 
 
 def test_queue_with_two_workers(copied):
-    """Three thresholds, two at a time, each in a copy of the project that DVC makes."""
+    """Three thresholds, two at a time, each in DVC's copy of the project."""
     queue = ("exp", "run", "--queue", "-S")
     target = "pseudo_label@round1"
     dvc(copied, *queue, "pseudo_label.quantile=0.3,0.9", target)
@@ -431,7 +431,7 @@ def test_queue_with_two_workers(copied):
 
 
 def test_experiment_can_be_applied(finished, copied):
-    """What a copy of the project computed replaces the workspace's parameters and results."""
+    """An experiment's parameters and results replace those of the workspace."""
     # A file may leave out an option that is off; ++ sets it all the same.
     assert "labels" not in read_params(copied)["oracle"]
     settings = ("-S", "report.images=2", "-S", "++oracle.labels=train/labels")
@@ -454,7 +454,7 @@ def test_experiment_can_be_applied(finished, copied):
 
 
 def folder_params() -> dict:
-    """Parameters of one round on labelled and entirely unlabelled folders."""
+    """Parameters of one round with a labelled source folder and an unlabelled target folder."""
     common = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": None}
     return tiny_params(rounds=1) | {
         "evaluated": [],
@@ -465,7 +465,7 @@ def folder_params() -> dict:
 
 
 def test_folder_without_any_target_label(tmp_path):
-    """Raw data outside the repository, by an absolute and a relative $CAG_DATA."""
+    """Raw data outside the repository, with an absolute and a relative $CAG_DATA."""
     raw = tmp_path / "raw"
     write_dataset(raw / "simulator", "source", 0, 8, *SIZE)
     write_dataset(raw / "camera", "target", 0, TRAINING, *SIZE, labels=False)
@@ -545,7 +545,7 @@ for command in sys.argv[1:]:
 
 
 def by_two_processes(project: Path, *commands: str, status: int = 0) -> str:
-    """Run stages one after the other in one launch of two processes; what they print."""
+    """Run stages one after the other in one launch of two processes; return their output."""
     program = project / "one_launch.py"
     program.write_text(ONE_LAUNCH)
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -554,13 +554,13 @@ def by_two_processes(project: Path, *commands: str, status: int = 0) -> str:
 
 @pytest.fixture
 def several_shards(copied) -> Path:
-    """A project whose features take two shards of each domain."""
+    """A project whose features fill two shards of each domain."""
     write_params(copied, merged(read_params(copied), {"extract": {"batch_size": 1}}))
     return copied
 
 
 def test_two_processes_infer_what_one_does(several_shards, tmp_path):
-    """The same bytes; a failure of one process ends both, and what is finished is not redone."""
+    """The bytes are the same; if one process fails, both end; finished shards are kept."""
     project = several_shards
     alone = shutil.copytree(project, tmp_path / "alone", symlinks=True)
     for command in INFERENCE:

@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given, and come out the same each time."""
+"""Figures show their numbers, and repeat exactly."""
 
 import io
 
@@ -34,7 +34,7 @@ def curve(columns=("loss", "source_ce")):
 
 
 def threshold_curves():
-    """Two thresholds of each rule for each of NAMES and all; the last class is never labelled."""
+    """Two thresholds of each rule for NAMES and `all`; the last class is never labelled."""
     rules = ("margin", "relative_margin", "quantile", "probability")
     rows = [
         (rule, t, name, pixels, pixels / 10, t / 2, 1 - t)

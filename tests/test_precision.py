@@ -1,4 +1,4 @@
-"""Full precision holds where it is asked for, and nowhere else."""
+"""Full precision holds only where it is requested."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ K, D = 19, 64
 
 @pytest.fixture(params=["medium", "high", "highest"])
 def setting(request):
-    """A setting that training might have chosen."""
+    """A precision setting that a training might have chosen."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(request.param)
     yield request.param
@@ -37,7 +37,7 @@ def test_an_error_leaves_what_was_set(setting):
 
 
 class Products(TorchDispatchMode):
-    """Notes the precision that each matrix product runs in."""
+    """Records the precision of each matrix product."""
 
     NAMES = ("mm", "addmm", "bmm", "baddbmm", "baddbmm_")
 

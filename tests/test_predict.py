@@ -1,4 +1,4 @@
-"""`cag predict`: folders of photographs of every kind, in whatever state they are."""
+"""`cag predict`: folders of photographs of every kind, also damaged ones."""
 
 import json
 
@@ -48,7 +48,7 @@ def photograph(path, height=40, width=60, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Photographs in folders, of three sizes."""
+    """Photographs of three sizes in folders."""
     photos = tmp_path / "photos"
     for i, name in enumerate(("a.png", "b.jpg", "one/c.png", "one/two/d.png", "one/two/e.JPG")):
         photograph(photos / name, height=40 + 10 * (i // 2), seed=i)

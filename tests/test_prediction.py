@@ -1,4 +1,4 @@
-"""Outputs for views of an image: averaged where the pixels belong together."""
+"""Outputs for views of an image are averaged over corresponding pixels."""
 
 import warnings
 from typing import NamedTuple
@@ -38,7 +38,7 @@ def fabric():
 
 
 def outputs(fabric, **views):
-    """Mean features and probabilities for views; those not given are the plain one."""
+    """Mean features and probabilities for views; the default is the plain view."""
     plain = {"scales": (1.0,), "gammas": (1.0,), "flip": False}
     features, logits = predict_views(Pooling(), IMAGES, Views(**plain | views), fabric)
     return features, logits.softmax(1)

@@ -1,4 +1,4 @@
-"""Prepared images as tensors: aligned, typed, and no label opened that nobody asked for."""
+"""Prepared images as tensors: aligned, typed, and only requested labels are opened."""
 
 import numpy as np
 import pandas as pd

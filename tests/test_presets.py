@@ -1,4 +1,4 @@
-"""The paper's presets on miniatures in their data sets' own formats, through the whole pipeline."""
+"""The paper's presets through the whole pipeline, on miniatures in the same formats."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ SHRUNK = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A preset's run."""
+    """The finished run of a preset."""
 
     name: str
     project: Path
@@ -55,7 +55,7 @@ class Finished:
 
 
 def write_raw(name: str, folder: Path) -> None:
-    """The data sets of a preset; target training labels lie there."""
+    """Write the data sets of a preset, with target training labels."""
     if name.startswith("gta5"):
         write_gta5(folder / "gta5", 4, RAW_SIZE, mismatched=1)
     else:

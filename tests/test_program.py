@@ -1,4 +1,4 @@
-"""How a stage runs: a user's error in one line, progress with a rate, silence beside rank 0."""
+"""A stage's run: one-line errors, progress with a rate, output only from rank 0."""
 
 import errno
 import json
@@ -194,7 +194,7 @@ def test_waiting_passes_an_error_on(capsys):
 
 
 def test_a_termination_cleans_up(capsys, tmp_path):
-    """What a launcher does to the other processes when one has failed."""
+    """A launcher terminates the other processes when one has failed."""
 
     def body():
         with atomic_file(tmp_path / "features.h5") as partial:

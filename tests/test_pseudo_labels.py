@@ -1,4 +1,4 @@
-"""Pseudo-labels against the released code's outputs, float64 references and hand-worked values."""
+"""Pseudo-labels against the released code, float64 references and hand-computed values."""
 
 from types import NoneType
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Checks of raw data: what is wrong is listed, and nothing that must stay closed is opened."""
+"""Checks of raw data: errors are listed, and target training labels are never opened."""
 
 import json
 import shutil
@@ -123,7 +123,7 @@ def test_feature_form_is_the_networks():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A function: a preset with a small network in a folder of its own, raw data beside it."""
+    """A function that makes a folder with a preset, a small network and raw data beside it."""
     shutil.copytree(ROOT / "classes", tmp_path / "project/classes")
     monkeypatch.chdir(tmp_path / "project")
     monkeypatch.setenv("CAG_DATA", str(tmp_path / "raw"))

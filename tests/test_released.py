@@ -1,4 +1,4 @@
-"""The authors' files: the released network's own answers, every format, and nothing is run."""
+"""The authors' files: the released network's outputs, every format, no code is run."""
 
 import io
 import os
@@ -83,7 +83,7 @@ def test_other_weights_are_refused(golden_weights, changes, expected):
 
 
 def zipped(content):
-    """The content as torch.save writes it today."""
+    """The content as torch.save writes it now."""
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
@@ -97,7 +97,7 @@ def legacy(content):
 
 
 def renamed(write):
-    """A writer whose files name NumPy's modules as NumPy 1 did (in protocol 2, plain text)."""
+    """A writer whose files name NumPy's modules like NumPy 1 (in protocol 2, plain text)."""
 
     def written(content):
         data = write(content)
@@ -130,7 +130,7 @@ STATE = OrderedDict(weight=torch.arange(6.0).view(2, 3).T, count=torch.tensor(7)
 
 
 def checkpoint(**changes):
-    """A checkpoint of the authors' form, with what an optimizer and a scheduler keep."""
+    """A checkpoint in the authors' form, with an optimizer's and a scheduler's state."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.sum().backward()
@@ -179,7 +179,7 @@ def test_imported_anchors_are_a_plain_array(tmp_path):
 
 
 class Hostile:
-    """Makes a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)

@@ -1,4 +1,4 @@
-"""The report page: complete, self-contained, true to the numbers, and safe with any text."""
+"""The report page: complete, self-contained, with the right numbers, safe with any text."""
 
 import dataclasses
 import json
@@ -150,7 +150,7 @@ class Page(HTMLParser):
             self.tables[-1][-1].append("")
 
     def handle_endtag(self, tag):
-        """Check that what closes is what was opened last."""
+        """Check that the closed tag is the last opened one."""
         assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -320,7 +320,7 @@ def test_large_pictures_become_thumbnails():
 
 
 def write_artifacts(root):
-    """Write what the earlier stages would have: two training images, two labelled ones."""
+    """Write the earlier stages' files: two training images, two labelled ones."""
     run, rows = make_run(), []
     image, labels = run.training[0].image, np.zeros((16, 32), np.uint8)
     palette = np.array(SPACE.palette, np.uint8)

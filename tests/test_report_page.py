@@ -1,4 +1,4 @@
-"""The report page in a real browser: what it shows is what the library computes."""
+"""The report page in a real browser shows the numbers that the library computes."""
 
 import dataclasses
 import json
@@ -140,7 +140,7 @@ def started():
 
 @pytest.fixture
 def browser(started, address):
-    """A browser in which the page has just been opened, at a desktop's size."""
+    """A browser of a desktop's size that has just opened the page."""
     resize(started, 1200)
     scheme(started, "light")
     started.get(address)
@@ -178,7 +178,7 @@ def set_control(browser, key, value):
 
 
 def shown_values(browser):
-    """The thresholds that the page says are in use; None where a slider is off."""
+    """The thresholds in use according to the page; None if a slider is off."""
     texts = browser.execute_script(
         "return Object.fromEntries(arguments[0].map((key) => [key,"
         "  document.getElementById(key).closest('label').querySelector('output').textContent]))",
@@ -188,7 +188,7 @@ def shown_values(browser):
 
 
 def shown_counts(browser):
-    """Rule -> pixels of each class, then of all; and right % as text where there is a truth."""
+    """For each rule the pixels of each class, then of all; with a truth also the right %."""
     cells = browser.execute_script(
         "return [...document.querySelectorAll('#counts [data-rule]')].map((cell) =>"
         "  [cell.dataset.rule, Number(cell.dataset.pixels), cell.nextSibling.nextSibling"
@@ -201,7 +201,7 @@ def shown_counts(browser):
 
 
 def expected_labels(run, name, maps, values, agreement):
-    """What the library labels with these thresholds."""
+    """The library's labels with these thresholds."""
     nearest, first, second, prediction, probability = (
         torch.from_numpy(getattr(maps, key))
         for key in ("nearest", "nearest_distance", "second_distance", "prediction", "probability")

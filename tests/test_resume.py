@@ -1,4 +1,4 @@
-"""A training of two processes, killed at random moments, ends with an uninterrupted one's bytes."""
+"""A training of two processes, killed at random moments, ends with the usual bytes."""
 
 import random
 

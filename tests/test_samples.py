@@ -1,4 +1,4 @@
-"""Training samples: shuffled epochs, the seed's alone, shared without overlap, resumed exactly."""
+"""Training samples: epochs shuffled by the seed, shared without overlap, resumed exactly."""
 
 import gc
 from pathlib import Path
@@ -37,7 +37,7 @@ RANDOM = Augmentation(
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """Noise whose first value is the image's number, as is every label, or that plus 10."""
+    """Noise; the first value is the image's number i; the labels are i, and 10 + i."""
     folder = tmp_path_factory.mktemp("samples")
     found = []
     for i in range(COUNT):
@@ -52,12 +52,12 @@ def samples(tmp_path_factory):
 
 
 def numbers(images):
-    """The numbers of the unchanged images in a batch [b, 3, h, w]."""
+    """The images' numbers in a batch [b, 3, h, w] without augmentation."""
     return (images[:, 0, 0, 0] * 255).round().int().tolist()
 
 
 def same(first, second):
-    """Whether two batches, or samples, are equal in every bit."""
+    """Whether two batches or samples are equal in every bit."""
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Tests of the built-in scenes: determinism, classes, alignment of labels, and the domain gap."""
+"""The built-in scenes: determinism, classes, alignment of labels, and the domain gap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of several seeds: their spread, what they are beside the oracle's, and their page."""
+"""Scores of several seeds: their spread, their share of the oracle's, and their page."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""A model's file labels images of any form and size, whole or in tiles, as the pipeline does."""
+"""A model file labels images of any form and size, whole or in tiles, like the pipeline."""
 
 import subprocess
 import sys
@@ -175,7 +175,7 @@ def test_a_tile_that_covers_the_image_is_the_image_whole(segmenter):
 
 
 class Local(torch.nn.Module):
-    """A network that sees one step of its stride at a time, so that tiles change nothing."""
+    """A network whose outputs each see only one step of the stride, so tiles change nothing."""
 
     num_classes, input_multiple = 3, 32
 
@@ -195,7 +195,7 @@ def test_where_tiles_agree_they_are_blended_to_the_whole(height, width):
 
 
 def test_tiles_are_blended_without_a_seam(segmenter):
-    """In the middle of an overlap the result lies between the two tiles' own."""
+    """In the middle of an overlap the result is between those of the two tiles."""
     images = torch.from_numpy(random(1, 3, 64, 96))
     tiled = segmenter.logits(images, tile=64).softmax(1)
     left, right = (segmenter.logits(images[..., part]).softmax(1) for part in tiles(96, 64))

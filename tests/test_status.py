@@ -1,4 +1,4 @@
-"""`cag status`: the state of each stage, what made it stale, and what the last run has recorded."""
+"""`cag status`: the state of each stage, the cause if stale, and the last run's record."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Experiments side by side: what differs, what is theirs, what it took."""
+"""Experiments side by side: differing parameters, their own scores, and times."""
 
 import json
 

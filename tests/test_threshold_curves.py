@@ -1,4 +1,4 @@
-"""The curves say at each threshold what the rule itself labels there."""
+"""At each threshold, the curves count the pixels that the rule labels."""
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ def grid(anchors):
 
 @pytest.fixture(scope="module")
 def pixels(anchors, grid):
-    """The pixels of 3 maps; some lie exactly on a threshold."""
+    """The pixels of 3 maps; some are exactly at a threshold."""
     random = torch.Generator().manual_seed(1)
     features = torch.randn(3, 8, 20, 30, generator=random)
     nearest, first, second = anchor_distances(features, anchors)
@@ -55,7 +55,7 @@ def pixels(anchors, grid):
 
 @pytest.fixture(scope="module")
 def truth(pixels):
-    """The true classes of the pixels; of a fifth it is not known."""
+    """The true classes of the pixels; a fifth are unknown."""
     random, shape = torch.Generator().manual_seed(2), pixels.nearest.shape
     truth = torch.randint(0, 3, shape, generator=random).byte()
     return truth.masked_fill(torch.rand(shape, generator=random) < 0.2, 255)
@@ -69,7 +69,7 @@ def counted(grid, *parts):
 
 
 def labels_at(rule, pixels, threshold, cuts, place):
-    """The label map of one rule alone at a threshold, the one of this place in the grid."""
+    """The label map of one rule alone, at the threshold of this index in the grid."""
     if rule == "probability":
         return confident(pixels.prediction, pixels.probability, threshold)
     return active(*pixels[:3], **{rule: cuts[:, place] if rule == "quantile" else threshold})
@@ -97,7 +97,7 @@ def test_counts_are_those_of_the_rules(grid, pixels):
 
 
 def test_margins_reach_as_far_as_any_pixel(anchors):
-    """Pixels beyond one of two anchors have the greatest margin there is: the anchors' distance."""
+    """Pixels beyond one of two anchors have the greatest margin, the anchors' distance."""
     two = anchors[:2]
     beyond = torch.linspace(0, 9, 50)[None, None, :] * (two[0] - two[1])[None, :, None]
     _, first, second = anchor_distances((two[0][None, :, None] + beyond)[..., None], two)

@@ -1,4 +1,4 @@
-"""Training: it learns, resumes bit for bit, keeps the statistics it should, reports what it did."""
+"""Training learns, resumes bit for bit, keeps the right statistics, reports its losses."""
 
 import copy
 import functools
@@ -116,7 +116,7 @@ def run_params(**changes):
 
 
 def silent():
-    """A progress that nobody sees."""
+    """A progress without output."""
     return Advance(lambda count, note: None)
 
 
@@ -141,7 +141,7 @@ def run(
 
 
 def interrupted(at):
-    """Batches that end in an interruption where the given step's batch is asked for."""
+    """Batches that raise an interruption when a step's batch is requested."""
 
     def wrap(make_batches):
         def cut(steps):
@@ -172,7 +172,7 @@ def often(monkeypatch):
 
 
 def always_the_first(make_batches):
-    """Batches that are all the first step's."""
+    """Batches that are all that of the first step."""
     return lambda steps: (batch for _ in steps for batch in make_batches([0]))
 
 
@@ -368,7 +368,7 @@ def statistics(network):
 
 
 def close(first, second):
-    """Whether statistics agree."""
+    """Whether the statistics agree."""
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, second, strict=True))
 
 

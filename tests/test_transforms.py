@@ -1,4 +1,4 @@
-"""Joint transforms: image and labels stay aligned, draws are the seed's, values stay in range."""
+"""Joint transforms: image and labels stay aligned, the seed decides, values stay in range."""
 
 import colorsys
 
@@ -16,12 +16,12 @@ PHOTOMETRIC = Photometric(brightness=0.5, contrast=0.4, saturation=0.4, hue=0.1,
 
 
 def config(scale=(1.0, 1.0), crop=(64, 96), flip=0.0, photometric=None):
-    """An augmentation that does nothing to a 64 x 96 image but what is named."""
+    """An augmentation that changes a 64 x 96 image only by the named changes."""
     return Augmentation(scale=scale, crop=crop, flip=flip, photometric=photometric)
 
 
 def blocks(height=64, width=96, block=16, seed=0):
-    """An image of large blocks of random classes, each in its colour, and its label map."""
+    """An image of large blocks of random classes, each in its colour, and the label map."""
     generator = torch.Generator().manual_seed(seed)
     size = (height // block, width // block)
     small = torch.randint(0, len(COLORS), size, generator=generator, dtype=torch.uint8)
@@ -37,9 +37,9 @@ def nearest_class(image):
 
 
 def inner(labels, radius=3):
-    """Where a label map [h, w] is constant within `radius`, and the picture no blend of colours.
+    """The pixels where a label map [h, w] is constant within `radius` and colours do not blend.
 
-    Nowhere near its border, beyond which another class may begin.
+    Without pixels near the border, because another class may begin beyond it.
     """
     size = 2 * radius + 1
     padded = F.pad(labels[None, None].float(), (radius,) * 4, value=-1)

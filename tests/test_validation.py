@@ -1,4 +1,4 @@
-"""Errors in files are one line: the key, the value and what was expected."""
+"""Errors in files are one line: the key, the value and the expected form."""
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError

@@ -1,4 +1,4 @@
-"""The warm-up stage: copies or aligns, never opens a target label, resumes, says what fails."""
+"""The warm-up stage copies or aligns, never opens a target label, resumes, names errors."""
 
 import importlib
 import sys
@@ -44,7 +44,7 @@ def write_prepared(folder, seed):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """What the stage reads, with parameters of two iterations; both domains have labels on disk."""
+    """The stage's inputs, with two iterations; both domains have labels on disk."""
     monkeypatch.chdir(tmp_path)
     for variable in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
@@ -71,14 +71,14 @@ def change(**values):
 
 
 def stage():
-    """Run the stage in this process, as its program does."""
+    """Run the stage in this process, like its program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["warmup"])
         run(importlib.import_module("stages.warmup").main)
 
 
 def outcome():
-    """The bytes of what the stage wrote, which is then removed."""
+    """The bytes of the stage's outputs, which are then removed."""
     written = MODEL.read_bytes(), CURVE.read_bytes()
     MODEL.unlink()
     CURVE.unlink()

@@ -1,4 +1,4 @@
-"""Which files any process opens, as the kernel reports it (inotify, Linux alone)."""
+"""The files that any process opens, from the kernel (inotify, only on Linux)."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that fo
 
 @contextmanager
 def watched(root: Path) -> Iterator[Callable[[], set[str]]]:
-    """Watch a folder and all below it.
+    """Watch a folder and everything below it.
 
     Yields:
-        A function that returns what was opened until now: posix paths below `root`, of files and of
-        folders that were listed.
+        A function that returns all that was opened until now: posix paths below `root` of files,
+        and of folders that were listed.
     """
     folders = [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())]
     libc = ctypes.CDLL(None, use_errno=True)
