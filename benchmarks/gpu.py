@@ -17,31 +17,7 @@ from functools import partial
 import click
 import torch
 
-from benchmarks import ROOT
-from benchmarks.measure import (
-    PRECISIONS,
-    copy_rate,
-    disk_rate,
-    host_tensor,
-    machine,
-    matrix_rate,
-    memory_rate,
-    numerics,
-    seconds,
-    table,
-)
-from benchmarks.steps import (
-    CLASSES,
-    RELEASED,
-    Form,
-    Problem,
-    Step,
-    in_channels_last,
-    ladder,
-    network_flops,
-    random_network,
-    random_problem,
-)
+from benchmarks import ROOT, measure, steps
 from cag.config.parameters import Parameters, load_all
 from cag.features import target_bytes
 from cag.pseudo_labels import anchor_distances
@@ -85,7 +61,8 @@ class Bench:
         self.device, self.small = device, small
         self.on_gpu = device.type == "cuda"
         self.params = preset(small)
-        self.matrix_rates = {p: matrix_rate(p, device, 256 if small else 8192) for p in PRECISIONS}
+        size = 256 if small else 8192
+        self.matrix_rates = {p: measure.matrix_rate(p, device, size) for p in measure.PRECISIONS}
         self.effort = (2, 1) if small else (20, 5)  # measured calls, warm-up calls
 
     def agreement(self) -> bool:
@@ -102,7 +79,7 @@ class Bench:
         config, network = self.params.adapt, self.params.network
         height, width = config.augmentation.crop
         images = 2 * config.batch_size
-        flops = images * network_flops(network, height, width, backward=True)[0]
+        flops = images * steps.network_flops(network, height, width, backward=True)[0]
         heading(
             f"Training: {network.architecture} on {network.encoder}, "
             f"{config.batch_size} + {config.batch_size} crops of {width} x {height}"
@@ -115,9 +92,9 @@ class Bench:
             "come on top), beside the measured rate of a\nlarge matrix product in the same "
             f"precision: {rates} TFLOP/s.\n"
         )
-        problem = random_problem(self.params, self.device)
+        problem = steps.random_problem(self.params, self.device)
         rows, durations = [], {}
-        for form in ladder(RUNGS):
+        for form in steps.ladder(RUNGS):
             try:
                 duration, memory = self._measure_step(problem, form)
             except Exception as error:  # the other rungs still run
@@ -141,7 +118,7 @@ class Bench:
                 }
             )
         columns = max(rows, key=len)
-        print(table([dict.fromkeys(columns, "-") | row for row in rows]))
+        print(measure.table([dict.fromkeys(columns, "-") | row for row in rows]))
         if durations:
             best = min(durations, key=durations.get)
             print(
@@ -150,23 +127,23 @@ class Bench:
             )
         return self._waits_nowhere(problem)
 
-    def _measure_step(self, problem: Problem, form: Form) -> tuple[float, str]:
+    def _measure_step(self, problem: steps.Problem, form: steps.Form) -> tuple[float, str]:
         # On a CPU the compiler would take longer than all the rest.
         backend = "inductor" if self.on_gpu else "eager"
-        with numerics(form.tf32, form.cudnn_benchmark):
-            step = Step(problem, form, backend)
+        with measure.numerics(form.tf32, form.cudnn_benchmark):
+            step = steps.Step(problem, form, backend)
             if self.on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            duration = seconds(step, *self.effort)
+            duration = measure.seconds(step, *self.effort)
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if self.on_gpu else "-"
         return duration, memory
 
-    def _waits_nowhere(self, problem: Problem) -> bool:
+    def _waits_nowhere(self, problem: steps.Problem) -> bool:
         """Whether a step of ours, with its copy to the device, runs without waiting for it."""
-        *_, uncompiled, _ = ladder(RUNGS)
-        step = Step(problem, uncompiled)
+        *_, uncompiled, _ = steps.ladder(RUNGS)
+        step = steps.Step(problem, uncompiled)
         host = [
-            [host_tensor(x.shape, x.dtype, self.device).copy_(x) for x in domain]
+            [measure.host_tensor(x.shape, x.dtype, self.device).copy_(x) for x in domain]
             for domain in problem.batch
         ]
         step()
@@ -175,7 +152,7 @@ class Bench:
             torch.cuda.set_sync_debug_mode("error")
         try:
             moved = [[x.to(self.device, non_blocking=True) for x in domain] for domain in host]
-            step(in_channels_last(moved))
+            step(steps.in_channels_last(moved))
         except RuntimeError as error:
             print(f"a step of ours waits for the device: {shortened(error)}")
             return False
@@ -192,14 +169,14 @@ class Bench:
         batch = self.params.extract.batch_size
         heading(f"Extraction: {batch} images of {width} x {height}, float16 features to the host")
         images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8).to(self.device)
-        network = random_network(self.params.network, images[:2] / 255)
+        network = steps.random_network(self.params.network, images[:2] / 255)
         network.to(memory_format=torch.channels_last)
-        flops, shape = network_flops(self.params.network, height, width)
-        host = host_tensor((batch, *shape), torch.float16, self.device)
+        flops, shape = steps.network_flops(self.params.network, height, width)
+        host = measure.host_tensor((batch, *shape), torch.float16, self.device)
         copied, stored = host.nbytes / batch, target_bytes(1, *shape)
         transfers = {
-            "copy": copy_rate(host.to(self.device), host) / copied,
-            "disk": disk_rate(ROOT, 2**20 if self.small else 2**30) / stored,
+            "copy": measure.copy_rate(host.to(self.device), host) / copied,
+            "disk": measure.disk_rate(ROOT, 2**20 if self.small else 2**30) / stored,
         }
         print(
             f"An image takes {flops / 1e12:.3g} TFLOP, {copied / 1e6:.4g} MB to the host and "
@@ -213,34 +190,34 @@ class Bench:
             host.copy_(features.half().contiguous(), non_blocking=True)
 
         rows = []
-        for precision in PRECISIONS:
+        for precision in measure.PRECISIONS:
             limits = {"matrix rate": self.matrix_rates[precision] / flops, **transfers}
-            with torch.inference_mode(), numerics(precision == "TF32"):
-                rate = batch / seconds(partial(extract, precision), *self.effort)
+            with torch.inference_mode(), measure.numerics(precision == "TF32"):
+                rate = batch / measure.seconds(partial(extract, precision), *self.effort)
             bound = min(limits, key=limits.get)
             row = {"precision": precision, "images/s": f"{rate:.1f}"}
             row |= {f"{name} allows": f"{limit:.1f}" for name, limit in limits.items()}
             rows.append(row | {"bound by": bound, "of that bound": f"{rate / limits[bound]:.0%}"})
-        print(table(rows))
+        print(measure.table(rows))
         print("\nNo features are written: where the disk is the bound, it sets the pace.")
 
     def pseudo_labelling(self) -> None:
         """Print the rate of `anchor_distances`, which takes most of `pseudo_label`'s time."""
-        shape = (1, *network_flops(self.params.network, *self.params.target.size)[1])
+        shape = (1, *steps.network_flops(self.params.network, *self.params.target.size)[1])
         heading(f"Pseudo-labels: anchor_distances on float16 features {shape[1:]}")
-        host = host_tensor(shape, torch.float16, self.device)
+        host = measure.host_tensor(shape, torch.float16, self.device)
         host.copy_(torch.randn(shape).relu())
         on_device = torch.empty_like(host, device=self.device)
-        from_host = copy_rate(host, on_device)
-        memory = memory_rate(self.device, 2**20 if self.small else 2**30)
-        anchors = torch.randn(CLASSES, shape[1], device=self.device).relu()
+        from_host = measure.copy_rate(host, on_device)
+        memory = measure.memory_rate(self.device, 2**20 if self.small else 2**30)
+        anchors = torch.randn(steps.CLASSES, shape[1], device=self.device).relu()
         print(f"An image has {host.nbytes / 1e6:.4g} MB of features.\n")
 
         def row(name: str, features: torch.Tensor, limit: float) -> dict[str, str]:
             def label() -> None:
                 anchor_distances(features.to(self.device, non_blocking=True), anchors)
 
-            duration = seconds(label, *self.effort)
+            duration = measure.seconds(label, *self.effort)
             read = host.nbytes / duration
             return {
                 "features from": name,
@@ -251,7 +228,7 @@ class Bench:
             }
 
         copied = row("host memory, copied", host, from_host)
-        print(table([copied, row("the device's memory", on_device, memory)]))
+        print(measure.table([copied, row("the device's memory", on_device, memory)]))
 
 
 def heading(text: str) -> None:
@@ -261,7 +238,8 @@ def heading(text: str) -> None:
 
 def speedup(durations: dict[str, float], name: str) -> str:
     """Ratio to the released form's rate, or "?" if that one failed."""
-    return f"{durations[RELEASED] / durations[name]:.2f}" if RELEASED in durations else "?"
+    released = durations.get(steps.RELEASED)
+    return f"{released / durations[name]:.2f}" if released else "?"
 
 
 def shortened(error: Exception) -> str:
@@ -284,7 +262,7 @@ def main(device: str, small: bool) -> None:
     """Print every section."""
     chosen = chosen_device(device)
     began = time.monotonic()
-    print(machine(chosen))
+    print(measure.machine(chosen))
     if small or chosen.type == "cpu":
         print("these figures mean nothing: they show that the benchmark runs")
     bench = Bench(chosen, small)
