@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import ROOT
-from benchmarks.measure import machine, table
+from benchmarks.measure import alternating_seconds, machine, table
 from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
 from cag.config.parameters import load_all
 from cag.networks import build
@@ -341,14 +340,14 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
     for optimizer in optimizers:
         optimizer.step()  # creates the momenta
     history = torch.zeros(params.adapt.iterations, 5)
-    checkpoint, seconds = Checkpoint(folder / f"{preset}.pt", "0" * 64), []
+    checkpoint = Checkpoint(folder / f"{preset}.pt", "0" * 64)
     with progress(f"checkpoints of {preset}", SAVES, "saves") as advance:
-        for _ in range(SAVES):
-            began = time.monotonic()
+
+        def save() -> None:
             checkpoint.save(_state(objective, optimizers, history, 1))
-            seconds.append(time.monotonic() - began)
             advance()
-    seconds = statistics.median(seconds[1:])
+
+        (seconds,) = alternating_seconds([save], SAVES - 1, warm_up=1)
     interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
     return {
         "preset": preset,
