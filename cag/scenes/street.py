@@ -174,11 +174,11 @@ def _backdrop(site: Site) -> None:
         scene.add(block, z=between((70, 140), rng), layer=LAYER_FRONT)
 
 
-# Frontages: what stands behind the sidewalk.
+# Frontages, behind the sidewalk.
 
 
 def _facade(look: Look, rng: np.random.Generator) -> Paint:
-    """A wall of windows: towers of glass at times in the source city, brick in the target's."""
+    """A wall with windows: brick in the target city, sometimes a glass tower in the source city."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0
     kind = "brick" if look.foreign else "tower" if rng.random() < 0.4 else "house"
@@ -302,7 +302,7 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
 
 
 def _park(site: Site, side: int, z0: float, z1: float) -> None:
-    """Grass with trees and shrubs, behind a hedge at times."""
+    """Sometimes a hedge at the sidewalk; the plants of the park stand behind."""
     scene, street, look, rng = site
     x = street.front(side)
     if rng.random() < 0.35:
@@ -355,7 +355,7 @@ def _kerbside(site: Site, side: int) -> None:
 
 
 def _verge(site: Site, side: int) -> None:
-    """At times a strip of grass along the sidewalk, at its frontage or at its kerb."""
+    """Sometimes a strip of grass along the sidewalk, at its frontage or at its kerb."""
     scene, street, look, rng = site
     if rng.random() < DISTRICTS[street.district][2]:
         wide = between((1.0, 1.9), rng)
@@ -369,7 +369,7 @@ def _verge(site: Site, side: int) -> None:
 
 
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
-    """The shadow of an upright thing."""
+    """An elliptic shadow."""
     angles = np.arange(10) * (np.pi / 5)
     outline = np.stack([x + half * np.cos(angles), z + deep * np.sin(angles)], 1)
     scene.shadows.append(outline.tolist())
@@ -465,7 +465,7 @@ def _riders(site: Site) -> None:
 
 
 def _people(site: Site) -> None:
-    """Pedestrians on both sidewalks and at the crossing; traffic lights there too."""
+    """Pedestrians on both sidewalks and at the crossing, and traffic lights there."""
     scene, street, look, rng = site
     low, high = look.people
     for _ in range(int(rng.integers(low, high + 1))):

@@ -151,7 +151,7 @@ def _tipper(model: Model, half: float, back: float, front: float, load: Paint) -
 
 
 def bus(look: Look, rng: np.random.Generator) -> Model:
-    """A city bus; in the source city half of them have two decks."""
+    """A city bus; half of the source city's have two decks."""
     model = Model()
     half, length = 1.27, between((9.5, 11.5), rng)
     double = not look.foreign and rng.random() < 0.5
