@@ -79,12 +79,12 @@ def stages(iterations: int) -> list[Stage]:
         "evaluate round1": validation,
         "report": lambda n: n + validation(n),
     }
-    stages = [Stage("cag data check", check, lambda n: 2 * n + validation(n))]
+    rows = [Stage("cag data check", check, lambda n: 2 * n + validation(n))]
     for command, images in programs.items():
         program, *arguments = command.split()
         name = f"prepare@{arguments[0]}" if program == "prepare" else program
-        stages.append(Stage(name, ["-m", f"stages.{program}", *arguments], images))
-    return stages
+        rows.append(Stage(name, ["-m", f"stages.{program}", *arguments], images))
+    return rows
 
 
 def write_images(images: Path, labels: Path | None, count: int, look: str) -> None:
