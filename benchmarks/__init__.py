@@ -1,4 +1,4 @@
-"""What the README's figures come from; run as `python -m benchmarks.NAME` from the root."""
+"""The measurements behind the documented figures; run `python -m benchmarks.NAME` in the root."""
 
 from pathlib import Path
 

@@ -2,10 +2,8 @@
 
 python -m benchmarks.docs_images
 
-Photographs of the report need chromium and chromedriver.
-
-No stage has labels of target training images; the truth of the README's picture is rendered here,
-from the scenes' own numbers.
+Screenshots of the report need chromium and chromedriver. The truth of the README's target training
+images, which no stage sees, is rendered here from the scenes' numbers.
 """
 
 import io
@@ -59,38 +57,34 @@ set('relative_margin', 30, 'input');
 
 def rows_of(domain: str, split: str, numbers: list[int]) -> list[pd.Series]:
     """Rows of a prepared data set's manifest."""
-    manifest = read_manifest(PREPARED / domain)
-    rows = manifest[manifest["split"] == split]
+    rows = read_manifest(PREPARED / domain).query("split == @split")
     return [rows.iloc[number] for number in numbers]
 
 
 def write(name: str, content: Figure | np.ndarray) -> None:
     """Write a plot, or a picture uint8 [H, W, 3], below `docs/`."""
-    with atomic_file(DOCS / name) as partial:
-        if isinstance(content, Figure):
-            partial.write_bytes(plots.png_bytes(content))
-        else:
+    if isinstance(content, Figure):
+        plots.save_png(content, DOCS / name)
+    else:
+        with atomic_file(DOCS / name) as partial:
             write_image(partial, content)
     print(DOCS / name)
 
 
 def picture(row: pd.Series, classes: LabelSpace, *labels: Path | np.ndarray) -> list[np.ndarray]:
-    """A target image and label maps of it, files or arrays, in its classes' colours."""
-    arrays = [read_label(maps) if isinstance(maps, Path) else maps for maps in labels]
+    """A target image and its label maps, files or arrays, in the classes' colours."""
+    arrays = [read_label(label) if isinstance(label, Path) else label for label in labels]
     colored = [colorize(array, classes.palette_array) for array in arrays]
     return [read_image(TARGET / row["image"]), *colored]
 
 
 def draw_domains(classes: LabelSpace) -> None:
-    """Source images with their labels beside target images, which have none."""
+    """Source images with their labels beside target images without labels."""
     source, target = (rows_of(domain, "train", [2, 5, 11]) for domain in ("source", "target"))
-    rows = [
-        [
-            read_image(PREPARED / "source" / labelled["image"]),
-            *picture(unlabelled, classes, PREPARED / "source" / labelled["label"])[::-1],
-        ]
-        for labelled, unlabelled in zip(source, target, strict=True)
-    ]
+    folder, rows = PREPARED / "source", []
+    for labelled, unlabelled in zip(source, target, strict=True):
+        image, label = picture(unlabelled, classes, folder / labelled["label"])
+        rows.append([read_image(folder / labelled["image"]), label, image])
     titles = ["source image", "its label", "target image"]
     write("images/domains.png", plots.panel(rows, titles))
 
@@ -107,7 +101,7 @@ def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list
 
 
 def pseudo_labels(name: str, rule: str, image: str) -> Path:
-    """Where a round's pseudo-labels of an image lie."""
+    """The file of an image's pseudo-labels."""
     return Path(f"data/rounds/{name}/pseudo_labels/{rule}/{image}.png")
 
 
@@ -131,7 +125,7 @@ def draw_plots(rounds: list[str]) -> None:
 
 
 def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
-    """The README's picture: target training images from the source-only model to the adapted."""
+    """The README's picture: target training images with both models' predictions."""
     class_map, fabric = read_class_map(Path("classes/cityscapes.yaml")), make_fabric("32-true")
     paths = [Path(f"data/models/{name}.safetensors") for name in ("pretrain", last)]
     networks = [load_model(path).network for path in paths]
@@ -154,14 +148,13 @@ def draw_overview(classes: LabelSpace, last: str, numbers: list[int]) -> None:
 
 
 def photograph_report() -> None:
-    """The report in a browser: its top, the feature space, and the explorer with a slider moved."""
+    """The report in a browser: its top, the feature space, and the explorer with a moved slider."""
     options = webdriver.ChromeOptions()
     for argument in ("--headless", "--no-sandbox", "--hide-scrollbars"):
         options.add_argument(argument)
-    driver = shutil.which("chromedriver")
+    driver = shutil.which("chromedriver")  # without a path selenium would download one
     if driver is None:
         raise UserError("chromedriver: not found; install chromium and its driver")
-    # With a path given, selenium fetches nothing.
     with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
         view = {"width": 1280, "height": 1250, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)

@@ -1,9 +1,9 @@
-"""What a GPU makes of it: python -m benchmarks.gpu.
+"""Speed on a GPU: python -m benchmarks.gpu.
 
-Checks that it computes what the CPU does; then training steps from the released form to ours,
-feature extraction and pseudo-labelling in images per second, each beside the limit that the machine
-sets. Needs no data: images, labels and weights are random, sizes and network those of the preset
-gta5_to_cityscapes. Takes minutes. Exit status 1 where a check fails.
+Checks that it computes what the CPU does. Then measures training steps from the released form to
+ours, feature extraction and pseudo-labelling in images per second, each beside the machine's limit.
+Needs no data: images, labels and weights are random, with the sizes and the network of the preset
+gta5_to_cityscapes. Takes minutes. Exit status 1: a check fails.
 """
 
 from __future__ import annotations
@@ -17,31 +17,7 @@ from functools import partial
 import click
 import torch
 
-from benchmarks import ROOT
-from benchmarks.measure import (
-    PRECISIONS,
-    copy_rate,
-    disk_rate,
-    host_tensor,
-    machine,
-    matrix_rate,
-    memory_rate,
-    numerics,
-    seconds,
-    table,
-)
-from benchmarks.steps import (
-    CLASSES,
-    RELEASED,
-    Form,
-    Problem,
-    Step,
-    in_channels_last,
-    ladder,
-    network_flops,
-    random_network,
-    random_problem,
-)
+from benchmarks import ROOT, measure, steps
 from cag.config.parameters import Parameters, load_all
 from cag.features import target_bytes
 from cag.pseudo_labels import anchor_distances
@@ -62,35 +38,35 @@ RUNGS = {
 
 
 def preset(small: bool) -> Parameters:
-    """The preset's parameters; small: of a network and images that a CPU is soon done with."""
+    """The preset's parameters; `small` ones have a network and images for a quick run on a CPU."""
     params = load_all(ROOT / "presets/gta5_to_cityscapes.yaml")
-    if small:
-        encoder = {"encoder": "tu-resnet10t", "options": {"decoder_channels": 16}}
-        augmentation = params.adapt.augmentation.model_copy(update={"crop": (32, 64)})
-        adapt = {"batch_size": 2, "augmentation": augmentation}
-        changes = {
-            "network": params.network.model_copy(update=encoder),
-            "adapt": params.adapt.model_copy(update=adapt),
-            "extract": params.extract.model_copy(update={"batch_size": 2}),
-            "target": params.target.model_copy(update={"size": (32, 64)}),
-        }
-        return params.model_copy(update=changes)
-    return params
+    if not small:
+        return params
+    size = (32, 64)
+    augmentation = params.adapt.augmentation.model_copy(update={"crop": size})
+    changes = {
+        "network": {"encoder": "tu-resnet10t", "options": {"decoder_channels": 16}},
+        "adapt": {"batch_size": 2, "augmentation": augmentation},
+        "extract": {"batch_size": 2},
+        "target": {"size": size},
+    }
+    update = {name: getattr(params, name).model_copy(update=new) for name, new in changes.items()}
+    return params.model_copy(update=update)
 
 
 class Bench:
-    """The sections of the benchmark and what they share: device, parameters, effort, rates."""
+    """The benchmark's sections, with their device, parameters and measured rates."""
 
     def __init__(self, device: torch.device, small: bool):
         self.device, self.small = device, small
         self.on_gpu = device.type == "cuda"
         self.params = preset(small)
         size = 256 if small else 8192
-        self.matrix_rates = {p: matrix_rate(p, device, size) for p in PRECISIONS}
-        self.effort = (2, 1) if small else (20, 5)  # calls that are measured, and before them
+        self.matrix_rates = {p: measure.matrix_rate(p, device, size) for p in measure.PRECISIONS}
+        self.effort = (2, 1) if small else (20, 5)  # measured calls, warm-up calls
 
     def agreement(self) -> bool:
-        """Run the tests that a GPU computes what the CPU does; whether all pass."""
+        """Whether the tests pass that compare the GPU with the CPU."""
         heading("Agreement with the CPU, TF32 allowed")
         if not self.on_gpu:
             print("the CPU agrees with itself")
@@ -99,11 +75,11 @@ class Bench:
         return subprocess.run(tests, cwd=ROOT).returncode == 0
 
     def training(self) -> bool:
-        """Print the ladder of training steps; whether ours waits for the device nowhere."""
+        """Print the training steps' rates; returns whether ours never waits for the device."""
         config, network = self.params.adapt, self.params.network
         height, width = config.augmentation.crop
         images = 2 * config.batch_size
-        flops = images * network_flops(network, height, width, backward=True)[0]
+        flops = images * steps.network_flops(network, height, width, backward=True)[0]
         heading(
             f"Training: {network.architecture} on {network.encoder}, "
             f"{config.batch_size} + {config.batch_size} crops of {width} x {height}"
@@ -111,21 +87,23 @@ class Bench:
         rates = ", ".join(f"{p} {rate / 1e12:.3g}" for p, rate in self.matrix_rates.items())
         count, warm_up = self.effort
         print(
-            f"Images of both domains together; loading them is left out. Means of {count} steps "
-            f"after {warm_up}.\n{flops / 1e12:.3g} TFLOP of the student's network in a step (a "
-            "teacher's come on top), beside the measured rate of a\nlarge matrix product in the "
-            f"same precision: {rates} TFLOP/s.\n"
+            f"Images of both domains together, without loading them. Means of {count} steps after "
+            f"{warm_up}.\n{flops / 1e12:.3g} TFLOP of the student's network in a step (a teacher's "
+            "come on top), beside the measured rate of a\nlarge matrix product in the same "
+            f"precision: {rates} TFLOP/s.\n"
         )
-        problem = random_problem(self.params, self.device)
+        problem = steps.random_problem(self.params, self.device)
         rows, durations = [], {}
-        for form in ladder(RUNGS):
+        for form in steps.ladder(RUNGS):
             try:
                 duration, memory = self._measure_step(problem, form)
-            except Exception as error:  # a rung that fails must not take the others with it
+            except Exception as error:  # the other rungs still run
                 rows.append({"step": f"{form.name}: {shortened(error)}"})
                 continue
             finally:
-                self._free()
+                if self.on_gpu:
+                    gc.collect()  # a failed rung's traceback holds its tensors
+                    torch.cuda.empty_cache()
             durations[form.name] = duration
             achieved = flops / duration
             rows.append(
@@ -140,7 +118,7 @@ class Bench:
                 }
             )
         columns = max(rows, key=len)
-        print(table([dict.fromkeys(columns, "-") | row for row in rows]))
+        print(measure.table([dict.fromkeys(columns, "-") | row for row in rows]))
         if durations:
             best = min(durations, key=durations.get)
             print(
@@ -149,23 +127,23 @@ class Bench:
             )
         return self._waits_nowhere(problem)
 
-    def _measure_step(self, problem: Problem, form: Form) -> tuple[float, str]:
-        # Without a GPU the compiler itself is left out: it would take longer than all the rest.
+    def _measure_step(self, problem: steps.Problem, form: steps.Form) -> tuple[float, str]:
+        # On a CPU the compiler would take longer than all the rest.
         backend = "inductor" if self.on_gpu else "eager"
-        with numerics(form.tf32, form.cudnn_benchmark):
-            step = Step(problem, form, backend)
+        with measure.numerics(form.tf32, form.cudnn_benchmark):
+            step = steps.Step(problem, form, backend)
             if self.on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            duration = seconds(step, *self.effort)
+            duration = measure.seconds(step, *self.effort)
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if self.on_gpu else "-"
         return duration, memory
 
-    def _waits_nowhere(self, problem: Problem) -> bool:
-        """Run a step of ours, with its copy to the device, where any wait for it is an error."""
-        *_, form = ladder({k: v for k, v in RUNGS.items() if v != "compiled"})
-        step = Step(problem, form)
+    def _waits_nowhere(self, problem: steps.Problem) -> bool:
+        """Whether a step of ours, with its copy to the device, runs without waiting for it."""
+        *_, uncompiled, _ = steps.ladder(RUNGS)
+        step = steps.Step(problem, uncompiled)
         host = [
-            [host_tensor(part.shape, part.dtype, self.device).copy_(part) for part in domain]
+            [measure.host_tensor(x.shape, x.dtype, self.device).copy_(x) for x in domain]
             for domain in problem.batch
         ]
         step()
@@ -173,10 +151,8 @@ class Bench:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
         try:
-            moved = [
-                [part.to(self.device, non_blocking=True) for part in domain] for domain in host
-            ]
-            step.run(in_channels_last(moved))
+            moved = [[x.to(self.device, non_blocking=True) for x in domain] for domain in host]
+            step(steps.in_channels_last(moved))
         except RuntimeError as error:
             print(f"a step of ours waits for the device: {shortened(error)}")
             return False
@@ -188,20 +164,19 @@ class Bench:
         return True
 
     def extraction(self) -> None:
-        """Print the rate of feature extraction, and which part of the machine bounds it."""
+        """Print the rate of feature extraction and the part of the machine that limits it."""
         height, width = self.params.target.size
         batch = self.params.extract.batch_size
         heading(f"Extraction: {batch} images of {width} x {height}, float16 features to the host")
-        images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8)
-        images = images.to(self.device)
-        network = random_network(self.params.network, images[:2] / 255)
+        images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8).to(self.device)
+        network = steps.random_network(self.params.network, images[:2] / 255)
         network.to(memory_format=torch.channels_last)
-        flops, shape = network_flops(self.params.network, height, width)
-        host = host_tensor((batch, *shape), torch.float16, self.device)
+        flops, shape = steps.network_flops(self.params.network, height, width)
+        host = measure.host_tensor((batch, *shape), torch.float16, self.device)
         copied, stored = host.nbytes / batch, target_bytes(1, *shape)
         transfers = {
-            "copy": copy_rate(host.to(self.device), host) / copied,
-            "disk": disk_rate(ROOT, 2**20 if self.small else 2**30) / stored,
+            "copy": measure.copy_rate(host.to(self.device), host) / copied,
+            "disk": measure.disk_rate(ROOT, 2**20 if self.small else 2**30) / stored,
         }
         print(
             f"An image takes {flops / 1e12:.3g} TFLOP, {copied / 1e6:.4g} MB to the host and "
@@ -215,64 +190,56 @@ class Bench:
             host.copy_(features.half().contiguous(), non_blocking=True)
 
         rows = []
-        for precision in PRECISIONS:
+        for precision in measure.PRECISIONS:
             limits = {"matrix rate": self.matrix_rates[precision] / flops, **transfers}
-            with torch.inference_mode(), numerics(precision == "TF32"):
-                rate = batch / seconds(partial(extract, precision), *self.effort)
+            with torch.inference_mode(), measure.numerics(precision == "TF32"):
+                rate = batch / measure.seconds(partial(extract, precision), *self.effort)
             bound = min(limits, key=limits.get)
             row = {"precision": precision, "images/s": f"{rate:.1f}"}
             row |= {f"{name} allows": f"{limit:.1f}" for name, limit in limits.items()}
             rows.append(row | {"bound by": bound, "of that bound": f"{rate / limits[bound]:.0%}"})
-        print(table(rows))
-        print("\nThe features are not written: where the disk is the bound, it sets the pace.")
+        print(measure.table(rows))
+        print("\nNo features are written: where the disk is the bound, it sets the pace.")
 
     def pseudo_labelling(self) -> None:
-        """Print the rate of `anchor_distances`, which `pseudo_label` spends its time on."""
-        shape = (1, *network_flops(self.params.network, *self.params.target.size)[1])
+        """Print the rate of `anchor_distances`, which takes most of `pseudo_label`'s time."""
+        shape = (1, *steps.network_flops(self.params.network, *self.params.target.size)[1])
         heading(f"Pseudo-labels: anchor_distances on float16 features {shape[1:]}")
-        host = host_tensor(shape, torch.float16, self.device)
+        host = measure.host_tensor(shape, torch.float16, self.device)
         host.copy_(torch.randn(shape).relu())
         on_device = torch.empty_like(host, device=self.device)
-        from_host = copy_rate(host, on_device)
-        memory = memory_rate(self.device, 2**20 if self.small else 2**30)
-        anchors = torch.randn(CLASSES, shape[1], device=self.device).relu()
+        from_host = measure.copy_rate(host, on_device)
+        memory = measure.memory_rate(self.device, 2**20 if self.small else 2**30)
+        anchors = torch.randn(steps.CLASSES, shape[1], device=self.device).relu()
         print(f"An image has {host.nbytes / 1e6:.4g} MB of features.\n")
 
-        def label(features: torch.Tensor) -> None:
-            anchor_distances(features.to(self.device, non_blocking=True), anchors)
+        def row(name: str, features: torch.Tensor, limit: float) -> dict[str, str]:
+            def label() -> None:
+                anchor_distances(features.to(self.device, non_blocking=True), anchors)
 
-        rows = []
-        for name, features, rate in (
-            ("host memory, copied", host, from_host),
-            ("the device's memory", on_device, memory),
-        ):
-            duration = seconds(partial(label, features), *self.effort)
+            duration = measure.seconds(label, *self.effort)
             read = host.nbytes / duration
-            rows.append(
-                {
-                    "features from": name,
-                    "images/s": f"{1 / duration:.1f}",
-                    "GB/s": f"{read / 1e9:.3g}",
-                    "measured rate, GB/s": f"{rate / 1e9:.3g}",
-                    "of it": f"{read / rate:.0%}",
-                }
-            )
-        print(table(rows))
+            return {
+                "features from": name,
+                "images/s": f"{1 / duration:.1f}",
+                "GB/s": f"{read / 1e9:.3g}",
+                "measured rate, GB/s": f"{limit / 1e9:.3g}",
+                "of it": f"{read / limit:.0%}",
+            }
 
-    def _free(self) -> None:
-        if self.on_gpu:
-            gc.collect()  # a failed rung's tensors hang in its traceback
-            torch.cuda.empty_cache()
+        copied = row("host memory, copied", host, from_host)
+        print(measure.table([copied, row("the device's memory", on_device, memory)]))
 
 
 def heading(text: str) -> None:
-    """Print the heading of a section."""
+    """Print a section's heading."""
     print(f"\n## {text}\n", flush=True)
 
 
 def speedup(durations: dict[str, float], name: str) -> str:
-    """How many times the released form's rate, where that was to be had."""
-    return f"{durations[RELEASED] / durations[name]:.2f}" if RELEASED in durations else "?"
+    """Ratio to the released form's rate, or "?" if that one failed."""
+    released = durations.get(steps.RELEASED)
+    return f"{released / durations[name]:.2f}" if released else "?"
 
 
 def shortened(error: Exception) -> str:
@@ -282,11 +249,7 @@ def shortened(error: Exception) -> str:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        UserError: It is a GPU, and there is none.
-    """
+    """The device of this name; a UserError if it is a missing GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU here; `--device cpu --small` runs every line without one")
     return torch.device(name)
@@ -294,12 +257,12 @@ def chosen_device(name: str) -> torch.device:
 
 @click.command(help=__doc__)
 @click.option("--device", default="cuda", type=click.Choice(["cuda", "cpu"]), show_default=True)
-@click.option("--small", is_flag=True, help="Tiny: to see that it runs, not how fast.")
+@click.option("--small", is_flag=True, help="Tiny: shows that it runs, not how fast.")
 def main(device: str, small: bool) -> None:
     """Print every section."""
     chosen = chosen_device(device)
     began = time.monotonic()
-    print(machine(chosen))
+    print(measure.machine(chosen))
     if small or chosen.type == "cpu":
         print("these figures mean nothing: they show that the benchmark runs")
     bench = Bench(chosen, small)

@@ -1,8 +1,8 @@
 """Time the anchor-guided kernels on one CPU thread beside plain loops over the classes.
 
-Both give the same results, which is checked first. Features are scattered around the anchors in
-tests/golden, 256 x 128 x 224 an image and 19 classes; the images are taken in turn, more of them
-than a CPU's cache holds. Exit status 1: results differ.
+First checks that both give the same results. Features, 256 x 128 x 224 an image, are scattered
+around the 19 anchors in tests/golden; the images take turns and exceed a CPU's cache. Exit status
+1: results differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ROOT
-from benchmarks.measure import alternating_seconds, machine, table
+from benchmarks.measure import alternating_seconds, machine, matrix_rate, table
 from benchmarks.steps import anchor_distance_loop, distance_loop
 from cag.anchors import class_sums
 from cag.datasets.labels import IGNORE
@@ -47,25 +47,25 @@ class Image(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """Two ways to compute the same, and what is known of it."""
+    """Two implementations of the same computation."""
 
     name: str
     loop: Callable[[Image], object]
     ours: Callable[[Image], object]
     target: float  # s
     bound: str
-    released: float  # s, published, as is the next
-    vectorised: float
+    released: float  # s, published
+    vectorised: float  # s, published
 
 
 def make_images(anchors: np.ndarray) -> list[Image]:
-    """Images like those of the golden files, whose features fill all of float32's digits."""
+    """Images like those of the golden files, but with features of full float32 precision."""
     make_inputs = run_path(str(GOLDEN / "gen_inputs.py"))["pseudo_inputs"]
     random, images = torch.Generator().manual_seed(0), []
     for seed in range(IMAGES):
         inputs = make_inputs(seed, anchors, 1, HEIGHT, WIDTH)
         features, logits, labels = map(torch.from_numpy, inputs)
-        # The golden features are float16 numbers: this is the rounding that made them so.
+        # Noise within the float16 rounding of the golden features.
         rounding = 2**-12 * (2 * torch.rand(features.shape, generator=random) - 1)
         labels = labels[:, ::4, ::4]  # (1, h, w)
         labels = labels.masked_fill(labels >= len(anchors), IGNORE)
@@ -74,19 +74,17 @@ def make_images(anchors: np.ndarray) -> list[Image]:
 
 
 def loop_pseudo_labels(image: Image, anchors: Tensor) -> Tensor:
-    """The anchor rule: a norm for each class, the minimum, and the minimum without it."""
+    """The anchor rule by a norm for each class, the minimum, and the minimum without it."""
     nearest, first, second = anchor_distance_loop(image.features, anchors)
     return nearest.masked_fill(second - first < MARGIN, IGNORE).to(torch.uint8)
 
 
 def loop_class_means(features: Tensor, labels: Tensor, num_classes: int) -> dict[int, Tensor]:
-    """Mean feature vector [D] of each class that has enough pixels in the image."""
-    means = {}
-    for c in range(num_classes):
-        mask = labels[0] == c
-        if mask.sum() >= MIN_PIXELS:
-            means[c] = features[0][:, mask].mean(dim=1)
-    return means
+    """Mean feature vector [D] of each class with enough pixels in the image."""
+    masks = {c: labels[0] == c for c in range(num_classes)}
+    return {
+        c: features[0][:, mask].mean(dim=1) for c, mask in masks.items() if mask.sum() >= MIN_PIXELS
+    }
 
 
 def loop_distance_loss(image: Image, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,18 +146,17 @@ def check_labels(
     anchors: Tensor,
     limit: float,
 ) -> str:
-    """Compare labels with those of `by_anchor`; a sentence on their differences.
+    """Describe the differences between `labels` and `by_anchor`.
 
     Raises:
-        UserError: A label differs whose margin is further than `limit` from the threshold.
+        UserError: A label differs whose margin is more than `limit` from the threshold.
     """
-    distances = [torch.zeros(0)]
+    distances = []
     for image in images:
         differ = labels(image) != by_anchor(image.features, anchors, MARGIN)
         _, margins = anchor_margins(image.features, anchors)
-        distances.append((margins[differ] - MARGIN).abs())
-    distances = torch.cat(distances)
-    farthest = distances.max().item() if len(distances) else 0.0
+        distances += (margins[differ] - MARGIN).abs().tolist()
+    farthest = max(distances, default=0.0)
     if farthest > limit:
         raise UserError(f"{name}: a label differs, its margin {farthest:.1e} from the threshold")
     return (
@@ -169,7 +166,7 @@ def check_labels(
 
 
 def check_equal(kernels: Sequence[Kernel], images: Sequence[Image]) -> str:
-    """Compare both ways' class means, losses and gradients; a sentence on their differences.
+    """Describe the differences between both implementations' means, losses and gradients.
 
     Raises:
         UserError: They differ by more than rounding.
@@ -185,22 +182,22 @@ def check_equal(kernels: Sequence[Kernel], images: Sequence[Image]) -> str:
         for name, ours, loop in pairs:
             error = ((ours - loop).abs().max() / loop.abs().max()).item()
             worst[name] = max(worst[name], error)
-    said = ", ".join(f"{name} {error:.0e}" for name, error in worst.items())
+    errors = ", ".join(f"{name} {error:.0e}" for name, error in worst.items())
     if max(worst.values()) > ROUNDING:
-        raise UserError(f"results differ: {said}, as shares of the greatest value")
-    return f"greatest difference as a share of the greatest value: {said}"
+        raise UserError(f"results differ: {errors}, as shares of the greatest value")
+    return f"greatest difference as a share of the greatest value: {errors}"
 
 
 def measure(kernels: Sequence[Kernel], images: Sequence[Image], runs: int) -> list[dict[str, str]]:
-    """Rows of the table: each kernel's CPU seconds, in turn with its loop's and a read's.
+    """Rows of the table: CPU seconds of each kernel, its loop and a read of the features, in turn.
 
-    For one thread, CPU time is the duration less the time that the CPU gave to other programs.
+    CPU time leaves out other programs' use of the CPU.
     """
     rows, reads = [], []
     for kernel in kernels:
-        turn = cycle(images)  # each call gets another image, which has left the cache
-        ways = (lambda image: image.features.sum(), kernel.loop, kernel.ours)
-        calls = [lambda way=way, turn=turn: way(next(turn)) for way in ways]
+        turn = cycle(images)  # each call gets another image, no longer in the cache
+        functions = (lambda image: image.features.sum(), kernel.loop, kernel.ours)
+        calls = [lambda f=function, turn=turn: f(next(turn)) for function in functions]
         read, loop, ours = alternating_seconds(calls, runs, 1, time.process_time)
         reads.append(read)
         times = (f"{loop:.4f}", f"{ours:.4f}", f"{loop / ours:.1f}", f"{kernel.target:.3f}")
@@ -212,24 +209,15 @@ def measure(kernels: Sequence[Kernel], images: Sequence[Image], runs: int) -> li
 
 
 def published(kernels: Sequence[Kernel]) -> list[dict[str, str]]:
-    """Rows of the table of published times, of another 2-core CPU."""
-    rows = [
-        (kernel.name, f"{kernel.released:.3f}", f"{kernel.vectorised:.3f}") for kernel in kernels
-    ]
+    """Rows of the table of published times, on another 2-core CPU."""
+    rows = [(k.name, f"{k.released:.3f}", f"{k.vectorised:.3f}") for k in kernels]
     rows.append(("reading the features", "", "0.0023"))
     header = ("published, another 2-core CPU", "released code, s", "vectorised, s")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def product_rate(count: int, size: int = 512) -> float:
-    """FLOP/s of a product of two square float32 matrices."""
-    a, b = torch.randn(2, size, size)
-    (duration,) = alternating_seconds([lambda: a @ b], count, 2, time.process_time)
-    return 2 * size**3 / duration
-
-
 @click.command(help=__doc__)
-@click.option("--runs", default=11, show_default=True, help="Of which medians are taken.")
+@click.option("--runs", default=11, show_default=True, help="Of each kernel, for the medians.")
 def main(runs: int) -> None:
     """Check and print."""
     torch.set_num_threads(1)
@@ -252,7 +240,8 @@ def main(runs: int) -> None:
         check_equal(kernels, images),
     ]
     print(table(measure(kernels, images, runs)))
-    flops, rate = 2 * num_classes * channels * HEIGHT * WIDTH, product_rate(runs)
+    flops = 2 * num_classes * channels * HEIGHT * WIDTH
+    rate = matrix_rate("float32", torch.device("cpu"), 512)
     notes += [
         "s: seconds of CPU time, for an image",
         f"reads: multiples of the time to read the features once, {megabytes} from memory",

@@ -21,23 +21,19 @@ Function = Callable[[], object]
 
 
 def seconds(function: Function, count: int, warm_up: int) -> float:
-    """Mean duration of a call in seconds, over `count` calls after `warm_up` others.
+    """Mean duration in seconds of `count` calls after `warm_up` calls.
 
-    On a GPU the calls follow one another without waiting, until the last one.
+    On a GPU only the last call is waited for.
     """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warm_up):
         function()
-    _wait()
+    wait()
     began = time.perf_counter()
     for _ in range(count):
         function()
-    _wait()
+    wait()
     return (time.perf_counter() - began) / count
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def alternating_seconds(
@@ -59,9 +55,9 @@ def alternating_seconds(
 
 @contextmanager
 def numerics(tf32: bool, cudnn_benchmark: bool = False):
-    """Allow TF32 in matrix products and convolutions, or not; choose convolutions by trial or not.
+    """Allow or forbid TF32 in matrix products and convolutions, and cuDNN's choice by trial.
 
-    These settings are the process's; they are put back.
+    At the end the process gets its settings back.
     """
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark
@@ -83,18 +79,18 @@ def matrix_rate(precision: str, device: torch.device, size: int) -> float:
 
 
 def copy_rate(source: Tensor, target: Tensor) -> float:
-    """Bytes that are copied in a second from one tensor to another of its size."""
+    """Bytes per second of a copy between two tensors of one size."""
     return source.nbytes / seconds(lambda: target.copy_(source, non_blocking=True), 10, 3)
 
 
 def memory_rate(device: torch.device, size: int) -> float:
-    """Bytes read and written in a second by a copy of `size` bytes within the device's memory."""
+    """Bytes read and written per second by a copy of `size` bytes in the device's memory."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     return 2 * copy_rate(source, torch.empty_like(source))
 
 
 def disk_rate(folder: Path, size: int) -> float:
-    """Bytes that reach the disk in a second, written to a temporary file in `folder`."""
+    """Bytes per second that reach the disk from a temporary file in `folder`."""
     data = os.urandom(min(size, 2**24))
     with tempfile.TemporaryFile(dir=folder) as file:
         began = time.perf_counter()
@@ -106,7 +102,7 @@ def disk_rate(folder: Path, size: int) -> float:
 
 
 def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised host memory, page-locked where there is a GPU to copy to or from."""
+    """Uninitialised host memory, page-locked for copies to or from a GPU."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
@@ -126,7 +122,7 @@ def cores() -> int:
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A markdown table of rows of the same columns; all but the first are aligned to the right."""
+    """A markdown table; all columns but the first are aligned to the right."""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])

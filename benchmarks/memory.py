@@ -1,7 +1,7 @@
 """Measure each stage's peak memory and time against the number of images, without DVC.
 
-Every stage runs as a program of its own on small labelled images, a thousand and then ten thousand
-of each domain. Exit status 1: a stage takes over 10 % more memory for ten times the images.
+Each stage runs as a separate program on small labelled images, a thousand and then ten thousand of
+each domain. Exit status 1: a stage takes over 10 % more memory for ten times the images.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from typing import NamedTuple
 import click
 import pandas as pd
 import psutil
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import ROOT
 from benchmarks.measure import table
 from benchmarks.miniature import LENIENT, scenes_params, write_params
+from cag.analysis.plots import save_png
 from cag.datasets.images import write_image
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file
 from cag.runtime.program import run
 from cag.scenes import render
 
@@ -37,7 +38,7 @@ VALIDATION_SHARE = 10  # training images for each validation image
 BATCH_SIZE = 4
 MOST_GROWTH = 1.10
 POLL_SECONDS, WORKER_SECONDS = 0.05, 0.5
-# The kernel counts for a process what the one that forked it had: this one has next to nothing.
+# The kernel's peak of a process includes its parent's memory at the fork; this parent is tiny.
 LAUNCHER = """
 import json, resource, subprocess, sys
 with open(sys.argv[1], "wb") as log:
@@ -48,7 +49,7 @@ print(json.dumps([code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 
 
 class Stage(NamedTuple):
-    """A program, and how many images it goes through when each domain has n for training."""
+    """A program, and the number of its images for n training images in each domain."""
 
     name: str
     arguments: list[str]
@@ -56,36 +57,34 @@ class Stage(NamedTuple):
 
 
 def validation(count: int) -> int:
-    """Number of validation images beside so many training images."""
+    """Number of validation images for `count` training images."""
     return -(-count // VALIDATION_SHARE)
 
 
 def stages(iterations: int) -> list[Stage]:
-    """The programs that `dvc.yaml` starts, for one round, and the check of the data."""
-
-    def stage(name: str, command: str, images: Callable[[int], int]) -> Stage:
-        return Stage(name, ["-m", *f"stages.{command}".split()], images)
-
+    """The programs of `dvc.yaml` for one round, and the check of the data."""
     check = ["-c", "from cag.cli import main; main()", "data", "check", "--partial"]
     drawn = iterations * BATCH_SIZE
-    return [
-        Stage("cag data check", check, lambda n: 2 * n + validation(n)),
-        stage("index", "index", lambda n: 2 * n + validation(n)),
-        stage("prepare@source", "prepare source", lambda n: n),
-        stage("prepare@target", "prepare target", lambda n: n + validation(n)),
-        stage("pretrain", "pretrain", lambda n: drawn),
-        stage("warmup", "warmup", lambda n: 2 * drawn),
-        stage("extract", "extract round1 warmup", lambda n: 2 * n),
-        stage("anchors", "anchors round1 round1", lambda n: n),
-        stage("pseudo_label", "pseudo_label round1", lambda n: n),
-        stage("evaluate_pseudo_labels", "evaluate_pseudo_labels round1 warmup", validation),
-        stage("adapt", "adapt round1 warmup", lambda n: 2 * drawn),
-        stage("evaluate", "evaluate round1", validation),
-        stage("report", "report", lambda n: n + validation(n)),
-    ]
-
-
-# The project
+    programs = {
+        "index": lambda n: 2 * n + validation(n),
+        "prepare source": lambda n: n,
+        "prepare target": lambda n: n + validation(n),
+        "pretrain": lambda n: drawn,
+        "warmup": lambda n: 2 * drawn,
+        "extract round1 warmup": lambda n: 2 * n,
+        "anchors round1 round1": lambda n: n,
+        "pseudo_label round1": lambda n: n,
+        "evaluate_pseudo_labels round1 warmup": validation,
+        "adapt round1 warmup": lambda n: 2 * drawn,
+        "evaluate round1": validation,
+        "report": lambda n: n + validation(n),
+    }
+    rows = [Stage("cag data check", check, lambda n: 2 * n + validation(n))]
+    for command, images in programs.items():
+        program, *arguments = command.split()
+        name = f"prepare@{arguments[0]}" if program == "prepare" else program
+        rows.append(Stage(name, ["-m", f"stages.{program}", *arguments], images))
+    return rows
 
 
 def write_images(images: Path, labels: Path | None, count: int, look: str) -> None:
@@ -101,7 +100,7 @@ def write_images(images: Path, labels: Path | None, count: int, look: str) -> No
 
 
 def parameters(iterations: int) -> dict:
-    """Those of the scenes, with a small network, short trainings and folders of images."""
+    """The preset's, with a small network, short trainings and folders of images."""
     both = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": [HEIGHT, WIDTH]}
     source = {"folder": "source", "images": "images", "labels": "labels"}
     target = {"val_images": "val/images", "val_labels": "val/labels"}
@@ -135,14 +134,11 @@ def make_project(folder: Path, count: int, iterations: int) -> None:
     write_images(val / "images", val / "labels", validation(count), "target")
 
 
-# The measurement
-
-
 def workers_bytes(launcher: int) -> int:
-    """Bytes in memory of the programs that a process has started; 0 for a single one.
+    """Bytes in memory of a process's descendants; 0 if there is only one.
 
-    A program that has lived for less than half a second does not count: it may be a fork that is
-    about to start a command, and until then shares its parent's memory.
+    Programs younger than half a second do not count: a fork that is about to start a command still
+    shares its parent's memory.
     """
     sizes, youngest = [], time.time() - WORKER_SECONDS
     with suppress(psutil.NoSuchProcess):
@@ -156,13 +152,13 @@ def workers_bytes(launcher: int) -> int:
 def measure(arguments: list[str], folder: Path) -> tuple[float, float, float]:
     """Run a Python program in a project; return its wall time and CPU time in s, and peak in MB.
 
-    The peak is the kernel's own record for the largest of its processes or, where it has workers,
-    the largest sum over its processes, which is taken every 0.05 s, if that is more.
+    The peak is the greater of two: the kernel's record for the largest process and, with workers,
+    the sum over all processes, taken every 0.05 s.
 
     Raises:
-        UserError: It fails.
+        UserError: The program fails.
     """
-    # One thread: several would wait for each other at tensors as small as these.
+    # With tensors as small as these, several threads would wait for each other.
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "CAG_DATA": "data/raw"}
     log, peak = folder / "log.txt", 0
     command = [sys.executable, "-c", LAUNCHER, str(log), sys.executable, *arguments]
@@ -174,54 +170,45 @@ def measure(arguments: list[str], folder: Path) -> tuple[float, float, float]:
         seconds = time.monotonic() - began
         code, cpu_seconds, kibibytes = json.loads(launcher.stdout.read())
     if code:
-        said = log.read_text(encoding="utf-8").splitlines()
-        raise UserError(f"{' '.join(arguments)} failed: {said[-1] if said else code}")
+        *_, reason = [code, *log.read_text(encoding="utf-8").splitlines()]
+        raise UserError(f"{' '.join(arguments)} failed: {reason}")
     return seconds, cpu_seconds, max(peak, 1024 * kibibytes) / 1e6
 
 
 def run_stages(count: int, iterations: int) -> Iterator[dict]:
-    """Run all stages on `count` images of each domain; yield a row of the table for each."""
+    """Run all stages on `count` images of each domain; yield a row for each stage."""
     with TemporaryDirectory(prefix="cag-memory-") as name:
         folder = Path(name)
         make_project(folder, count, iterations)
         for stage, arguments, images in stages(iterations):
             seconds, cpu_seconds, megabytes = measure(arguments, folder)
-            print(
-                f"{count:>7} images  {stage:<15}{megabytes:7.0f} MB {seconds:7.1f} s, "
-                f"CPU {cpu_seconds:.1f} s",
-                flush=True,
-            )
+            measured = f"{megabytes:7.0f} MB {seconds:7.1f} s, CPU {cpu_seconds:.1f} s"
+            print(f"{count:>7} images  {stage:<15}{measured}", flush=True)
             rate = images(count) / seconds
             yield {"stage": stage, "n": count, "MB": megabytes, "s": seconds, "images/s": rate}
 
 
-# The outcome
-
-
 def comparison(rows: pd.DataFrame) -> list[dict[str, str]]:
     """A row of texts for each stage: memory, its ratio, time and throughput at each size."""
-    counts, ratios = rows["n"].unique(), growth(rows)
-    texts = []
+    ratios, texts = growth(rows), []
     for stage, sizes in rows.set_index("n").groupby("stage", sort=False):
-        megabytes = {f"MB at {n:,}": f"{sizes['MB'][n]:.0f}" for n in counts}
-        times = {f"s at {n:,}": f"{sizes['s'][n]:.1f}" for n in counts}
-        rates = {f"images/s at {n:,}": f"{sizes['images/s'][n]:,.0f}" for n in counts}
-        texts.append(
-            {"stage": stage, **megabytes, "ratio": f"{ratios[stage]:.2f}", **times, **rates}
-        )
+        text = {"stage": stage}
+        for column, digits in {"MB": ".0f", "s": ".1f", "images/s": ",.0f"}.items():
+            text |= {f"{column} at {n:,}": f"{x:{digits}}" for n, x in sizes[column].items()}
+            if column == "MB":
+                text["ratio"] = f"{ratios[stage]:.2f}"
+        texts.append(text)
     return texts
 
 
 def growth(rows: pd.DataFrame) -> pd.Series:
-    """Each stage's memory for most images over that for fewest."""
+    """Each stage's memory with the most images over that with the fewest."""
     memory = rows.pivot(index="stage", columns="n", values="MB")
     return memory[memory.columns.max()] / memory[memory.columns.min()]
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
     """Draw memory and time against the number of images, both axes logarithmic."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = {"MB": "peak memory, MB", "s": "time, s"}
     for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
@@ -231,8 +218,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
         axes.set(xlabel="training images of each domain", ylabel=label)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    save_png(figure, path)
 
 
 @click.command(help=__doc__)
@@ -249,8 +235,8 @@ def main(images: str, iterations: int, out: Path) -> None:
     plot(rows, out)
     grown = growth(rows).loc[lambda ratio: ratio > MOST_GROWTH]
     if len(grown):
-        found = ", ".join(f"{stage} x {ratio:.2f}" for stage, ratio in grown.items())
-        raise UserError(f"memory grows with the images: {found}; expected at most {MOST_GROWTH}")
+        ratios = ", ".join(f"{stage} x {ratio:.2f}" for stage, ratio in grown.items())
+        raise UserError(f"memory grows with the images: {ratios}; expected at most {MOST_GROWTH}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Miniature projects, of the benchmarks and of the tests: the preset `scenes` with less of it."""
+"""Miniature projects for benchmarks and tests: a smaller preset `scenes`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import yaml
 
 from benchmarks import ROOT
 
-# No threshold that so short a training could miss.
-LENIENT = {"min_pixels": 1, "min_recall": 0.0}
+LENIENT = {"min_pixels": 1, "min_recall": 0.0}  # thresholds that the shortest training reaches
 
 
 def scenes_params(changes: Mapping) -> dict:
     """The preset's parameters with changes; see `merged`."""
-    return merged(
-        yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8")), changes
-    )
+    preset = (ROOT / "presets/scenes.yaml").read_text(encoding="utf-8")
+    return merged(yaml.safe_load(preset), changes)
 
 
 def merged(params: Mapping, changes: Mapping) -> dict:
-    """Parameters with changes; a mapping changes the keys that it has."""
+    """Parameters with changes; a mapping changes only its own keys."""
     result = dict(params)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)

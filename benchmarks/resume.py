@@ -1,8 +1,8 @@
-"""Kill trainings at random moments and compare their ends: python -m benchmarks.resume.
+"""Kill trainings at random moments and compare their results: python -m benchmarks.resume.
 
-Each training stage, of one process and of two, is killed with SIGKILL until so many kills have hit
-it; whatever it left under a final name must have the bytes of the uninterrupted stage, as a user
-starts it. Then what a checkpoint costs. Runs on the CPU, in a temporary folder.
+Kills each training stage, with one process and with two, by SIGKILL at random moments. Every file
+under a final name must have the bytes of an uninterrupted stage started by a user. Then measures
+the cost of a checkpoint. Runs on the CPU, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import ROOT
-from benchmarks.measure import machine, table
+from benchmarks.measure import alternating_seconds, machine, table
 from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
 from cag.config.parameters import load_all
 from cag.networks import build
@@ -48,30 +47,30 @@ BEFORE_ADAPTATION = (
     ("anchors", "round1", "round1"),
     ("pseudo_label", "round1"),
 )
-ENCODER = "timm-mobilenetv3_small_minimal_100"  # has few layers, each of which processes share
-TEACHER_ITERATIONS = 10  # of the trainings before the one that is killed
-# The columns of a series of kills, after the stage: where they came, and what the runs did.
+ENCODER = "timm-mobilenetv3_small_minimal_100"  # few layers: processes synchronise at each
+TEACHER_ITERATIONS = 10  # of the trainings before the killed one
+# The columns of a series of kills: the moments of the kills, and the outcomes of the runs.
 HITS = ("starting", "training", "writing a checkpoint", "ending")
 COUNTS = ("kills", *HITS, "runs", "that resumed", "that ended", "iterations redone")
-LONGER = 1.25  # kills come within this many times what is left, so that some runs end before theirs
-DEADLINE = 600  # seconds after which something hangs
-SAVES = 7  # of which the first warms up
+LONGER = 1.25  # latest kill over the time left: some runs end before their kill
+DEADLINE = 600  # seconds; a longer run hangs
+SAVES = 7  # the first warms up
 CLASSES = 19
 NETWORKS = ("scenes", "gta5_to_cityscapes")
 
-# Importing torch takes longer than the trainings here: one server imports, each run is its fork.
+# Importing torch takes longer than these trainings, so one server imports it for all runs.
 FORKS = multiprocessing.get_context("forkserver")
 PROGRAMS = [f"stages.{name}" for name in ("adapt", *(program[0] for program in BEFORE_ADAPTATION))]
 FORKS.set_forkserver_preload([*PROGRAMS, "cag.adversarial"])  # imported when a warm-up trains
 
 
 class Failed(Exception):
-    """A run crashed, hung, or left other bytes than the uninterrupted one."""
+    """A run crashed, hung, or left wrong bytes."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training stage in a folder of its own, on one process or several."""
+    """A training stage in its own folder, with one process or several."""
 
     folder: Path
     stage: str
@@ -80,7 +79,7 @@ class Training:
     @property
     def outputs(self) -> tuple[Path, Path]:
         """Model and curve."""
-        name = (STAGES[self.stage] or (self.stage,))[0]
+        name, *_ = STAGES[self.stage] or [self.stage]
         data = self.folder / "data"
         return data / f"models/{name}.safetensors", data / f"curves/{name}.csv"
 
@@ -91,11 +90,11 @@ class Training:
         return self.folder / f".scratch/{name}/checkpoint.pt"
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each output that is there."""
+        """SHA-256 of each existing output."""
         return {path.name: sha256(path) for path in self.outputs if path.exists()}
 
     def delete_outputs(self) -> None:
-        """What DVC does before it runs a stage."""
+        """Delete the outputs, as DVC does before it runs a stage."""
         for path in self.outputs:
             path.unlink(missing_ok=True)
 
@@ -110,26 +109,23 @@ class Training:
 class Run:
     """One run of a training."""
 
-    resumed: int  # iterations in the checkpoint that it found
-    steps: list[float]  # when it had made each of its iterations, in seconds from the start
-    seconds: float  # until its end
-    killed: bool  # or it ended by itself
+    resumed: int  # iterations in its first checkpoint
+    steps: list[float]  # the end of each iteration, in seconds from the start
+    seconds: float  # duration
+    killed: bool  # else it ended by itself
 
     def left(self, done: int) -> float:
-        """Seconds that this run, a whole one, would have taken from a checkpoint to its end."""
+        """Seconds that a whole run like this one takes after `done` iterations."""
         return self.seconds - (self.steps[done - 1] - self.steps[0] if done else 0)
 
 
 def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
-    """Make all that the training stages read: few and small scenes, a small network.
+    """Make the inputs of the training stages, with few small scenes and a small network.
 
     Args:
-        folder: Where to; it must not exist.
+        folder: A new folder, which is returned.
         iterations: Of each training.
         batch_size: Images of each domain in a step, over all processes.
-
-    Returns:
-        The folder.
     """
     size = [32, 64]
     training = {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
@@ -137,7 +133,7 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
     params = scenes_params(
         {
             **dict.fromkeys(STAGES, training),
-            # Lets the discriminator show in the network.
+            # So that the discriminator changes the network.
             "warmup": training | {"adversarial_weight": 0.1},
             "source": {"images": 8, "size": size},
             "target": {"images": 8, "val_images": 1, "size": size},
@@ -158,19 +154,16 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
 
 
 def start(folder: Path, stage: str, *arguments: str, processes: int = 1) -> list[BaseProcess]:
-    """Start a stage's processes as forks, with torchrun's variables where there are several."""
+    """Start a stage's processes as forks, with torchrun's variables if there are several."""
     launch = [{}]
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
-        ranks = map(str, range(processes))
-        launch = [{**address, **world, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks]
-    forks = [
-        FORKS.Process(target=_run_stage, args=(folder, stage, arguments, variables))
-        for variables in launch
-    ]
+        world = address | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+        launch = [world | dict.fromkeys(("RANK", "LOCAL_RANK"), str(r)) for r in range(processes)]
+    inputs = folder, stage, arguments
+    forks = [FORKS.Process(target=_run_stage, args=(*inputs, variables)) for variables in launch]
     for fork in forks:
         fork.start()
     return forks
@@ -182,8 +175,7 @@ def _run_stage(folder: Path, stage: str, arguments: tuple[str, ...], variables: 
     output = os.open(f"log{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
-    often = {"CAG_CHECKPOINT_SECONDS": "0", "CUDA_VISIBLE_DEVICES": ""}
-    os.environ.update(variables | often)
+    os.environ.update(variables, CAG_CHECKPOINT_SECONDS="0", CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
     if rank == "0":
         _log_steps(folder / "steps")
@@ -192,7 +184,7 @@ def _run_stage(folder: Path, stage: str, arguments: tuple[str, ...], variables: 
 
 def _log_steps(path: Path) -> None:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    first = []  # a warm-up has a second optimizer
+    first = []  # a warm-up's second optimizer does not count
 
     def stepped(optimizer: torch.optim.Optimizer, *_) -> None:
         first[:] = first or [optimizer]
@@ -203,13 +195,10 @@ def _log_steps(path: Path) -> None:
 
 
 def finish(forks: list[BaseProcess], seconds: float, folder: Path) -> bool:
-    """Wait for a stage's processes, and kill those that are left after some seconds.
-
-    Returns:
-        Whether they had to be killed.
+    """Wait for a stage's processes, then kill the remaining ones; returns whether there were any.
 
     Raises:
-        Failed: One ended by itself with another status than 0.
+        Failed: A process ended by itself with a status other than 0.
     """
     end = time.monotonic() + seconds
     for fork in forks:
@@ -220,18 +209,18 @@ def finish(forks: list[BaseProcess], seconds: float, folder: Path) -> bool:
     for fork in forks:
         fork.join()
     if any(statuses):
-        said = "\n".join(log.read_text() for log in sorted(folder.glob("log*.txt")))
-        raise Failed(f"exit statuses {statuses}\n{said}")
+        logs = "\n".join(log.read_text() for log in sorted(folder.glob("log*.txt")))
+        raise Failed(f"exit statuses {statuses}\n{logs}")
     return None in statuses
 
 
 def run_once(training: Training, seconds: float = DEADLINE) -> Run:
-    """Run a training, to its end or until it is killed after some seconds."""
+    """Run a training and kill it after some seconds."""
     resumed, steps = training.saved(), training.folder / "steps"
     steps.unlink(missing_ok=True)
     began = time.monotonic()
-    arguments = STAGES[training.stage]
-    forks = start(training.folder, training.stage, *arguments, processes=training.processes)
+    program = training.stage, *STAGES[training.stage]
+    forks = start(training.folder, *program, processes=training.processes)
     killed = finish(forks, seconds, training.folder)
     lived = time.monotonic() - began
     moments = array("d", steps.read_bytes() if steps.exists() else b"")
@@ -239,19 +228,14 @@ def run_once(training: Training, seconds: float = DEADLINE) -> Run:
 
 
 def started_by_hand(training: Training) -> dict[str, str]:
-    """Digests of what the stage's program makes, started as a user does, without checkpoints."""
-    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={training.processes}"]
-    program = [*launch, "-m"] if training.processes > 1 else []
-    module = [f"stages.{training.stage}", *STAGES[training.stage]]
-    done = subprocess.run(
-        [sys.executable, "-m", *program, *module],
-        cwd=training.folder,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Digests of the stage's outputs, started as a user does, without checkpoints."""
+    command = [sys.executable, "-m", f"stages.{training.stage}", *STAGES[training.stage]]
+    if training.processes > 1:
+        launch = f"-m torch.distributed.run --standalone --nproc-per-node={training.processes}"
+        command[1:1] = launch.split()
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=training.folder, env=os.environ | variables, **output)
     if done.returncode:
         raise Failed(done.stdout)
     digests = training.digests()
@@ -260,19 +244,19 @@ def started_by_hand(training: Training) -> dict[str, str]:
 
 
 def check(training: Training, made: Run, expected: dict[str, str], iterations: int) -> None:
-    """Check what a run left, and delete its outputs.
+    """Check and delete the outputs of a run.
 
     Raises:
-        Failed: An output has other bytes, or is missing after a run that ended; or such a run did
-            not go on from its checkpoint, or left it there.
+        Failed: An output has wrong bytes. Or the run ended by itself, but an output is missing, it
+            did not go on from its checkpoint, or it left that behind.
     """
-    found = training.digests()
-    differing = [name for name, digest in found.items() if digest != expected[name]]
+    digests = training.digests()
+    differing = [name for name, digest in digests.items() if digest != expected[name]]
     if differing:
         raise Failed(f"other bytes: {', '.join(differing)}")
     if not made.killed:
-        if found.keys() != expected.keys():
-            raise Failed(f"ended with no more than {list(found)}")
+        if digests.keys() != expected.keys():
+            raise Failed(f"ended with no more than {list(digests)}")
         if made.resumed + len(made.steps) != iterations:
             raise Failed(f"resumed at {made.resumed}, but made {len(made.steps)} iterations")
         if training.checkpoint.exists():
@@ -283,18 +267,17 @@ def check(training: Training, made: Run, expected: dict[str, str], iterations: i
 def kill_at_random(
     training: Training, whole: Run, expected: dict[str, str], kills: int, moments: random.Random
 ) -> Counter:
-    """Kill a training at random moments, run after run, then let it end; its `COUNTS`.
+    """Kill a training at random moments, run after run, then let it end; returns its `COUNTS`.
 
-    A kill comes within 1.25 times what is left for the run by the time of a whole one. A run that
-    ends before its kill is compared, and the next one starts anew. At least one run resumes from
-    the middle.
+    A kill comes within 1.25 times the remaining duration. After a run that ends before its kill,
+    the next one starts anew. At least one run resumes from the middle.
 
     Args:
-        training: No output or checkpoint of it exists.
-        whole: An uninterrupted run of it.
-        expected: Digests of that one's outputs.
-        kills: How many must hit a live run; more where none of these let a run resume.
-        moments: Where the moments come from.
+        training: Without outputs or a checkpoint.
+        whole: An uninterrupted run.
+        expected: Digests of its outputs.
+        kills: Number that must hit a live run; more if they let no run resume.
+        moments: Source of the moments.
 
     Raises:
         Failed: See `check` and `finish`.
@@ -338,7 +321,7 @@ def _hit(made: Run, writing: bool, trained: bool) -> str:
 
 
 def compare(training: Training, kills: int, moments: random.Random) -> Counter:
-    """Kill a training at random moments; all ends must be that of its program, started by hand."""
+    """Kill a training at random moments; every result must equal that of its program."""
     training.delete_outputs()
     expected = started_by_hand(training)
     whole = run_once(training)
@@ -347,7 +330,7 @@ def compare(training: Training, kills: int, moments: random.Random) -> Counter:
 
 
 def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
-    """What a checkpoint of a preset's adaptation costs, with random weights: a row of the table."""
+    """The table's row for the cost of a checkpoint in a preset's adaptation, at random weights."""
     params = load_all(ROOT / f"presets/{preset}.yaml")
     objective = Objective(build(params.network, CLASSES), None)
     parameters = list(objective.parameters())
@@ -355,16 +338,16 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
         parameter.grad = torch.zeros_like(parameter)
     optimizers = objective.optimizers(params.adapt)
     for optimizer in optimizers:
-        optimizer.step()  # makes its momenta
+        optimizer.step()  # creates the momenta
     history = torch.zeros(params.adapt.iterations, 5)
-    checkpoint, seconds = Checkpoint(folder / f"{preset}.pt", "0" * 64), []
+    checkpoint = Checkpoint(folder / f"{preset}.pt", "0" * 64)
     with progress(f"checkpoints of {preset}", SAVES, "saves") as advance:
-        for _ in range(SAVES):
-            began = time.monotonic()
+
+        def save() -> None:
             checkpoint.save(_state(objective, optimizers, history, 1))
-            seconds.append(time.monotonic() - began)
             advance()
-    seconds = statistics.median(seconds[1:])
+
+        (seconds,) = alternating_seconds([save], SAVES - 1, warm_up=1)
     interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
     return {
         "preset": preset,
@@ -383,7 +366,7 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
 @click.option("--processes", default="1,2", show_default=True, help="Numbers, with commas.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 def main(kills: int, iterations: int, processes: str, seed: int) -> None:
-    """Print both tables; exit status 1 if an end differs."""
+    """Print both tables; exit status 1 if a result differs."""
     numbers = [int(number) for number in processes.split(",")]
     rows, failures = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -392,16 +375,16 @@ def main(kills: int, iterations: int, processes: str, seed: int) -> None:
         project = make_project(folder / "project", iterations, max(2, lcm(*numbers)))
         for number, stage in product(numbers, STAGES):
             copy = shutil.copytree(project, folder / f"{stage}-{number}")
-            row = {"stage": stage, "processes": str(number), **dict.fromkeys(COUNTS, "")}
-            print(f"{stage}, {number} process(es), uninterrupted", flush=True)
-            moments = random.Random(f"{seed} {stage} {number}")
+            name, tally, result = f"{stage}, {number} process(es)", {}, "FAILED"
+            print(f"{name}, uninterrupted", flush=True)
             try:
+                moments = random.Random(f"{seed} {stage} {number}")
                 tally = compare(Training(copy, stage, number), kills, moments)
-                row |= {name: str(tally[name]) for name in COUNTS} | {"result": "same bytes"}
+                result = "same bytes"
             except Failed as failure:
-                failures.append(f"FAILED: {stage}, {number} process(es): {failure}")
-                row["result"] = "FAILED"
-            rows.append(row)
+                failures.append(f"FAILED: {name}: {failure}")
+            counts = {count: str(tally[count]) if tally else "" for count in COUNTS}
+            rows.append({"stage": stage, "processes": str(number), **counts, "result": result})
         costs = [checkpoint_cost(preset, folder) for preset in NETWORKS]
     print(machine(torch.device("cpu")), table(rows), table(costs), sep="\n\n")
     for failure in failures:

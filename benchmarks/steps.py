@@ -1,8 +1,8 @@
-"""One adaptation step in several forms, from the released code's way of doing it to ours.
+"""One adaptation step in several forms, from the released code's form to ours.
 
-The released form follows the method's specification (METHOD steps 3b to 3d): a distance map per
-class, a masked mean per image and class, and values read back from the device in between. Its
-monitoring, which also copies label maps to the host in each step, is left out.
+The released form follows METHOD steps 3b to 3d: a distance map for each class, a masked mean for
+each image and class, and values read back from the device in between. Its monitoring, which also
+copies label maps to the host, is left out.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ RELEASED = "as released"
 
 @dataclass(frozen=True)
 class Form:
-    """How a step is done."""
+    """The implementation of a step."""
 
     name: str
-    cached_labels: bool = False  # or by the teacher, in each step
-    vectorised: bool = False  # losses without a loop over images and classes
+    cached_labels: bool = False  # else the teacher labels in each step
+    vectorised: bool = False  # losses without loops over images and classes
     tf32: bool = False
     channels_last: bool = False
     bf16: bool = False
@@ -47,16 +47,12 @@ class Form:
 
     @property
     def precision(self) -> str:
-        """Of the network's matrix products, one of `measure.PRECISIONS`."""
+        """One of `measure.PRECISIONS`, of the network's matrix products."""
         return "bf16" if self.bf16 else "TF32" if self.tf32 else "float32"
 
 
 def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
-    """The released form, then forms of which each adds a field of `Form` to the one before.
-
-    Args:
-        rungs: Name of the form and the field it adds, in order.
-    """
+    """The released form, then a form for each rung: its name, and the field that it switches on."""
     form = Form(RELEASED)
     yield form
     for name, field in rungs.items():
@@ -65,21 +61,21 @@ def ladder(rungs: Mapping[str, str]) -> Iterator[Form]:
 
 
 class Problem(NamedTuple):
-    """What a step works on: everything random, on the device."""
+    """Random inputs of a step, on the device."""
 
-    params: Parameters  # of a preset
+    params: Parameters
     teacher: SegmentationNetwork  # in eval mode
     anchors: Tensor  # [K, D] float32
-    margin: float  # of the anchor rule: half of the target's pixels reach it
-    threshold: float  # of the probability rule, likewise
-    batch: Batch  # its target labels are the teacher's, at the images' size
+    margin: float  # anchor rule's threshold
+    threshold: float  # probability rule's threshold
+    batch: Batch  # target labels: the teacher's, at the images' size
 
 
 def random_problem(params: Parameters, device: torch.device) -> Problem:
-    """A network of random weights whose features, predictions and labels look like a trained one's.
+    """A network of random weights with features, predictions and labels like a trained one's.
 
-    Each class is predicted somewhere, the anchors are features of random pixels, and each rule's
-    threshold is set so that it labels half of the pixels.
+    It predicts every class somewhere. The anchors are features of random pixels. Each rule labels
+    half of the target's pixels.
     """
     torch.manual_seed(0)
     config = params.adapt
@@ -104,7 +100,7 @@ def random_problem(params: Parameters, device: torch.device) -> Problem:
 def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
     """A network of random weights in eval mode, on the device of the images [B, 3, H, W].
 
-    Its batch norm has seen them: without, the values would grow from layer to layer out of float16.
+    Its batch norm has their statistics; otherwise the values would grow out of float16.
     """
     network = build(config, CLASSES).to(images[0].device)
     update_bn(images, network)
@@ -112,14 +108,14 @@ def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
 
 
 def blocky_labels(size: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random label maps uint8 [B, 1, H, W] in blocks, one in twenty of them without a label."""
+    """Random label maps uint8 [B, 1, H, W] in blocks; one in twenty has no label."""
     blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
     labels = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()
     return resize_labels(labels, size[2:])[:, None]
 
 
 class Step:
-    """A training step of one form, to be called again and again."""
+    """A training step of one form, repeatable."""
 
     def __init__(self, problem: Problem, form: Form, backend: str = "inductor"):
         self.problem, self.form = problem, form
@@ -140,12 +136,9 @@ class Step:
         for group in self.optimizer.param_groups:
             group["fused"] = form.fused or None  # None: what torch chooses, on a GPU foreach
 
-    def __call__(self) -> Tensor:
-        """Forward, backward, update; the loss, on the device."""
-        return self.run(self.batch)
-
-    def run(self, batch: Batch) -> Tensor:
-        """The same on another batch."""
+    def __call__(self, batch: Batch | None = None) -> Tensor:
+        """Forward, backward, update; returns the loss on the device. Default: problem's batch."""
+        batch = batch or self.batch
         with torch.autocast(self.problem.anchors.device.type, torch.bfloat16, self.form.bf16):
             loss = self.objective(batch)[0] if self.form.vectorised else self._loop_loss(batch)
         loss.backward()
@@ -157,45 +150,32 @@ class Step:
 
     def _loop_loss(self, batch: Batch) -> Tensor:
         (source_images, source_labels), (target_images, target_labels) = batch
-        params, anchors, network = self.problem.params, self.problem.anchors, self.objective.network
+        problem, network = self.problem, self.objective.network
         source = network(source_images)
         if self.form.cached_labels:
             size = source.logits.shape[2:]
             labels = [resize_labels(m, size, align_corners=True) for m in target_labels.unbind(1)]
         else:
             with torch.no_grad():
-                teacher = self.problem.teacher(target_images)
-            thresholds = self.problem.margin, self.problem.threshold
-            labels = released_labels(*teacher, anchors, *thresholds)
-        target = network(target_images)
-        return released_losses(
-            source,
-            source_labels[:, 0],
-            target,
-            *labels,
-            anchors,
-            params.adapt.distance_weight,
-            params.anchors.min_pixels,
-        ).total
+                teacher = problem.teacher(target_images)
+            labels = released_labels(*teacher, problem.anchors, problem.margin, problem.threshold)
+        domains = source, source_labels[:, 0], network(target_images), *labels
+        options = problem.params.adapt.distance_weight, problem.params.anchors.min_pixels
+        return released_losses(*domains, problem.anchors, *options).total
 
 
 def in_channels_last(batch: Batch) -> Batch:
-    """A batch whose images are stored with their channels last."""
-    return Batch(
-        *(
-            DomainBatch(images.contiguous(memory_format=torch.channels_last), labels)
-            for images, labels in batch
-        )
-    )
+    """A batch with its images stored channels last."""
+    last = torch.channels_last
+    return Batch(*(DomainBatch(x.contiguous(memory_format=last), labels) for x, labels in batch))
 
 
 def network_flops(
     config: Network, height: int, width: int, backward: bool = False
 ) -> tuple[int, torch.Size]:
-    """A network's floating-point operations on one image, and its features' shape D, h, w.
+    """Floating-point operations on one image, in a forward (and backward) pass; D, h, w.
 
-    Counted in convolutions and matrix products, of a forward pass and of a backward pass where
-    asked for; a multiplication and an addition are two.
+    Counts convolutions and matrix products; a multiplication and an addition are two.
     """
     with torch.device("meta"):
         network = build(config, CLASSES).eval()
@@ -208,9 +188,9 @@ def network_flops(
 
 
 def anchor_distance_loop(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest anchor int64 [B, h, w] and the distances to it and to the second: a norm per class.
+    """Nearest anchor int64 [B, h, w], distances to it and to the second: a norm for each class.
 
-    Takes features float [B, D, h, w], anchors float [K, D] and distances below 100, as released.
+    Features float [B, D, h, w], anchors float [K, D]; distances must be below 100, as released.
     """
     maps = [torch.norm(anchor[:, None, None] - features, dim=1) for anchor in anchors]
     distances = torch.stack(maps, dim=1)  # (B, K, h, w)
@@ -244,9 +224,9 @@ def released_losses(
     distance_weight: float,
     min_pixels: int,
 ) -> AdaptationLosses:
-    """The losses of `cag.losses.adaptation_loss`, by loops over images and classes.
+    """The losses of `cag.losses.adaptation_loss` by loops over images and classes.
 
-    Source labels are at the images' size, the others at the features'.
+    Source labels have the images' size, the others the features'.
     """
     size = source_labels.shape[1:]
     upsampled = F.interpolate(source.logits, size, mode="bilinear", align_corners=True)
@@ -271,9 +251,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def class_vectors(
     features: Tensor, logits: Tensor, labels: Tensor, num_classes: int, min_pixels: int
 ) -> tuple[list[Tensor], list[int]]:
-    """Mean features [D] of each image and class where the prediction is the label; their classes.
+    """Mean features [D] of each image and class where prediction and label agree; their classes.
 
-    Each pixel's gradient is the mean's times 2 / (h w).
+    A pixel's gradient is 2 / (h w) times the mean's.
     """
     prediction = F.softmax(logits, dim=1).argmax(dim=1)
     vectors, classes = [], []

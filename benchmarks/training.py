@@ -1,7 +1,7 @@
-"""What a training step takes on this CPU: python -m benchmarks.training.
+"""Duration of a training step on this CPU: python -m benchmarks.training.
 
-Steps of the preset scenes at its batch and crop, from the released form to the one in use, with
-random images, labels and weights. They take turns, so that whatever else runs slows them alike.
+The preset scenes with its batch and crop, random images, labels and weights. The forms of a step,
+from the released one to ours, take turns, so that other load slows them alike.
 """
 
 from __future__ import annotations
@@ -43,23 +43,22 @@ def step_rows(problem: Problem, count: int) -> list[dict[str, str]]:
 
 
 def optimizer_rows(network: SegmentationNetwork, count: int) -> list[dict[str, str]]:
-    """The optimizer's part of a step, fused and not."""
+    """The optimizer's part of a step, fused or not."""
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    optimizers = {}
+    updates = {}
     for name, make in {"SGD": partial(SGD, momentum=0.9), "AdamW": AdamW}.items():
-        optimizers[name] = make(network.parameters(), lr=1e-6, fused=False)
-        optimizers[f"{name}, fused"] = make(network.parameters(), lr=1e-6, fused=True)
-    updates = [optimizer.step for optimizer in optimizers.values()]
-    durations = alternating_seconds(updates, count, warm_up=2)
+        for suffix, fused in {"": False, ", fused": True}.items():
+            updates[name + suffix] = make(network.parameters(), lr=1e-6, fused=fused).step
+    durations = alternating_seconds(list(updates.values()), count, warm_up=2)
     return [
         {"optimizer alone": name, "ms": f"{1000 * duration:.1f}"}
-        for name, duration in zip(optimizers, durations, strict=True)
+        for name, duration in zip(updates, durations, strict=True)
     ]
 
 
 def benchmark(params: Parameters, count: int) -> None:
-    """Print both tables, of medians over `count` steps."""
+    """Print both tables, with medians over `count` steps."""
     config, device = params.adapt, torch.device("cpu")
     height, width = config.augmentation.crop
     print(

@@ -1,7 +1,7 @@
 """The built-in scenes: a deterministic renderer of street scenes with all 19 Cityscapes classes.
 
-Two looks, `source` (a simulator) and `target` (a camera in another city), share the classes and the
-layout of streets but neither shapes, paints, light nor camera: a domain gap without any download.
+Two looks, `source` (a simulator) and `target` (a camera in another city), share classes and street
+layout. Shapes, paints, light and camera differ: a domain gap without any download.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def render(
 
     Args:
         look: "source" or "target".
-        seed: the data set's seed, at least 0.
-        index: the image's number within the data set, at least 0.
+        seed: Of the data set, at least 0.
+        index: The image's number in the data set, at least 0.
         height: pixels.
         width: pixels.
 
     Returns:
-        The image, uint8 [H, W, 3] RGB, and its Cityscapes label ids, uint8 [H, W]. The same
-        arguments give the same bytes.
+        Image uint8 [H, W, 3] RGB and Cityscapes label ids uint8 [H, W]: the same arguments give the
+        same bytes.
 
     Raises:
-        ValueError: if `look` is unknown or a size is not positive.
+        ValueError: `look` is unknown or a size is not positive.
     """
     if look not in LOOKS:
         raise ValueError(f"look is {look!r}; expected one of {sorted(LOOKS)}")
@@ -83,12 +83,11 @@ def write_dataset(
     first: int = 0,
     labels: bool = True,
 ) -> None:
-    """Write `images/<look>_00000.png` and, if wanted, `labels/<look>_00000.png` below `folder`.
+    """Write `images/<look>_00000.png` and, with `labels`, `labels/<look>_00000.png` in `folder`.
 
-    Labels are palette PNGs of Cityscapes label ids in the Cityscapes colours. Images `first` to
-    `first + count - 1` of the data set are written.
+    Writes images `first` to `first + count - 1` of the data set. Labels are palette PNGs of label
+    ids in the Cityscapes colours.
     """
-    folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     if labels:
         (folder / "labels").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""People and two-wheelers, drawn as flat cards across the direction they are seen from."""
+"""People and two-wheelers, drawn as flat cards across the direction of view."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _head(model: Model, at: Corner, skin: Paint, hair: Paint, helmet: bool = Fal
 
 
 def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model:
-    """A bicycle along x (front at positive x), with a rider on it or without."""
+    """A bicycle along x, front at positive x."""
     model = Model()
     paint = Paint(varied(look.cars, rng), BICYCLE)
     tyre, area = Paint((28, 28, 30), BICYCLE), Paint((0, 0, 0), BICYCLE)
@@ -80,7 +80,7 @@ def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model
         basket = Paint((92, 78, 60), BICYCLE)
         model.face([(0.48, 0.72), (0.8, 0.72), (0.84, 0.98), (0.44, 0.98)], basket)
     if ridden:
-        _rider(model, look, rng, (-0.2, 0.95), (0.42, 1.06), (-0.02, 0.2))
+        _rider(model, look, rng, [(-0.2, 0.95), (0.42, 1.06), (-0.02, 0.2)])
     return model
 
 
@@ -110,20 +110,15 @@ def motorcycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Mo
     model.disc((0.52, 0.9), 0.11, Paint((250, 246, 210), MOTORCYCLE), sides=8)
     model.disc((-0.94, 0.74), 0.07, Paint((226, 24, 24), MOTORCYCLE), sides=6)
     if ridden:
-        _rider(model, look, rng, (-0.2, 0.9), (0.34, 1.1), (0.12, 0.32), helmet=True)
+        _rider(model, look, rng, [(-0.2, 0.9), (0.34, 1.1), (0.12, 0.32)], helmet=True)
     return model
 
 
 def _rider(
-    model: Model,
-    look: Look,
-    rng: np.random.Generator,
-    seat: Corner,
-    grip: Corner,
-    pedal: Corner,
-    helmet: bool = False,
+    model: Model, look: Look, rng: np.random.Generator, at: list[Corner], helmet: bool = False
 ) -> None:
-    """A person on a two-wheeler, seen from its side."""
+    """A person on a two-wheeler, seen from its side; `at` is seat, grip and pedal."""
+    seat, grip, pedal = at
     top, legs = Paint(varied(look.clothes, rng), RIDER), Paint((54, 58, 80), RIDER)
     skin = Paint(pick(SKIN, rng), RIDER)
     covered = helmet or rng.random() < 0.5

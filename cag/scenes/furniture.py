@@ -12,8 +12,7 @@ from cag.scenes.shading import LEAVES
 def pole(look: Look, rng: np.random.Generator, height: float, thick: float = 0.16) -> Model:
     """A bare pole."""
     model = Model()
-    paint = Paint(varied(look.poles, rng), POLE)
-    half = thick / 2
+    paint, half = Paint(varied(look.poles, rng), POLE), thick / 2
     shade = Paint(tinted(paint.colour, 0.75), POLE)
     model.card((-half, half), (0, height), 0, paint)
     model.card((half * 0.2, half), (0, height), 0, shade)
@@ -21,7 +20,7 @@ def pole(look: Look, rng: np.random.Generator, height: float, thick: float = 0.1
 
 
 def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
-    """A street lamp whose arm reaches towards the road; `side` is where the pole stands."""
+    """A street lamp on this side (-1 or 1) of the road, its arm above the road."""
     height = between((5.5, 7.5), rng)
     model = pole(look, rng, height, 0.19)
     paint = model.faces[0].paint
@@ -49,7 +48,7 @@ LAMPS: tuple[Colour, ...] = ((255, 40, 30), (255, 190, 20), (40, 240, 100))
 
 
 def traffic_light(look: Look, rng: np.random.Generator, side: int, phase: int) -> Model:
-    """A signal on a pole, with a second head on an arm above the road at times."""
+    """A signal on a pole, sometimes with a second head on an arm above the road."""
     height = between((3.0, 3.8), rng)
     arm = rng.random() < 0.5
     model = pole(look, rng, 5.6 if arm else height + 0.2, 0.2)
@@ -71,12 +70,12 @@ def _signal_head(model: Model, look: Look, at: Point, phase: int) -> None:
         w, h = half + grow, tall + grow
         model.card((x - w, x + w), (y - h, y + h), z, paint)
     for k, colour in enumerate(LAMPS):
-        lit = colour if k == phase else tinted(colour, 0.25)
-        model.disc((x, y + 0.43 * (1 - k), z), 0.17, Paint(lit, LIGHT), sides=10)
+        shown = colour if k == phase else tinted(colour, 0.25)
+        model.disc((x, y + 0.43 * (1 - k), z), 0.17, Paint(shown, LIGHT), sides=10)
 
 
 def traffic_sign(look: Look, rng: np.random.Generator) -> Model:
-    """A sign on a pole: warning, order, ban, direction or street sign of either city."""
+    """A sign on a pole: warning, order, ban, direction or parking, as in the look's city."""
     height = between((2.3, 2.9), rng)
     model = pole(look, rng, height + 0.1, 0.13)
     abroad = (_ban, _warning, _parking, _direction, _yield)
@@ -149,7 +148,7 @@ def _direction(model: Model, y: float, look: Look) -> None:
 
 
 def tree(look: Look, rng: np.random.Generator) -> Model:
-    """A tree: a fir or a few round lobes, or the other city's spreading and slim crowns."""
+    """A tree: a fir or a few round lobes; in the target city a spreading or slim crown."""
     model = Model()
     tall = between((4.5, 7.5), rng)
     leaves = varied(look.leaves, rng, 0.15)

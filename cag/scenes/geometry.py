@@ -13,59 +13,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cag.scenes.looks import Colour, Limits
+
 NEAR = 0.4  # metres; nothing nearer to the camera is drawn
 FILL, STROKE, LABEL_ONLY = 0, 1, 2
 
 Point = tuple[float, float, float]
-Colour = tuple[float, float, float]
 Corner = tuple[float, float]  # x and y of a point in a plane across z
-Limits = tuple[float, float]
 
 
 @dataclass
 class Paint:
-    """What a face looks like and which class it is.
+    """A face's appearance and class."""
 
-    Attributes:
-        colour: RGB in [0, 255].
-        label: Cityscapes label id.
-        material: index of the procedural texture, see `cag.scenes.shading`.
-        second: RGB of the material's second colour (window glass, joints).
-        pattern: the material's measures, in metres and fractions.
-    """
-
-    colour: Colour
-    label: int
-    material: int = 0
-    second: Colour = (0.0, 0.0, 0.0)
-    pattern: tuple[float, float, float, float, float] = (1.0, 1.0, 0.5, 0.5, 0.0)
+    colour: Colour  # RGB in [0, 255]
+    label: int  # Cityscapes label id
+    material: int = 0  # index of the procedural texture, see `cag.scenes.shading`
+    second: Colour = (0.0, 0.0, 0.0)  # the material's second colour (window glass, horizon)
+    pattern: tuple[float, float, float, float, float] = (1.0, 1.0, 0.5, 0.5, 0.0)  # m, fractions
 
 
 class Face(NamedTuple):
-    """A planar polygon or a polyline.
-
-    Attributes:
-        vertices: its corners.
-        paint: what it looks like.
-        centre: of the convex solid whose outside it is; None for a flat card, seen from both sides.
-        level: see `Model`.
-        kind: FILL, STROKE (a polyline) or LABEL_ONLY.
-        width: of a polyline, in metres.
-    """
+    """A planar polygon or a polyline."""
 
     vertices: list[Point]
     paint: Paint
-    centre: Point | None = None
-    level: int = 0
-    kind: int = FILL
-    width: float = 0.0
+    centre: Point | None = None  # of its convex solid; None: a flat card, seen from both sides
+    level: int = 0  # see `Model`
+    kind: int = FILL  # or STROKE (a polyline), LABEL_ONLY
+    width: float = 0.0  # of a polyline, in metres
 
 
 @dataclass
 class Model:
-    """Faces of one thing in its own axes: x right, y up, z forward, origin on the ground below it.
+    """A thing's faces in its own axes: x right, y up, z forward, origin on the ground below it.
 
-    Solids of one level are drawn far to near, levels one after another.
+    Levels are drawn in order; within a level, solids are drawn far to near.
     """
 
     faces: list[Face] = field(default_factory=list)
@@ -115,7 +98,7 @@ class Model:
 
     def prism(
         self,
-        profile: list[tuple[float, float]],
+        profile: list[Corner],
         x0: float,
         x1: float,
         strips: list[Paint] | Paint,
@@ -126,8 +109,7 @@ class Model:
     ) -> Point:
         """Extrude a convex (z, y) profile from x0 to x1; `inset` narrows it towards its top.
 
-        Returns:
-            The solid's centre, for faces that lie upon it.
+        Returns the solid's centre, for faces upon it.
         """
         low, high = min(y for _, y in profile), max(y for _, y in profile)
         shift = [inset * (y - low) / max(high - low, 1e-6) for _, y in profile]
@@ -207,19 +189,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera above the origin.
+    """A pinhole camera above the origin."""
 
-    Attributes:
-        height: metres above the road.
-        pitch: radians, positive looks down.
-        yaw: radians, positive looks right.
-        focal: focal length over image width.
-    """
-
-    height: float
-    pitch: float
-    yaw: float
-    focal: float
+    height: float  # metres above the road
+    pitch: float  # radians, positive looks down
+    yaw: float  # radians, positive looks right
+    focal: float  # focal length over image width
 
     @property
     def rotation(self) -> np.ndarray:
@@ -246,29 +221,17 @@ class Camera:
 
 @dataclass
 class Buffers:
-    """The rasterised scene: which face is seen at each pixel, and tables of the faces.
+    """The rasterised scene: the visible face at each pixel, and tables of the F faces."""
 
-    Attributes:
-        face: [H, W] int, row of the tables seen at the pixel; 0 is the sky.
-        labels: [H, W] uint8 label ids.
-        shadow: [H, W] float32 in [0, 1], 1 inside a shadow cast on the ground.
-        normals: [F, 3] world normals towards the camera.
-        inverse_depth: [F, 3] so that 1/depth = a * u + b * v + c, pixels.
-        depth_range: [F, 2] metres.
-        origins: [F, 3] first vertex of each face.
-        tangents: [F, 2] horizontal direction (x, z) along the face.
-        paints: F paints.
-    """
-
-    face: np.ndarray
-    labels: np.ndarray
-    shadow: np.ndarray
-    normals: np.ndarray
-    inverse_depth: np.ndarray
-    depth_range: np.ndarray
-    origins: np.ndarray
-    tangents: np.ndarray
-    paints: list[Paint]
+    face: np.ndarray  # [H, W] int, the pixel's row of the tables; 0 is the sky
+    labels: np.ndarray  # [H, W] uint8 label ids
+    shadow: np.ndarray  # [H, W] float32 in [0, 1], 1 inside a shadow cast on the ground
+    normals: np.ndarray  # [F, 3] world normals towards the camera
+    inverse_depth: np.ndarray  # [F, 3] so that 1/depth = a * u + b * v + c, pixels
+    depth_range: np.ndarray  # [F, 2] metres
+    origins: np.ndarray  # [F, 3] first vertex of each face
+    tangents: np.ndarray  # [F, 2] horizontal direction (x, z) along the face
+    paints: list[Paint]  # F
 
 
 class _Faces(NamedTuple):

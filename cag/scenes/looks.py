@@ -8,13 +8,14 @@ import numpy as np
 from PIL import ImageColor
 
 Colour = tuple[float, float, float]
+Limits = tuple[float, float]
 
 # Cityscapes label ids.
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN = 7, 8, 11, 12, 13, 17, 19, 20
 VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS = 21, 22, 23, 24, 25, 26, 27, 28
 TRAIN, MOTORCYCLE, BICYCLE = 31, 32, 33
 
-# Label id -> (class, official Cityscapes colour).
+# Label id -> class, official Cityscapes colour.
 CLASSES: dict[int, tuple[str, tuple[int, int, int]]] = {
     ROAD: ("road", (128, 64, 128)),
     SIDEWALK: ("sidewalk", (244, 35, 232)),
@@ -40,35 +41,22 @@ CLASSES: dict[int, tuple[str, tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Grade:
-    """What the camera does to the picture; every strength at 0 leaves it as it is.
+    """The camera's effect on the picture; a strength of 0 has none.
 
-    Ranges are drawn uniformly for each image. These constants set the domain gap.
-
-    Attributes:
-        haze: extinction per metre.
-        cast: RGB gains of the illumination, between the first and the second.
-        gamma: exponent of the tone curve.
-        saturation: 1 keeps colours, 0 is grey.
-        contrast: about the picture's middle grey.
-        texture: standard deviation of surface textures, relative to the surface's brightness.
-        noise: standard deviation of the sensor noise, in [0, 255] units.
-        blur: radius of the lens blur in pixels of a 256-wide image.
-        vignette: darkening in the corners.
-        shadow: darkening inside cast shadows.
-        ambient: part of the light that has no direction.
+    Each image draws uniformly from the ranges. These constants set the domain gap.
     """
 
-    haze: tuple[float, float] = (0.0, 0.0)
-    cast: tuple[Colour, Colour] = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
-    gamma: tuple[float, float] = (1.0, 1.0)
-    saturation: tuple[float, float] = (1.0, 1.0)
-    contrast: tuple[float, float] = (1.0, 1.0)
-    texture: float = 0.0
-    noise: tuple[float, float] = (0.0, 0.0)
-    blur: tuple[float, float] = (0.0, 0.0)
-    vignette: tuple[float, float] = (0.0, 0.0)
-    shadow: tuple[float, float] = (0.35, 0.35)
-    ambient: tuple[float, float] = (0.72, 0.72)
+    haze: Limits = (0.0, 0.0)  # extinction per metre
+    cast: tuple[Colour, Colour] = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))  # RGB gains of the light
+    gamma: Limits = (1.0, 1.0)  # exponent of the tone curve
+    saturation: Limits = (1.0, 1.0)  # 1 keeps colours, 0 is grey
+    contrast: Limits = (1.0, 1.0)  # about the middle grey
+    texture: float = 0.0  # standard deviation of surface textures over the surface's brightness
+    noise: Limits = (0.0, 0.0)  # standard deviation of the sensor noise, in [0, 255] units
+    blur: Limits = (0.0, 0.0)  # radius of the lens blur in pixels of a 256-wide image
+    vignette: Limits = (0.0, 0.0)  # darkening in the corners
+    shadow: Limits = (0.35, 0.35)  # darkening inside cast shadows
+    ambient: Limits = (0.72, 0.72)  # part of the light without direction
 
 
 @dataclass(frozen=True)
@@ -82,11 +70,11 @@ class Look:
     identity: int  # third word of the seed
     grade: Grade
     supersample: int
-    camera_height: tuple[float, float]
-    camera_pitch: tuple[float, float]  # degrees, positive looks down
+    camera_height: Limits
+    camera_pitch: Limits  # degrees, positive looks down
     camera_yaw: float  # degrees to either side
-    camera_focal: tuple[float, float]  # over the image width
-    foreign: bool  # the other city's shapes
+    camera_focal: Limits  # over the image width
+    foreign: bool  # shapes of the other city
     sky: tuple[tuple[Colour, Colour], ...]  # (zenith, horizon)
     asphalt: tuple[Colour, ...]
     paving: tuple[Colour, ...]
@@ -207,12 +195,12 @@ LOOKS = {look.name: look for look in (SOURCE, TARGET)}
 
 
 def pick(options: tuple, rng: np.random.Generator):
-    """One of the options, all equally likely."""
+    """A uniformly drawn option."""
     return options[int(rng.integers(len(options)))]
 
 
-def between(limits: tuple[float, float], rng: np.random.Generator) -> float:
-    """A number drawn uniformly between two limits."""
+def between(limits: Limits, rng: np.random.Generator) -> float:
+    """A uniformly drawn number between two limits."""
     return limits[0] + (limits[1] - limits[0]) * float(rng.random())
 
 
@@ -222,5 +210,5 @@ def tinted(colour: Colour, factor: float) -> Colour:
 
 
 def varied(options: tuple, rng: np.random.Generator, spread: float = 0.1) -> Colour:
-    """One of the colours with its brightness varied by up to `spread`."""
+    """A drawn colour, its brightness varied by up to `spread`."""
     return tinted(pick(options, rng), 1 + spread * (2 * float(rng.random()) - 1))

@@ -29,7 +29,7 @@ def _smoothed(tile: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _noise(*radii: int) -> np.ndarray:
-    """Periodic noise with grains of the given sizes in cells, [TILE, TILE] float32."""
+    """Periodic noise [TILE, TILE] float32 with grains of these radii in cells."""
     rng = np.random.default_rng(7)
     tile = sum(_smoothed(rng.standard_normal((TILE, TILE)), radius) for radius in radii)
     return tile / tile.std()
@@ -41,13 +41,13 @@ CLOUDS = _noise(5, 9)  # clouds and stains
 
 def _lookup(tile: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Nearest cells of a periodic tile."""
-    mask, lift = TILE - 1, np.float32(32 * TILE)  # lifted above zero, the cast to int is a floor
+    mask, lift = TILE - 1, np.float32(32 * TILE)  # above zero, the cast to int rounds down
     row, column = (t + lift).astype(np.int32) & mask, (s + lift).astype(np.int32) & mask
     return tile.ravel()[row * TILE + column]
 
 
 class Surface(NamedTuple):
-    """The surface seen at each pixel, each [H * W]."""
+    """The visible surface at each pixel, arrays [H * W]."""
 
     face: np.ndarray  # row of the tables of faces; 0 is the sky
     material: np.ndarray
@@ -59,15 +59,13 @@ class Surface(NamedTuple):
 def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
     """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
     height, width = buffers.face.shape
-    paints = buffers.paints
     sun = _sun(rng)
     ambient = between(look.grade.ambient, rng)
     light = ambient + (1 - ambient) * 1.6 * np.maximum(buffers.normals @ sun, 0.0)
-    light = np.where(np.abs(buffers.normals).sum(1) > 0, light, 1.0)
-    light[0] = 1.0
+    light = np.where(np.abs(buffers.normals).sum(1) > 0, light, 1.0)  # the sky has no normal
     base, second, pattern = (
         np.array(rows, np.float32)
-        for rows in zip(*((p.colour, p.second, p.pattern) for p in paints), strict=True)
+        for rows in zip(*((p.colour, p.second, p.pattern) for p in buffers.paints), strict=True)
     )
     surface = _surface(buffers, camera)
     colour = (base * light[:, None].astype(np.float32))[surface.face]
@@ -79,9 +77,8 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
         rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
         value = _lookup(NOISE, s * grain, t * grain) + 0.6 * _lookup(CLOUDS, s * 7, t * 7)
         colour *= (1 + rough * value)[:, None]
-    shadow = _soft(buffers.shadow, width if look.foreign else 0).ravel()
-    on_ground = GROUND[material]
-    colour *= (1 - between(look.grade.shadow, rng) * shadow * on_ground)[:, None]
+    shadow = (_soft(buffers.shadow) if look.foreign else buffers.shadow).ravel()
+    colour *= (1 - between(look.grade.shadow, rng) * shadow * GROUND[material])[:, None]
     extinction = between(look.grade.haze, rng)
     if extinction > 0:
         clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
@@ -95,8 +92,7 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
 
 def _sun(rng: np.random.Generator) -> np.ndarray:
     """Unit vector towards the sun, at one side and behind the camera."""
-    side = 0.7 if rng.random() < 0.5 else -0.7
-    sun = np.array([side, 0.65, -0.45])
+    sun = np.array([0.7 if rng.random() < 0.5 else -0.7, 0.65, -0.45])
     return sun / np.linalg.norm(sun)
 
 
@@ -163,12 +159,10 @@ def _joints(colour: np.ndarray, patterns: np.ndarray, surface: Surface) -> None:
     colour[index] *= shade[:, None]
 
 
-def _soft(shadow: np.ndarray, width: int) -> np.ndarray:
-    """Blur a mask by an amount fit for the picture's width; 0 leaves it."""
-    if width == 0:
-        return shadow
+def _soft(shadow: np.ndarray) -> np.ndarray:
+    """Blur a mask in proportion to its width."""
     image = Image.fromarray((shadow * 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.BoxBlur(width / 220)), np.float32) / 255
+    return np.asarray(image.filter(ImageFilter.BoxBlur(image.width / 220)), np.float32) / 255
 
 
 def _sky(

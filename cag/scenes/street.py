@@ -28,17 +28,16 @@ from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PL
 FAR = 170.0  # metres to the end of the street
 LAYER_BACK, LAYER_GROUND, LAYER_FRONT = 0, 1, 3
 
-
-# Shares of building, wall, fence and park among the lots, of houses behind the latter three, and
-# of grass strips along the sidewalks.
+# Shares of building, wall, fence and park lots, of houses behind the latter three, and of grass
+# strips along the sidewalks.
 DISTRICTS = {
     "city": ((0.66, 0.1, 0.12, 0.12), 0.6, 0.2),
     "suburb": ((0.16, 0.2, 0.34, 0.3), 0.8, 0.7),
     "outskirts": ((0.08, 0.34, 0.24, 0.34), 0.2, 0.7),
 }
 
-# A facade's windows: pitch along and up in metres, width and height as shares of the pitch. Of two
-# numbers, which are limits, one is drawn.
+# A facade's windows: pitch along and up in metres, width and height as shares of the pitch; pairs
+# are limits of a draw.
 WINDOWS = {
     "brick": ((1.9, 2.8), (2.8, 3.3), (0.35, 0.5), (0.45, 0.6)),
     "tower": ((2.2, 3.0), 3.4, 0.86, (0.6, 0.8)),
@@ -48,22 +47,14 @@ WINDOWS = {
 
 @dataclass(frozen=True)
 class Street:
-    """Measures of one street, in metres; x = 0 is the camera's place.
+    """Measures of a street, in metres; x = 0 is the camera's place."""
 
-    Attributes:
-        left, right: edges of the road.
-        walk: widths of the left and right sidewalk.
-        crossing: distance of the side street; traffic lights stand there.
-        tracks: whether rails run in the oncoming lane.
-        district: a key of DISTRICTS.
-    """
-
-    left: float
+    left: float  # edge of the road
     right: float
-    walk: tuple[float, float]
-    crossing: float
-    tracks: bool
-    district: str
+    walk: Limits  # widths of the left and right sidewalk
+    crossing: float  # distance of the side street; traffic lights stand there
+    tracks: bool  # rails in the oncoming lane
+    district: str  # a key of DISTRICTS
 
     def edge(self, side: int) -> float:
         """The road's edge on the left (-1) or right (1)."""
@@ -79,7 +70,7 @@ class Street:
 
 
 class Site(NamedTuple):
-    """What every part of the composition needs."""
+    """The common arguments of the parts of the composition."""
 
     scene: Scene
     street: Street
@@ -97,8 +88,7 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
         tracks=rng.random() < look.train,
         district=list(DISTRICTS)[int(np.searchsorted(np.cumsum(look.districts), rng.random()))],
     )
-    scene = Scene()
-    site = Site(scene, street, look, rng)
+    site = Site(Scene(), street, look, rng)
     _ground(site)
     _backdrop(site)
     shaded = int(rng.integers(-1, 2)) if look.foreign else 0
@@ -109,7 +99,7 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
             _house_shadows(site, side)
     _traffic(site)
     _people(site)
-    return scene
+    return site.scene
 
 
 # Ground.
@@ -184,11 +174,11 @@ def _backdrop(site: Site) -> None:
         scene.add(block, z=between((70, 140), rng), layer=LAYER_FRONT)
 
 
-# Frontages: what stands behind the sidewalk.
+# Frontages, behind the sidewalk.
 
 
 def _facade(look: Look, rng: np.random.Generator) -> Paint:
-    """A wall of windows: towers of glass at times in the source city, brick in the target's."""
+    """A wall with windows: brick in the target city, sometimes a glass tower in the source city."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0
     kind = "brick" if look.foreign else "tower" if rng.random() < 0.4 else "house"
@@ -292,7 +282,7 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
 
 
 def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
-    """A fence of rails or bars; the gaps show what is behind and still count as fence."""
+    """A fence of rails or bars; its gaps show the background but count as fence."""
     scene, street, look, rng = site
     x = street.front(side)
     model = Model()
@@ -300,7 +290,7 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     tall = between((1.2, 1.9), rng)
     model.screen(x, (0.05, tall), (z0, z1), paint, kind=LABEL_ONLY)
     wide = between((0.05, 0.1), rng) if rng.random() < 0.5 else 0.16
-    wide = 0.6 if z0 > 40 else wide  # finer bars than a pixel only cost time
+    wide = 0.6 if z0 > 40 else wide  # bars finer than a pixel only cost time
     step = 0.42 if wide < 0.12 else 2.1 * wide
     for z in np.arange(z0, z1, step).tolist():
         model.screen(x, (0, tall), (z, z + wide), paint)
@@ -312,7 +302,7 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
 
 
 def _park(site: Site, side: int, z0: float, z1: float) -> None:
-    """Grass with trees and shrubs, behind a hedge at times."""
+    """Sometimes a hedge at the sidewalk; the plants of the park stand behind."""
     scene, street, look, rng = site
     x = street.front(side)
     if rng.random() < 0.35:
@@ -365,7 +355,7 @@ def _kerbside(site: Site, side: int) -> None:
 
 
 def _verge(site: Site, side: int) -> None:
-    """At times a strip of grass along the sidewalk, at its frontage or at its kerb."""
+    """Sometimes a strip of grass along the sidewalk, at its frontage or at its kerb."""
     scene, street, look, rng = site
     if rng.random() < DISTRICTS[street.district][2]:
         wide = between((1.0, 1.9), rng)
@@ -379,7 +369,7 @@ def _verge(site: Site, side: int) -> None:
 
 
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
-    """The shadow of an upright thing."""
+    """An elliptic shadow."""
     angles = np.arange(10) * (np.pi / 5)
     outline = np.stack([x + half * np.cos(angles), z + deep * np.sin(angles)], 1)
     scene.shadows.append(outline.tolist())
@@ -420,16 +410,16 @@ def _drive(
 
 
 def _traffic(site: Site) -> None:
-    """Vehicles in the own lane (their backs) and in the oncoming one (their fronts)."""
+    """Vehicles in the camera's lane, seen from behind, and oncoming ones, seen from the front."""
     scene, street, look, rng = site
     if street.tracks:
         facing = np.pi if rng.random() < 0.7 else 0.0
         z = between((19.0, 36.0), rng)
         scene.add(vehicles.tram(look, rng), -3.6, z, facing)
         scene.shadows.append([(-5.0, z - 11), (-2.2, z - 11), (-2.2, z + 11), (-5.0, z + 11)])
-    own = between((8.0, 16.0), rng)
-    while own < 70:
-        own = _next_vehicle(site, between((-0.4, 0.5), rng), own, 0.0)
+    ahead = between((8.0, 16.0), rng)
+    while ahead < 70:
+        ahead = _next_vehicle(site, between((-0.4, 0.5), rng), ahead, 0.0)
     oncoming = between((9.0, 20.0), rng)
     while oncoming < 80 and not street.tracks:
         oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
@@ -443,7 +433,7 @@ def _traffic(site: Site) -> None:
 
 
 def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
-    """Place a vehicle at its back z, perhaps; where the next may follow."""
+    """Perhaps place a vehicle with its back at z; returns the back of the next one."""
     scene, look, rng = site.scene, site.look, site.rng
     draw = rng.random()
     if draw < look.bus * 0.42:
@@ -475,7 +465,7 @@ def _riders(site: Site) -> None:
 
 
 def _people(site: Site) -> None:
-    """Pedestrians on both sidewalks and at the crossing; traffic lights there too."""
+    """Pedestrians on both sidewalks and at the crossing, and traffic lights there."""
     scene, street, look, rng = site
     low, high = look.people
     for _ in range(int(rng.integers(low, high + 1))):

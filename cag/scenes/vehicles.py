@@ -1,4 +1,4 @@
-"""Vehicles of the built-in scenes; their length runs along z, the front at positive z."""
+"""Vehicles, with their length along z and the front at positive z."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cag.scenes.looks import BUS, CAR, TRAIN, TRUCK, Look, between, pick, tinted
 def _wheels(
     model: Model, label: int, half: float, places: list[float], radius: float, centre: Point
 ) -> None:
-    """Wheels on both sides of a body, and their treads as seen from either end."""
+    """Wheels on both sides of a body, and their treads seen from both ends."""
     tyre, hub = Paint(RUBBER, label), Paint(HUB, label)
     for z in places:
         for x in (-half - 0.02, half + 0.02):
@@ -71,7 +71,7 @@ def car(look: Look, rng: np.random.Generator) -> Model:
     glass = Paint(tinted(glass.colour, 0.55), CAR)
     model = Model()
     waist = CAR_CABINS[shape][0][1] * height
-    nose = 0.72 * waist if shape != "van" else 0.85 * waist
+    nose = (0.85 if shape == "van" else 0.72) * waist
     hull = [(-0.5, 0.22), (-0.5, waist), (0.3, waist), (0.48, nose), (0.5, 0.22)]
     hull = [(z * length, y) for z, y in hull]
     centre = model.prism(hull, -half, half, body, body)
@@ -151,7 +151,7 @@ def _tipper(model: Model, half: float, back: float, front: float, load: Paint) -
 
 
 def bus(look: Look, rng: np.random.Generator) -> Model:
-    """A city bus; in the source city half of them have two decks."""
+    """A city bus; half of the source city's have two decks."""
     model = Model()
     half, length = 1.27, between((9.5, 11.5), rng)
     double = not look.foreign and rng.random() < 0.5
@@ -192,8 +192,7 @@ def _bus_glass(
 def tram(look: Look, rng: np.random.Generator) -> Model:
     """A two-car train on street rails, with window band, doors and a pantograph."""
     model = Model()
-    paint, band = pick(look.trains, rng)
-    paint, band = Paint(paint, TRAIN), Paint(band, TRAIN)
+    paint, band = (Paint(colour, TRAIN) for colour in pick(look.trains, rng))
     glass = Paint(tinted(pick(look.glass, rng), 0.45), TRAIN)
     half, section = 1.3, 11.0
     nose = 0.3 if look.foreign else 1.3
@@ -202,9 +201,8 @@ def tram(look: Look, rng: np.random.Generator) -> Model:
         z1 = z0 + section - 0.4
         tip0, tip1 = (nose, 0.0) if k == 0 else (0.0, nose)
         profile = [(z0, 0.35), (z0, 1.3), (z0 + tip0, 3.4), (z1 - tip1, 3.4), (z1, 1.3), (z1, 0.35)]
-        face0 = [band, glass] if k == 0 else [band, band]
-        face1 = [glass, band] if k == 1 else [band, band]
-        strips = [face0[0], face0[1], paint, face1[0], face1[1], band]
+        back, front = (glass, band) if k == 0 else (band, glass)
+        strips = [band, back, paint, front, band, band]
         body = model.prism(profile, -half, half, strips, paint)
         _tram_sides(model, body, half, z0 + tip0, z1 - tip1, band, glass)
     _tram_ends(model, section, nose, band)
@@ -234,8 +232,8 @@ def _tram_ends(model: Model, section: float, nose: float, band: Paint) -> None:
     for z, lamp in ((-section + 0.16, red), (section - 0.16, white)):
         wedge = [(-1.3, 1.3, z), (1.3, 1.3, z), (1.3, 1.05, z), (0.0, 0.55, z), (-1.3, 1.05, z)]
         model.face(wedge, pale, centre=body, level=2)
-        for x, y in ((-0.95, 0.8), (0.95, 0.8)):
-            model.disc((x, y, z), 0.17, lamp, centre=body, level=2)
+        for x in (-0.95, 0.95):
+            model.disc((x, 0.8, z), 0.17, lamp, centre=body, level=2)
         _end_plate(model, body, (-1.3, 1.3), (0.1, 0.42), z, dark)
         inward = z - np.sign(z) * nose * 0.9
         _end_plate(model, body, (-0.4, 0.4), (3.05, 3.32), inward + np.sign(z) * 0.05, number)
