@@ -83,7 +83,7 @@ SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
 
 
 def pixel_draws(seed: int, images: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """A random number per pixel, float32 [B, h, w] in [0, 1), which an image's index determines."""
+    """Random numbers float32 [B, h, w] in [0, 1); an image's depend on its index and the seed."""
     generators = (torch.Generator().manual_seed(mix(seed, image)) for image in images)
     return torch.stack([torch.rand(*size, generator=generator) for generator in generators])
 
@@ -95,7 +95,7 @@ def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: in
         features: float [B, D, h, w] on any device; the sample's stay there.
         labels: uint8 [B, h, w], 255 = ignore, on the CPU.
         draws: float32 [B, h, w], on the CPU.
-        per_class: Pixels of a class.
+        per_class: The limit.
     """
     labels, draws = labels.flatten(), draws.flatten()  # [B h w]
     keep = _lowest(labels, draws, per_class)
@@ -148,7 +148,7 @@ def source_rows(
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive batches of a data set whose rows one file holds."""
+    """Consecutive batches of a data set, whose rows are in one file."""
 
     name: str
     batches: tuple[tuple[int, ...], ...]  # indices of images
@@ -156,7 +156,7 @@ class Shard:
     @property
     def count(self) -> int:
         """Number of images."""
-        return sum(len(batch) for batch in self.batches)
+        return sum(map(len, self.batches))
 
 
 def cut_shards(batches: Sequence[Sequence[int]]) -> list[Shard]:
@@ -175,17 +175,14 @@ class Shards:
     parts: list[Shard]
     write: Callable[[Path, int, Iterable[tuple[Tensor, ...]]], None]
 
-    def path(self, shard: Shard) -> Path:
-        """The file of a shard."""
-        return self.folder / shard.name
-
+    @property
     def paths(self) -> list[Path]:
         """The files of all shards."""
-        return [self.path(shard) for shard in self.parts]
+        return [self.folder / shard.name for shard in self.parts]
 
     def missing(self) -> list[Shard]:
         """The shards whose file is missing or damaged."""
-        return [s for s in self.parts if not is_whole(self.path(s), s.count, self.keys)]
+        return [s for s in self.parts if not is_whole(self.folder / s.name, s.count, self.keys)]
 
 
 def source_shards(folder: Path, batches: Sequence[Sequence[int]], per_class: int) -> Shards:
@@ -214,9 +211,9 @@ def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
 
 
 def write_target_shard(path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]]) -> None:
-    """Write the features, prediction and probability of `count` target images, batch by batch."""
+    """Write the features, predictions and probabilities of batches of `count` target images."""
+    first = 0
     with create_store(path) as file:
-        first = 0
         for rows in outputs:
             first = _write_rows(file, first, count, dict(zip(TARGET_ROWS, rows, strict=True)))
 
@@ -224,14 +221,7 @@ def write_target_shard(path: Path, count: int, outputs: Iterable[tuple[Tensor, .
 def write_source_shard(
     path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]], per_class: int
 ) -> None:
-    """Write the statistics of `count` source images, batch by batch, and their merged sample.
-
-    Args:
-        path: The shard's file.
-        count: Number of images.
-        outputs: `source_rows` of each batch.
-        per_class: As for `sample_pixels`.
-    """
+    """Write the `source_rows` of batches of `count` source images, their samples merged."""
     with create_store(path) as file:
         first, samples, fields = 0, [], SourceStatistics._fields
         for rows in outputs:
@@ -260,7 +250,7 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
 def move_target(shards: Shards, folder: Path, names: Sequence[str]) -> None:
     """Move the shards to `target/` below a folder, and link them in `target.h5` beside it."""
     with atomic_folder(folder / "target") as unfinished:
-        for path in shards.paths():
+        for path in shards.paths:
             shutil.move(path, unfinished / path.name)  # it may lie on another disk
     link_target(folder / "target.h5", names, [folder / "target" / s.name for s in shards.parts])
 
@@ -280,7 +270,7 @@ def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> Non
         _write_names(file, names)
         for key, parts in sources.items():
             layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
-            layout.dcpl.set_obj_track_times(False)  # for the same bytes each time
+            layout.dcpl.set_obj_track_times(False)  # else the bytes differ each time
             first = 0
             for part in parts:
                 layout[first : first + part.shape[0]] = part

@@ -87,15 +87,12 @@ class SegmentationNetwork(nn.Module):
 
 
 def build(config: Network, num_classes: int, pretrained: bool = False) -> SegmentationNetwork:
-    """Build a network.
+    """Build a network, a module whose call gives `NetworkOutput`.
 
     Args:
         config: The `network` parameters.
         num_classes: K.
-        pretrained: Load `config.encoder_weights`; otherwise the weights are random.
-
-    Returns:
-        A module whose call gives `NetworkOutput`.
+        pretrained: Whether to load `config.encoder_weights`; otherwise the weights are random.
 
     Raises:
         UserError: The architecture, encoder, an option or the encoder's weights do not exist.
@@ -109,12 +106,8 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
         )
     _check_options(architecture, config)
     try:
-        model = architecture(
-            encoder_name=config.encoder,
-            encoder_weights=None,
-            classes=num_classes,
-            **config.options,
-        )
+        parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
+        model = architecture(**parts, **config.options)
     except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
@@ -205,10 +198,10 @@ def save_model(
 
 
 def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
-    """Read a model; its network is in eval mode on the CPU.
+    """Read a model written by `save_model`; its network is in eval mode on the CPU.
 
     Args:
-        path: A file that `save_model` wrote.
+        path: The file.
         classes: The classes it must have; None accepts any.
 
     Raises:

@@ -138,7 +138,7 @@ class Threshold:
         return self.passes in (torch.le, torch.lt)
 
     def passed(self, pixels: Pixels, threshold: float | Tensor) -> Tensor:
-        """Test pixels, bool [...], by a number or one per class, float [K], in float32."""
+        """Whether pixels pass a number or one per class, float [K], in float32; bool [...]."""
         limit = torch.as_tensor(threshold, dtype=torch.float32)
         if limit.dim():
             classes = pixels.classes(self.rule)
@@ -159,7 +159,7 @@ class Threshold:
 
 
 _HUNDREDTHS = tuple(i / 100 for i in range(100))
-# In the order in which tables, figures and the page show them.
+# In the order of tables, figures and the page.
 THRESHOLDS = {
     threshold.key: threshold
     for threshold in (
@@ -187,15 +187,12 @@ THRESHOLDS = {
 def label_pixels(
     rule: str, pixels: Pixels, thresholds: Mapping[str, float | Tensor | None]
 ) -> Tensor:
-    """Label the pixels that pass all given thresholds of a rule.
+    """Give the pixels that pass all thresholds the rule's class, uint8 [...], the others 255.
 
     Args:
         rule: One of RULES.
         pixels: The rule's inputs.
         thresholds: Key of THRESHOLDS -> a number, or one per class, float [K]; None: not asked.
-
-    Returns:
-        uint8 [...]: the rule's class where the pixel passes, otherwise 255.
     """
     classes = pixels.classes(rule)
     keep = torch.ones_like(classes, dtype=torch.bool)
@@ -268,13 +265,7 @@ def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) 
 def configured(
     rule: str, config: PseudoLabel, class_thresholds: Tensor | None
 ) -> dict[str, float | Tensor]:
-    """The configured thresholds of a rule: key of THRESHOLDS -> a number, or one per class.
-
-    Args:
-        rule: One of RULES.
-        config: The parameters.
-        class_thresholds: float [K] of the configured quantile, or None.
-    """
+    """The configured `thresholds` of `label_pixels`, where the quantile's are float [K] or None."""
     values = {
         key: class_thresholds if threshold.per_class else getattr(config, key)
         for key, threshold in THRESHOLDS.items()
@@ -286,13 +277,7 @@ def configured(
 def measure(features: Tensor, prediction: Tensor, probability: Tensor, anchors: Tensor) -> Pixels:
     """Collect the rules' inputs of images, maps [B, h, w] on the anchors' device.
 
-    Errors are those of `anchor_distances`.
-
-    Args:
-        features: float [B, D, h, w].
-        prediction: uint8 [B, h, w], the predicted class.
-        probability: float32 [B, h, w], its probability.
-        anchors: float [K, D].
+    Features, anchors and errors are those of `anchor_distances`.
     """
     features, *predicted = (part.to(anchors.device) for part in (features, prediction, probability))
     return Pixels(*anchor_distances(features, anchors), *predicted)
@@ -312,7 +297,7 @@ def apply_rules(
         class_thresholds: float [K] of the configured quantile, or None.
 
     Returns:
-        uint8 [...] by the anchor rule, uint8 [...] by the probability rule; 255 = none.
+        The labels by the anchor rule and by the probability rule, uint8 [...], 255 = none.
     """
     anchor, probability = (
         label_pixels(rule, pixels, configured(rule, config, class_thresholds)) for rule in RULES
@@ -325,13 +310,10 @@ def apply_rules(
 def count_labels(
     nearest: Tensor, by_anchor: Tensor, by_probability: Tensor, num_classes: int
 ) -> Tensor:
-    """Count the pixels of each class, int64 [4, K], rows as in COVERAGE; counts of images add up.
+    """Count each class's pixels in uint8 maps [...], 255 = none; counts of images add up.
 
-    Args:
-        nearest: uint8 [...], the class of the nearest anchor.
-        by_anchor: uint8 [...], the label by the anchor rule, 255 = none.
-        by_probability: uint8 [...], the label by the probability rule, 255 = none.
-        num_classes: K.
+    Returns:
+        int64 [4, K], rows as in COVERAGE.
     """
     maps = (nearest, by_anchor, by_probability, agreeing(by_anchor, by_probability))
     counts = (torch.bincount(labels.flatten().long(), minlength=IGNORE + 1) for labels in maps)
