@@ -9,8 +9,8 @@ from torch.func import functional_call
 
 from cag.config.training import Training
 from cag.config.warmup import Warmup
-from cag.networks import SegmentationNetwork
-from cag.training.cross_entropy import cross_entropy, upsampled
+from cag.networks import SegmentationNetwork, upsampled
+from cag.training.cross_entropy import cross_entropy
 from cag.training.objectives import Batch, TwoDomainObjective
 
 CHANNELS = (64, 128, 256, 512, 1)
@@ -18,11 +18,11 @@ BETAS = (0.9, 0.99)  # of the discriminator's Adam
 
 
 class Discriminator(nn.Sequential):
-    """Tells the source's predictions from the target's: five 4 x 4 convolutions of stride 2.
+    """Distinguishes the source's predictions from the target's.
 
-    Padding 1; leaky ReLU of slope 0.2 after all but the last; no normalisation. Maps class
-    probabilities float [B, K, H, W] to scores float [B, 1, H // 32, W // 32], logits of "source";
-    H and W must be at least 32.
+    Five 4 x 4 convolutions of stride 2 and padding 1, with leaky ReLU of slope 0.2 between them and
+    no normalisation. Maps class probabilities float [B, K, H, W], H and W >= 32, to logits of
+    "source", float [B, 1, H // 32, W // 32].
     """
 
     def __init__(self, num_classes: int):
@@ -33,11 +33,11 @@ class Discriminator(nn.Sequential):
 
 
 def domain_loss(scores: Tensor, source: bool, objective: str = "vanilla") -> Tensor:
-    """How far scores are from saying that predictions are the source's, or are not.
+    """The discriminator's loss for one domain.
 
     Args:
-        scores: float [B, 1, h, w], a discriminator's.
-        source: Which of the two they should say.
+        scores: float [B, 1, h, w], its output.
+        source: Whether "source" is right for them.
         objective: "vanilla", binary cross-entropy of the sigmoid, or "least_squares", the squared
             distance to 1 for the source and 0 for the target.
 
@@ -59,10 +59,10 @@ def domain_loss(scores: Tensor, source: bool, objective: str = "vanilla") -> Ten
 def adversarial_loss(
     discriminator: Discriminator, target: Tensor, objective: str = "vanilla"
 ) -> Tensor:
-    """The network's loss, low where the discriminator takes the target for the source.
+    """The network's loss, low where the discriminator mistakes the target for the source.
 
     Args:
-        discriminator: Frozen here: no gradient reaches its parameters.
+        discriminator: No gradient reaches its parameters.
         target: float [B, K, H, W], class probabilities of target images, with a gradient.
         objective: As for `domain_loss`.
 
@@ -76,12 +76,12 @@ def adversarial_loss(
 def discriminator_loss(
     discriminator: Discriminator, source: Tensor, target: Tensor, objective: str = "vanilla"
 ) -> Tensor:
-    """The discriminator's loss, low where it tells the domains apart.
+    """The discriminator's loss, low where it distinguishes the domains.
 
     Args:
         discriminator: To be trained.
         source: float [B, K, H, W], class probabilities of source images; no gradient reaches them.
-        target: float [B', K, H, W], those of target images.
+        target: float [B', K, H, W], those of target images; no gradient reaches them.
         objective: As for `domain_loss`.
 
     Returns:
@@ -93,16 +93,16 @@ def discriminator_loss(
 
 
 class AdversarialObjective(TwoDomainObjective):
-    """Source cross-entropy, and target predictions that a discriminator takes for the source's.
+    """Source cross-entropy, and target predictions that a discriminator mistakes for the source's.
 
     The first loss is source_ce + weight x adversarial + discriminator. Its terms train disjoint
-    parameters: the discriminator is frozen in `adversarial` and sees detached predictions in its
-    own loss. So one backward pass gives both sides the gradients of AdaptSegNet's alternating
-    update, which also takes both before either side steps.
+    parameters, because `adversarial` freezes the discriminator, and `discriminator` detaches the
+    predictions. So one backward pass gives both sides the gradients of AdaptSegNet's alternating
+    update, which also computes both before either side steps.
 
-    As there, the discriminator sees the softmax of logits brought to the images' size (bilinear,
-    aligned corners) rather than of those at the decoder's stride: five halvings of 64 x 128 pixels
-    leave 2 x 4 scores, of 16 x 32 feature pixels none.
+    As in AdaptSegNet, the discriminator sees the softmax of logits at the images' size (bilinear,
+    aligned corners): five halvings of 64 x 128 pixels leave 2 x 4 scores, of 16 x 32 feature pixels
+    none.
     """
 
     names = ("loss", "source_ce", "adversarial", "discriminator")
@@ -115,7 +115,7 @@ class AdversarialObjective(TwoDomainObjective):
         self.config = config
 
     def optimizers(self, config: Training) -> list[torch.optim.Optimizer]:
-        """The network's as configured, and Adam for the discriminator."""
+        """The network's optimizers as configured, and Adam for the discriminator."""
         parameters = self.discriminator.parameters()
         rate = self.config.discriminator_learning_rate
         return [*super().optimizers(config), torch.optim.Adam(parameters, lr=rate, betas=BETAS)]

@@ -16,21 +16,21 @@ from cag.runtime.precision import full_precision
 
 
 def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
-    """Keep the labels, integer [...], that equal the predicted class or another label; else 255."""
+    """Keep the labels, integer [...], that equal another map of labels; 255 elsewhere."""
     return labels.masked_fill(labels != prediction, IGNORE)
 
 
 def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """Keep the labels that the prediction agrees with: the pixels that anchors are made of.
+    """Keep the labels that equal argmax(logits), 255 elsewhere: the pixels that make the anchors.
 
     Args:
         labels: integer [B, h, w], train ids.
         logits: float [B, K, h, w].
 
     Returns:
-        [B, h, w] of the labels' dtype: the label where argmax(logits) equals it, otherwise 255.
+        [B, h, w] of the labels' dtype.
     """
-    # max finds the same first index as argmax, in half the time on a CPU
+    # max gives the same index as argmax, in half the time on a CPU
     return agreeing(labels, logits.max(dim=1).indices)
 
 
@@ -39,10 +39,9 @@ def resize_labels(
 ) -> Tensor:
     """Bring label maps [B, H, W] of any integer dtype to `size` (h, w) by nearest neighbour.
 
-    Row i of the result is row floor(i H / h), which for an output stride of 4 is row 4 i: the
-    released code's way down. With `align_corners` it is the row nearest to i (H - 1) / (h - 1),
-    where bilinear interpolation with aligned corners, by which the networks enlarge their maps,
-    puts it: the only way up that does not shift a map by half a feature pixel.
+    To shrink: row i of the result is row floor(i H / h), as in the released code. To enlarge, with
+    `align_corners`: the row nearest to i (H - 1) / (h - 1), as in the networks' bilinear
+    interpolation. Anything else would shift the map by half a feature pixel.
     """
     rows, columns = (
         _nearest(old, new, align_corners, labels.device)
@@ -62,11 +61,11 @@ def _nearest(old: int, new: int, align_corners: bool, device: torch.device) -> T
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Sum the feature vectors of each class in each image. Differentiable in the features.
 
-    These sums and counts are all that any definition of the anchors needs.
+    Every definition of the anchors can be computed from these sums and counts.
 
     Args:
         features: float [B, D, h, w]; half precision is summed in float32.
-        labels: integer [B, h, w]; any value outside 0..num_classes-1 is ignored. For anchors, mask
+        labels: integer [B, h, w]; values outside 0..num_classes-1 are ignored. For anchors, mask
             them first with `agreeing_labels`.
         num_classes: K.
 
@@ -90,14 +89,14 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
     Args:
         sums: float [N, K, D], as `class_sums` gives them.
         counts: integer [N, K].
-        average: "images" is the released code: the mean of the images' class means, over the images
-            with at least `min_pixels` pixels of the class; an all-zero class mean is not counted.
-            (Its cap at 3000 vectors, which turns the mean into a moving average, is left out.)
-            "pixels" is the paper: the mean over all pixels of the class.
-        min_pixels: fewer pixels of a class in an image do not count; "images" only.
+        average: "images" is the released code: the mean of the images' class means, without those
+            of fewer than `min_pixels` pixels and those that are all zero. (Its cap at 3000 vectors,
+            which turns the mean into a moving average, is left out.) "pixels" is the paper: the
+            mean over all pixels of the class.
+        min_pixels: the least pixels of a class in an image; "images" only.
 
     Returns:
-        float32 [K, D]; a row of NaN for a class that is never seen.
+        float32 [K, D]; a row of NaN for a class never seen.
 
     Raises:
         ValueError: another `average`.
@@ -108,24 +107,20 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
 
 
 def class_recall(correct_counts: Tensor, counts: Tensor) -> Tensor:
-    """Share of each class's pixels that are predicted as such, over all images.
+    """The correctly predicted share of each class's pixels, float32 [K]; NaN without pixels.
 
     Args:
-        correct_counts: integer [N, K], correctly predicted pixels.
-        counts: integer [N, K], all labelled pixels.
-
-    Returns:
-        float32 [K] in [0, 1]; NaN for a class without pixels.
+        correct_counts: integer [N, K], correctly predicted pixels of each image.
+        counts: integer [N, K], its labelled pixels.
     """
     return correct_counts.sum(dim=0) / counts.sum(dim=0)
 
 
 def nearest_other_anchor(anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest other anchor of each, float [K, D] with rows of NaN for classes without.
+    """Find the nearest other anchor of each of float [K, D]; rows of NaN are none.
 
     Returns:
-        Its class, int64 [K], -1 where there is none; and the L2 distance to it, float64 [K], NaN
-        where there is none.
+        Its class, int64 [K], or -1; and the L2 distance to it, float64 [K], or NaN.
     """
     anchors = anchors.double()
     distances = torch.cdist(anchors, anchors).nan_to_num(torch.inf).fill_diagonal_(torch.inf)
@@ -137,13 +132,12 @@ def nearest_other_anchor(anchors: Tensor) -> tuple[Tensor, Tensor]:
 def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
     """Leave out the anchors of classes that the network hardly finds on its own training data.
 
-    Such an anchor is the mean of a few odd pixels, near enough to everything to be a trap: its
-    pseudo-labels are wrong and the students learn them.
+    Such an anchor is the mean of a few odd pixels and near to everything, so that its pseudo-labels
+    are wrong.
 
     Args:
         anchors: float [K, D].
-        recall: float [K], share of each class's source pixels that are predicted as such; NaN where
-            it has none.
+        recall: float [K], as `class_recall` gives it.
         min_recall: in [0, 1]; 0 keeps all.
 
     Returns:
@@ -153,7 +147,7 @@ def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
 
 
 class AnchorMean:
-    """The same anchors from class sums that arrive piece by piece, in memory that stays flat.
+    """`anchors` from class sums that arrive piece by piece, in flat memory.
 
     Example:
         >>> mean = AnchorMean("images", min_pixels=1)
@@ -163,8 +157,8 @@ class AnchorMean:
         tensor([[2., 1.]])
 
     Attributes:
-        images: int64 [K], images that count for the class ("pixels": that show it).
-        pixels: int64 [K], pixels of the class in these images.
+        images: int64 [K], images that count for each class.
+        pixels: int64 [K], its pixels in these images.
     """
 
     def __init__(self, average: str = "images", min_pixels: int = 10) -> None:
@@ -195,14 +189,14 @@ class AnchorMean:
 
 
 class _ClassSums(torch.autograd.Function):
-    """One-hot matrix product: keeps only the labels for backward, gives a contiguous gradient."""
+    """A one-hot matrix product that saves only the labels and gives a contiguous gradient."""
 
     @staticmethod
     def forward(ctx, features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(labels)
         ctx.shape, ctx.dtype = features.shape, features.dtype
-        # A CPU multiplies by four rows at a time and is slower at what is left over. (Few classes
-        # stay as they are: there it would also change the order in which two threads add.)
+        # A CPU multiplies four rows at a time, and is slower at the rest. (Few classes stay as they
+        # are: rounding up would change the order in which two threads add.)
         rows = num_classes if num_classes <= 16 else -(-num_classes // 4) * 4
         one_hot = _one_hot(labels, rows)
         counts = one_hot.sum(dim=-1)[:, :num_classes].long()  # [B, K]
@@ -218,14 +212,14 @@ class _ClassSums(torch.autograd.Function):
         num_classes = gradient.shape[1]
         none = (labels < 0) | (labels >= num_classes)
         classes = labels.long().masked_fill(none, num_classes).flatten(1)[:, None]  # [B, 1, hw]
-        # one column more, of zeros, for the pixels without a class
+        # an additional column of zeros serves the pixels without a class
         columns = F.pad(gradient.to(ctx.dtype).transpose(1, 2), (0, 1))  # [B, D, K + 1]
         pixels = columns.gather(2, classes.expand(-1, columns.shape[1], -1))  # [B, D, hw]
         return pixels.view(ctx.shape), None, None
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels [B, h, w] as float32 [B, K, hw]; a pixel without a class is a column of zeros."""
+    """Labels [B, h, w] as float32 [B, K, hw]; zeros for a pixel without a class."""
     labels = labels.flatten(1)[:, None]
     classes = torch.arange(num_classes, dtype=labels.dtype, device=labels.device)[:, None]
     one_hot = labels.new_empty((labels.shape[0], num_classes, labels.shape[2]), dtype=torch.float32)
@@ -233,10 +227,10 @@ def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
-    """Anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
+    """Read anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
 
     Raises:
-        UserError: The file is missing, damaged, or of other classes or another feature width.
+        UserError: The file is missing or damaged, or K or D differs.
     """
     try:
         with open(path, "rb") as file:

@@ -20,16 +20,15 @@ LOW_LEVEL_CHANNELS = 48
 class DeepLabV3PlusPaper(nn.Module):
     """The paper's network, with the parts and arguments of the library's networks.
 
-    The last stage of a ResNet encoder keeps the stride of the one before it and dilates the 3x3
+    The last stage of a ResNet encoder keeps the stride of the previous one and dilates the 3x3
     convolutions of its blocks by 2, 4 and 8 (multi-grid 1, 2, 4; DeepLab v3, section 4.1.2). Other
-    encoders are dilated as in the library. On resnet101 with 19 classes it has 59,343,795
-    parameters.
+    encoders are dilated as in the library. With resnet101 and 19 classes: 59,343,795 parameters.
 
     Args:
         encoder_name: An encoder of segmentation_models_pytorch; the paper's is resnet101.
         encoder_weights: Name of its pretrained weights on the hub, or None.
         classes: K.
-        encoder_output_stride: Image pixels per step of the encoder's last map, 8 or 16.
+        encoder_output_stride: Of the encoder's last map, 8 or 16 image pixels.
         decoder_channels: D, the number of feature channels.
         decoder_atrous_rates: Dilations of the pyramid's 3x3 convolutions.
         **kwargs: Further arguments of the encoder.
@@ -38,7 +37,7 @@ class DeepLabV3PlusPaper(nn.Module):
         ValueError: The output stride is neither 8 nor 16.
     """
 
-    input_multiple = 1  # the decoder goes by the low-level map's size
+    input_multiple = 1  # the decoder takes any size
 
     def __init__(
         self,
@@ -54,10 +53,7 @@ class DeepLabV3PlusPaper(nn.Module):
         if encoder_output_stride not in (8, 16):
             raise ValueError(f"encoder_output_stride is {encoder_output_stride}; expected 8 or 16")
         self.encoder = smp.encoders.get_encoder(
-            encoder_name,
-            weights=encoder_weights,
-            output_stride=encoder_output_stride,
-            **kwargs,
+            encoder_name, weights=encoder_weights, output_stride=encoder_output_stride, **kwargs
         )
         apply_multi_grid(self.encoder, 32 // encoder_output_stride)
         self.decoder = Decoder(self.encoder.out_channels, decoder_channels, decoder_atrous_rates)
@@ -81,14 +77,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Decode features.
-
-        Args:
-            features: The encoder's maps, float [B, C_i, h_i, w_i], from the image to the smallest.
-
-        Returns:
-            float [B, D, H / 4, W / 4], at least 0.
-        """
+        """The features f, float [B, D, H / 4, W / 4] >= 0, of the encoder's maps, largest first."""
         context = self.aspp(features[-1])  # (B, D, H / 16, W / 16)
         low_level = self.low_level(features[2])  # (B, 48, H / 4, W / 4)
         size = low_level.shape[-2:]

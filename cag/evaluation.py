@@ -22,7 +22,7 @@ from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.progress import Advance
 
 BATCH_SIZE = 4
-Predicted = tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]  # an image's index and label map
+Predicted = tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]  # index, label map, prediction
 
 
 def full_resolution_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,11 +43,11 @@ def predict_labelled(
     Args:
         network: In eval mode, on the fabric's device.
         images: With labels.
-        batches: Indices of the images to predict, together where they have one size.
+        batches: Indices of the images of each batch, which have one size.
         fabric: Device and precision.
         advance: Counts the images.
         on_prediction: Called with an image's index and its prediction, uint8 [H, W] on the CPU at
-            the size of the label map, in any order and in several threads at a time.
+            the label map's size, in any order and in several threads.
 
     Returns:
         Confusion matrix int64 [K, K], rows = truth.
@@ -76,14 +76,14 @@ def predict_labelled(
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:
     """Write metrics.json, per_class.csv and confusion.csv.
 
-    The mean IoU is also given under the number of its classes, and that over each of the classes'
-    subsets under the subset's name: `miou_16` and `miou_13_of_16` beside `miou`.
+    Beside `miou`, the mean IoU is also named by the number of classes, `miou_16`, and there is one
+    for each subset of the classes, `miou_13_of_16`.
 
     Args:
-        folder: Where.
+        folder: Where to write.
         confusion: int64 [K, K], rows = truth.
         classes: Names and subsets of the K classes.
-        images: Number of images that the matrix counts.
+        images: Number of images in the matrix.
     """
     iou, accuracy = metrics.iou(confusion).numpy(), metrics.class_accuracy(confusion).numpy()
     scores = {

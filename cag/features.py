@@ -24,15 +24,6 @@ from cag.runtime.seeds import mix
 if TYPE_CHECKING:
     from cag.runtime.processes import Processes
 
-SOURCE_KEYS = (
-    "names",
-    "class_sums",
-    "class_counts",
-    "correct_class_sums",
-    "correct_class_counts",
-    "sample_features",
-    "sample_labels",
-)
 TARGET_ROWS = ("features", "prediction", "probability")
 TARGET_KEYS = ("names", *TARGET_ROWS)
 SHARD_BATCHES = 4
@@ -56,11 +47,11 @@ class TargetImage(NamedTuple):
 
 
 class TargetStore(NamedTuple):
-    """What `target.h5` says of itself."""
+    """The contents of `target.h5`, without its rows."""
 
     names: list[str]
     width: int  # of the features
-    shards: list[tuple[Path, range]]  # files, and which rows each has
+    shards: list[tuple[Path, range]]  # each file and the rows that it holds
 
 
 def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> SourceStatistics:
@@ -83,28 +74,28 @@ class Sample(NamedTuple):
 
     features: Tensor  # [M, D] float16
     labels: Tensor  # [M] uint8
-    draws: Tensor  # [M] float32, the numbers in [0, 1) that the pixels have drawn
+    draws: Tensor  # [M] float32, each pixel's random number in [0, 1)
+
+
+SAMPLE_ROWS = tuple(f"sample_{field}" for field in Sample._fields)
+SOURCE_KEYS = ("names", *SourceStatistics._fields, "sample_features", "sample_labels")
+SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
 
 
 def pixel_draws(seed: int, images: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """A random number for each pixel of some images, float32 [B, h, w] in [0, 1).
-
-    An image's draws depend on its index alone, not on the images beside it.
-    """
+    """Random numbers float32 [B, h, w] in [0, 1); an image's depend on its index and the seed."""
     generators = (torch.Generator().manual_seed(mix(seed, image)) for image in images)
     return torch.stack([torch.rand(*size, generator=generator) for generator in generators])
 
 
 def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: int) -> Sample:
-    """The pixels of each class with the lowest draws.
-
-    Samples of parts of a data set are merged to that of the whole by `merge_samples`.
+    """The at most `per_class` pixels of each class with the lowest draws.
 
     Args:
-        features: float [B, D, h, w], on any device, where the sample's stay.
+        features: float [B, D, h, w] on any device; the sample's stay there.
         labels: uint8 [B, h, w], 255 = ignore, on the CPU.
         draws: float32 [B, h, w], on the CPU.
-        per_class: At most as many pixels of a class are kept.
+        per_class: The limit.
     """
     labels, draws = labels.flatten(), draws.flatten()  # [B h w]
     keep = _lowest(labels, draws, per_class)
@@ -114,14 +105,14 @@ def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: in
 
 
 def merge_samples(samples: Sequence[Sample], per_class: int) -> Sample:
-    """One sample of what several samples are of, which come in the images' order."""
+    """The sample of a whole data set from those of its parts, in the images' order."""
     joined = Sample(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
     keep = _lowest(joined.labels, joined.draws, per_class)
     return Sample(*(part[keep] for part in joined))
 
 
 def _lowest(labels: Tensor, draws: Tensor, per_class: int) -> Tensor:
-    """Indices of each class's lowest draws, by class, then by draw; the first of equal ones."""
+    """Indices of each class's lowest draws, by class, then by draw, then by position."""
     order = (labels.double() + draws).argsort(stable=True)  # exact: 8 + 24 bits
     ordered = labels[order]
     rank = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
@@ -142,8 +133,8 @@ def source_rows(
         features: float [B, D, h, w].
         logits: float [B, K, h, w].
         labels: uint8 [B, H, W] train ids, 255 = ignore, on the CPU.
-        indices: Of the B images in their data set.
-        seed: Of the sample.
+        indices: The images' positions in their data set.
+        seed: For the sample.
         per_class: As for `sample_pixels`.
     """
     labels = resize_labels(labels, logits.shape[2:])
@@ -152,16 +143,12 @@ def source_rows(
     return *statistics, *sample_pixels(features, labels, draws, per_class)
 
 
-SAMPLE_ROWS = tuple(f"sample_{field}" for field in Sample._fields)
-SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
-
-
-# Shards: files of a few batches' rows, the same whichever process writes which
+# Shards: files of a few batches' rows, the same whichever process writes them
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive batches of a data set whose rows one file holds."""
+    """Consecutive batches of a data set, whose rows are in one file."""
 
     name: str
     batches: tuple[tuple[int, ...], ...]  # indices of images
@@ -169,63 +156,53 @@ class Shard:
     @property
     def count(self) -> int:
         """Number of images."""
-        return sum(len(batch) for batch in self.batches)
+        return sum(map(len, self.batches))
 
 
 def cut_shards(batches: Sequence[Sequence[int]]) -> list[Shard]:
-    """Shards of `SHARD_BATCHES` batches, the last of what is left."""
-    starts = range(0, len(batches), SHARD_BATCHES)
-    return [
-        Shard(
-            f"{number:05d}.h5",
-            tuple(tuple(batch) for batch in batches[start : start + SHARD_BATCHES]),
-        )
-        for number, start in enumerate(starts)
-    ]
+    """Cut batches into shards of `SHARD_BATCHES`; the last holds the rest."""
+    batches, starts = tuple(map(tuple, batches)), range(0, len(batches), SHARD_BATCHES)
+    parts = (batches[start : start + SHARD_BATCHES] for start in starts)
+    return [Shard(f"{number:05d}.h5", part) for number, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a data set's rows, which lie in one folder."""
+    """The shards of a data set, in one folder."""
 
     folder: Path
-    keys: tuple[str, ...]  # of each shard's data sets
+    keys: tuple[str, ...]  # of a shard's rows
     parts: list[Shard]
     write: Callable[[Path, int, Iterable[tuple[Tensor, ...]]], None]
 
-    def path(self, shard: Shard) -> Path:
-        """The file of a shard."""
-        return self.folder / shard.name
-
+    @property
     def paths(self) -> list[Path]:
         """The files of all shards."""
-        return [self.path(shard) for shard in self.parts]
+        return [self.folder / shard.name for shard in self.parts]
 
     def missing(self) -> list[Shard]:
-        """The shards whose file is not there or cannot be read."""
-        return [
-            shard for shard in self.parts if not is_whole(self.path(shard), shard.count, self.keys)
-        ]
+        """The shards whose file is missing or damaged."""
+        return [s for s in self.parts if not is_whole(self.folder / s.name, s.count, self.keys)]
 
 
 def source_shards(folder: Path, batches: Sequence[Sequence[int]], per_class: int) -> Shards:
-    """The shards of the source's batches, written by `write_source_shard`."""
+    """The shards of the source's batches."""
     write = partial(write_source_shard, per_class=per_class)
     return Shards(folder, SOURCE_SHARD_KEYS, cut_shards(batches), write)
 
 
 def target_shards(folder: Path, batches: Sequence[Sequence[int]]) -> Shards:
-    """The shards of the target's batches, written by `write_target_shard`."""
+    """The shards of the target's batches."""
     return Shards(folder, TARGET_ROWS, cut_shards(batches), write_target_shard)
 
 
 def count_images(shards: Sequence[Shard]) -> int:
-    """Number of images in some shards."""
+    """Number of images in shards."""
     return sum(shard.count for shard in shards)
 
 
 def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
-    """Whether a shard's file of `count` images is there and can be read."""
+    """Whether a shard's file exists, can be read and holds `count` images."""
     try:
         with open_store(path, keys) as file:
             return len(file[keys[0]]) == count
@@ -234,9 +211,9 @@ def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
 
 
 def write_target_shard(path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]]) -> None:
-    """Write the features, prediction and probability of `count` target images, batch by batch."""
+    """Write the features, predictions and probabilities of batches of `count` target images."""
+    first = 0
     with create_store(path) as file:
-        first = 0
         for rows in outputs:
             first = _write_rows(file, first, count, dict(zip(TARGET_ROWS, rows, strict=True)))
 
@@ -244,14 +221,7 @@ def write_target_shard(path: Path, count: int, outputs: Iterable[tuple[Tensor, .
 def write_source_shard(
     path: Path, count: int, outputs: Iterable[tuple[Tensor, ...]], per_class: int
 ) -> None:
-    """Write what there is of `count` source images, and merge their samples.
-
-    Args:
-        path: The shard's file.
-        count: Number of images.
-        outputs: Of each batch, the fields of its `SourceStatistics` and those of its `Sample`.
-        per_class: As for `sample_pixels`.
-    """
+    """Write the `source_rows` of batches of `count` source images, their samples merged."""
     with create_store(path) as file:
         first, samples, fields = 0, [], SourceStatistics._fields
         for rows in outputs:
@@ -263,7 +233,7 @@ def write_source_shard(
 
 
 def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_class: int) -> None:
-    """Write `source.h5` from its shards, whose samples become one."""
+    """Write `source.h5` from its shards, and merge their samples."""
     with create_store(path) as file:
         _write_names(file, names)
         first, samples = 0, []
@@ -278,15 +248,15 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
 
 
 def move_target(shards: Shards, folder: Path, names: Sequence[str]) -> None:
-    """Move the shards to the folder `target` of another folder, and link them by `target.h5`."""
+    """Move the shards to `target/` below a folder, and link them in `target.h5` beside it."""
     with atomic_folder(folder / "target") as unfinished:
-        for path in shards.paths():
+        for path in shards.paths:
             shutil.move(path, unfinished / path.name)  # it may lie on another disk
     link_target(folder / "target.h5", names, [folder / "target" / s.name for s in shards.parts])
 
 
 def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> None:
-    """Write `target.h5`: the rows of its shards, one after the other, as virtual data sets.
+    """Write `target.h5`, the shards' rows in sequence as virtual data sets.
 
     The shards lie below the folder of `path` and can be moved with it.
     """
@@ -300,7 +270,7 @@ def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> Non
         _write_names(file, names)
         for key, parts in sources.items():
             layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
-            layout.dcpl.set_obj_track_times(False)  # for the same bytes each time
+            layout.dcpl.set_obj_track_times(False)  # else the bytes differ each time
             first = 0
             for part in parts:
                 layout[first : first + part.shape[0]] = part
@@ -309,7 +279,7 @@ def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> Non
 
 
 def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tensor]) -> int:
-    """Write rows from `first` on of data sets of `count` rows; return the number after them."""
+    """Write rows from number `first` on into data sets of `count` rows; return the next number."""
     end = first
     for key, value in rows.items():
         array, end = value.numpy(), first + len(value)
@@ -330,10 +300,10 @@ def create_store(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py.File]:
-    """An HDF5 file of the groups "0" to `count` - 1, each of which one of the processes writes.
+    """Make an HDF5 file of the groups "0" to `count` - 1, which several processes write.
 
     Yields:
-        The file of this process's own groups; they are put together at the end.
+        The file for this process's groups; process 0 joins the files at the end.
     """
     parts = [path.with_name(f"{path.stem}.{rank}.h5") for rank in range(processes.count)]
     with create_store(parts[processes.rank]) as part:
@@ -357,18 +327,18 @@ def write_group(file: h5py.File, key: str, name: str, maps: Mapping[str, Tensor]
 
 
 def source_bytes(count: int, num_classes: int, width: int, per_class: int) -> int:
-    """Bytes that `source.h5` takes."""
+    """Size of `source.h5` in bytes."""
     return 2 * count * num_classes * (4 * width + 8) + num_classes * per_class * (2 * width + 1)
 
 
 def target_bytes(count: int, width: int, height: int, breadth: int) -> int:
-    """Bytes that `target.h5` takes."""
+    """Size of `target.h5` with its shards in bytes."""
     return count * height * breadth * (2 * width + 5)
 
 
 @contextmanager
 def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
-    """A feature store for reading.
+    """Open a feature store for reading.
 
     Raises:
         UserError: The file is missing, damaged, or lacks a data set.
@@ -387,7 +357,7 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
 
 
 def read_target_store(path: Path) -> TargetStore:
-    """The names and shards of `target.h5`; the shards themselves are not opened.
+    """Read `target.h5` without opening its shards.
 
     Raises:
         UserError: It is missing or damaged.
@@ -405,7 +375,7 @@ def read_target_store(path: Path) -> TargetStore:
 
 
 def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Read the `count` rows of a shard one after the other.
+    """Read the `count` rows of a shard one by one.
 
     Yields:
         Features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w].
@@ -413,19 +383,16 @@ def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, 
     Raises:
         UserError: It is missing or damaged.
     """
-    # HDF5 would give zeros for a shard that lacks, if it were read as a part of `target.h5`.
+    # Read as a part of `target.h5`, a missing shard would give zeros.
     with open_store(shard, TARGET_ROWS) as file:
         for i in range(count):
-            rows = tuple(read_array(file, key, slice(i, i + 1)) for key in TARGET_ROWS)
-            if any(len(row) != 1 for row in rows):
-                raise UserError(f"{shard}: fewer than {count} rows; delete it and rerun")
-            yield rows
+            yield _target_row(file, i, count)
 
 
 def read_target_images(
     store: TargetStore, shards: Sequence[tuple[Path, range]]
 ) -> Iterator[TargetImage]:
-    """Read the images of some of a store's shards; the errors are those of `read_target_rows`."""
+    """Read the images of shards of a store; errors are those of `read_target_rows`."""
     for path, numbers in shards:
         rows = read_target_rows(path, len(numbers))
         for number, row in zip(numbers, rows, strict=True):
@@ -433,35 +400,34 @@ def read_target_images(
 
 
 def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Read one image's row, as `read_target_rows` gives it.
-
-    Raises:
-        UserError: Its shard is missing or damaged.
-    """
+    """Read one image's row; form and errors are those of `read_target_rows`."""
     path, rows = next((path, rows) for path, rows in store.shards if index in rows)
     with open_store(path, TARGET_ROWS) as file:
-        row = rows.index(index)
-        found = tuple(read_array(file, key, slice(row, row + 1)) for key in TARGET_ROWS)
-    if any(len(part) != 1 for part in found):
-        raise UserError(f"{path}: fewer than {len(rows)} rows; delete it and rerun")
-    return found
+        return _target_row(file, rows.index(index), len(rows))
+
+
+def _target_row(shard: h5py.File, index: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    row = tuple(read_array(shard, key, slice(index, index + 1)) for key in TARGET_ROWS)
+    if any(len(part) != 1 for part in row):
+        raise UserError(f"{shard.filename}: fewer than {count} rows; delete it and rerun")
+    return row
 
 
 def read_names(file: h5py.File) -> list[str]:
-    """The images' names, in the order of the other data sets.
+    """Read the images' names, in the order of the rows.
 
     Raises:
-        UserError: They cannot be read.
+        UserError: The file is damaged.
     """
     with _readable(file):
         return [str(name) for name in file["names"].asstr()[:]]
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
-    """Rows of a data set as a tensor.
+    """Read rows of a data set as a tensor.
 
     Raises:
-        UserError: They cannot be read.
+        UserError: The file is damaged.
     """
     with _readable(file):
         return torch.from_numpy(file[key][rows])

@@ -19,8 +19,8 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
         num_classes: K.
 
     Returns:
-        int64 [K, K], rows = truth, columns = prediction. A pixel where either map is outside 0..K-1
-        (255 = ignored or unlabelled) is skipped.
+        int64 [K, K], rows = truth, columns = prediction, without the pixels where either map is
+        outside 0..K-1 (255 = ignored or unlabelled).
 
     Raises:
         ValueError: the maps differ in shape.
@@ -33,7 +33,7 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     truth, predicted = labels.flatten().long(), predictions.flatten().long()
     counted = (truth >= 0) & (truth < num_classes) & (predicted >= 0) & (predicted < num_classes)
     cells = truth.mul(num_classes).add_(predicted)
-    cells.masked_fill_(~counted, num_classes**2)  # one cell more, for what is skipped
+    cells.masked_fill_(~counted, num_classes**2)  # an additional cell for the skipped pixels
     counts = torch.bincount(cells, minlength=num_classes**2 + 1)
     return counts[:-1].view(num_classes, num_classes)
 
@@ -48,8 +48,8 @@ def iou(confusion: Tensor) -> Tensor:
 def mean_iou(confusion: Tensor, classes: Sequence[int] | None = None) -> float:
     """Mean IoU over the classes that occur, or over those of `classes` that do.
 
-    With `classes`, pixels of the other classes still count as errors where they are confused:
-    "13 of 16 classes" is such a figure, and differs from that of a model trained with 13.
+    With `classes`, confusions with the other classes still count as errors: "13 of 16 classes"
+    differs from the score of a model trained with 13.
     """
     scores = iou(confusion)
     chosen = scores if classes is None else scores[list(classes)]
@@ -69,15 +69,15 @@ def pixel_accuracy(confusion: Tensor) -> float:
 
 
 def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
-    """Count what pseudo-labels come to: the sufficient statistics of `labelling_scores`, which add.
+    """Count pixels for `labelling_scores`; the counts of several images add up.
 
     Args:
         labels: uint8 [...], the pseudo-label, 255 = none.
-        truth: uint8 [...], the true class, 255 = not known.
+        truth: uint8 [...], the true class, 255 = unknown.
 
     Returns:
-        int64 [5]: pixels, labelled ones, ones of a known class, labelled ones of a known class,
-        rightly labelled ones.
+        int64 [5]: all pixels, labelled, of a known class, labelled and of a known class, correctly
+        labelled.
     """
     labelled, known = labels != IGNORE, truth != IGNORE
     masks = (torch.ones_like(known), labelled, known, labelled & known, (labels == truth) & known)
@@ -85,10 +85,10 @@ def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
 
 
 def labelling_scores(outcome: Tensor) -> dict[str, float]:
-    """Coverage, precision and recall in [0, 1] of `labelling_outcome`'s counts; NaN for 0 / 0.
+    """Coverage, precision and recall in [0, 1] from `labelling_outcome`; NaN for 0 / 0.
 
-    Coverage is the labelled share of the pixels, precision the rightly labelled share of the
-    labelled ones of a known class, recall that of all pixels of a known class.
+    Coverage is the labelled share of all pixels; precision the correct share of labelled pixels of
+    a known class; recall the correctly labelled share of all pixels of a known class.
     """
     pixels, labelled, known, judged, right = outcome.double().unbind()
     shares = {"coverage": labelled / pixels, "precision": right / judged, "recall": right / known}

@@ -12,9 +12,9 @@ def chosen_classes(labels: Tensor, num_classes: int, draw: Uniform = uniform) ->
     """Choose half of the classes (rounded up) of each label map at random, bool [B, K].
 
     Args:
-        labels: integer [B, H, W]; others than 0..K-1 are no class.
+        labels: integer [B, H, W]; values outside 0..K-1 are no class.
         num_classes: K.
-        draw: Where its random numbers come from.
+        draw: The source of random numbers.
     """
     counted = labels.flatten(1).long().clamp(max=num_classes)  # [B, H W]
     seen = torch.zeros(len(labels), num_classes + 1, device=labels.device)
@@ -33,10 +33,10 @@ def class_regions(
     (Tranheden et al., WACV 2021).
 
     Args:
-        labels: integer [B, H, W], the source's; others than 0..K-1 are never pasted.
+        labels: integer [B, H, W], the source's; values outside 0..K-1 are never pasted.
         num_classes: K.
-        probability: that an image's regions are pasted at all, in [0, 1].
-        draw: Where its random numbers come from.
+        probability: that anything of an image is pasted, in [0, 1].
+        draw: The source of random numbers.
     """
     chosen = chosen_classes(labels, num_classes, draw)
     chosen &= draw(len(labels), 1, labels.device) < probability
@@ -46,5 +46,5 @@ def class_regions(
 
 
 def paste(regions: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Take the source in the regions, bool [B, H, W], and the target [B, n, H, W] elsewhere."""
+    """Take the source [B, n, H, W] in the regions, bool [B, H, W], and the target elsewhere."""
     return torch.where(regions[:, None], source, target)

@@ -25,7 +25,7 @@ from cag.runtime.validation import explain
 
 # An encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
-# Arguments of the library's networks that are not the user's to give, or would do nothing here.
+# Arguments of the library's networks that the user must not give, or that would do nothing.
 NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
     *("activation", "upsampling", "aux_params"),
@@ -33,7 +33,7 @@ NO_OPTIONS = (
 
 
 class NetworkOutput(NamedTuple):
-    """What a network says of images [B, 3, H, W]."""
+    """A network's output for images [B, 3, H, W]."""
 
     features: Tensor  # [B, D, h, w] the classifier's input
     logits: Tensor  # [B, K, h, w]
@@ -49,7 +49,7 @@ def upsampled(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder and classifier of a library's network, without its final upsampling.
 
-    The features are the decoder's output (METHOD: f), the logits the classifier's (METHOD: z).
+    The decoder gives the features (METHOD: f), the classifier the logits (METHOD: z).
     """
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -71,18 +71,14 @@ class SegmentationNetwork(nn.Module):
         return self.classifier.out_channels
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """Features and logits of images.
+        """Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
 
         Args:
-            images: [B, 3, H, W] float in [0, 1]; any size, padded inside to a multiple of 32 (the
-                paper's network takes it as it is).
-
-        Returns:
-            Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
+            images: [B, 3, H, W] float in [0, 1] of any size, padded to a multiple of
+                `input_multiple`.
         """
-        height, width = images.shape[-2:]
+        (height, width), multiple = images.shape[-2:], self.input_multiple
         images = (images - self.mean) / self.std
-        multiple = self.input_multiple
         images = F.pad(images, (0, -width % multiple, 0, -height % multiple))
         features = self.decoder(self.encoder(images))  # (B, D, h', w')
         stride = images.shape[-1] // features.shape[-1]
@@ -91,18 +87,15 @@ class SegmentationNetwork(nn.Module):
 
 
 def build(config: Network, num_classes: int, pretrained: bool = False) -> SegmentationNetwork:
-    """Build a network.
+    """Build a network, a module whose call gives `NetworkOutput`.
 
     Args:
         config: The `network` parameters.
         num_classes: K.
-        pretrained: Load `config.encoder_weights`; otherwise the weights are random.
-
-    Returns:
-        A module whose call gives `NetworkOutput`.
+        pretrained: Whether to load `config.encoder_weights`; otherwise the weights are random.
 
     Raises:
-        UserError: The architecture, encoder, an option or the encoder's weights are not to be had.
+        UserError: The architecture, encoder, an option or the encoder's weights do not exist.
     """
     ours = {"DeepLabV3PlusPaper": DeepLabV3PlusPaper}
     architecture = ours.get(config.architecture) or getattr(smp, config.architecture, None)
@@ -113,13 +106,9 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
         )
     _check_options(architecture, config)
     try:
-        model = architecture(
-            encoder_name=config.encoder,
-            encoder_weights=None,
-            classes=num_classes,
-            **config.options,
-        )
-    except Exception as error:  # the library checks little, so that wrong options raise many kinds
+        parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
+        model = architecture(**parts, **config.options)
+    except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
             f"{config.options} cannot be built: {in_one_line(error)}"
@@ -132,7 +121,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
 def _check_options(architecture: type[nn.Module], config: Network) -> None:
     known = [n for n in inspect.signature(architecture).parameters if n not in NO_OPTIONS]
     for name in config.options:
-        # What the library's networks do not know they hand on to a timm encoder, or ignore.
+        # The library's networks pass unknown options on to a timm encoder, or ignore them.
         if name in NO_OPTIONS or not (name in known or config.encoder.startswith("tu-")):
             raise UserError(
                 f"network.options.{name} is no option of {config.architecture}; known are "
@@ -141,27 +130,25 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
-    """Load pretrained weights into an encoder: from the local file if there is one, else the hub.
+    """Load pretrained weights into an encoder: from the local file if it exists, else the hub.
 
     Raises:
-        UserError: Neither is to be had, or the file does not fit the encoder.
+        UserError: There are none, or they do not fit the encoder.
     """
     path = encoder_weights_file(name, weights)
-    state = _read_encoder_file(path) if path.exists() else _hub_state(name, weights, path)
+    state = _encoder_state(path, name, weights)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit encoder '{name}': {in_one_line(error)}") from None
 
 
-def _read_encoder_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
-
-
-def _hub_state(name: str, weights: str, path: Path) -> dict[str, Tensor]:
+def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
+    if path.exists():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
     try:
         return smp.encoders.get_encoder(name, weights=weights).state_dict()
     except Exception as error:  # the hub's clients raise many kinds
@@ -178,11 +165,11 @@ class Model(NamedTuple):
     network: SegmentationNetwork
     config: Network
     classes: LabelSpace
-    size: Pixels | None  # (height, width) of the images that it was trained on, if they had one
+    size: Pixels | None  # (height, width) of its training images; None if they differ
 
 
 class Description(Section):
-    """What a model says of itself in its file."""
+    """The metadata of a model's file."""
 
     format: Literal[1]
     network: Network
@@ -197,15 +184,7 @@ def save_model(
     classes: LabelSpace,
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Write a model that describes itself.
-
-    Args:
-        path: The file, safetensors.
-        network: Its weights.
-        config: Its parameters.
-        classes: Names and palette of its classes.
-        size: (height, width) of the images that it was trained on, if they have one.
-    """
+    """Write a safetensors file that describes itself; the arguments are the fields of `Model`."""
     description = {
         "format": 1,
         "network": config.model_dump(mode="json"),
@@ -214,15 +193,15 @@ def save_model(
     }
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_file(path) as partial:
-        # One metadata key: several would be written in an order that changes from run to run.
+        # One metadata key: the order of several would change from run to run.
         partial.write_bytes(save(state, metadata={"cag": json.dumps(description)}))
 
 
 def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
-    """Read a model; its network is in eval mode on the CPU.
+    """Read a model written by `save_model`; its network is in eval mode on the CPU.
 
     Args:
-        path: A file that `save_model` wrote.
+        path: The file.
         classes: The classes it must have; None accepts any.
 
     Raises:

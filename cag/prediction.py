@@ -19,7 +19,7 @@ from cag.runtime.overlap import in_order, threads
 if TYPE_CHECKING:
     from cag.config.extract import Views
 
-UPSAMPLED_VALUES = 2**26  # as many logits at an image's size are in memory at a time
+UPSAMPLED_VALUES = 2**26  # most logits at an image's size that are in memory at a time
 
 
 class ImageBatch(NamedTuple):
@@ -33,31 +33,27 @@ class ImageBatch(NamedTuple):
 def image_batches(
     images: PreparedImages, batches: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[ImageBatch]:
-    """Read batches of images by threads, in order.
+    """Read batches of images in several threads, in order.
 
     Args:
-        images: Where to read.
+        images: The data set.
         batches: Indices of the images of each batch, which have one size.
-        device: Where they will be predicted; on the way to a GPU they lie in pinned memory.
+        device: Where they will be predicted; for a GPU they are put in pinned memory.
     """
     indices = chain.from_iterable(batches)
     with closing(in_order(lambda index: images[index], indices, threads())) as items:
         for batch in batches:
             pixels, labels, _ = zip(*islice(items, len(batch)), strict=True)
             stacked = torch.stack(pixels)
-            yield ImageBatch(
-                list(batch), stacked.pin_memory() if device.type == "cuda" else stacked, labels
-            )
+            stacked = stacked.pin_memory() if device.type == "cuda" else stacked
+            yield ImageBatch(list(batch), stacked, labels)
 
 
 @torch.inference_mode()
 def predict(network: nn.Module, images: Tensor, fabric: Fabric) -> NetworkOutput:
-    """A network's output for images.
+    """The output of a network, in eval mode on the fabric's device, for images uint8 [B, 3, H, W].
 
-    Args:
-        network: In eval mode, on the device.
-        images: uint8 [B, 3, H, W].
-        fabric: Device and precision.
+    The fabric gives the device and the precision.
     """
     return _forward(network, images.to(fabric.device, non_blocking=True).float() / 255, fabric)
 
@@ -67,14 +63,15 @@ def full_resolution(
 ) -> tuple[Tensor, ...]:
     """The predicted class at an image's own size, from logits upsampled with aligned corners.
 
+    For a large image, some classes are upsampled at a time, with the same result.
+
     Args:
         logits: [K, h, w] of an image.
-        size: Its height and width H, W. Where K * H * W values are too many for the memory, some
-            classes are upsampled at a time, which changes nothing.
-        confidence: Whether the probability of the predicted class is wanted too.
+        size: Its height H and width W.
+        confidence: Whether to return the probability of the predicted class too.
 
     Returns:
-        Classes uint8 [H, W] and, if wanted, their probability float32 [H, W].
+        Classes uint8 [H, W] and, if asked for, their probability float32 [H, W].
     """
     step = max(1, UPSAMPLED_VALUES // (size[0] * size[1]))
     best = classes = total = None
@@ -101,18 +98,18 @@ def predict_views(
 ) -> NetworkOutput:
     """The mean of a network's outputs for several views of the same images.
 
-    Where a network errs differently on a lighter, larger or mirrored image, the mean is better than
-    the output for any one of them.
+    A network errs differently on lighter, larger or mirrored images, so that the mean is better
+    than each output.
 
     Args:
         network: In eval mode, on the device.
         images: uint8 [B, 3, H, W].
-        views: Every combination of a scale, a gamma and, with `flip`, a mirror image.
+        views: All combinations of a scale, a gamma and, with `flip`, a mirror image.
         fabric: Device and precision.
 
     Returns:
-        Features [B, D, h, w], the views' mean at the size that unscaled images give; and as logits
-        [B, K, h, w] the logarithm of the mean of their probabilities.
+        The mean features [B, D, h, w], at the size of unscaled images' features; and as logits
+        [B, K, h, w] the logarithm of the mean probabilities.
     """
     images = images.to(fabric.device, non_blocking=True).float() / 255
     if views.scales == views.gammas == (1.0,) and not views.flip:
@@ -122,12 +119,12 @@ def predict_views(
     scales = sorted(views.scales, key=lambda scale: scale != 1)  # 1 first: it gives the size
     for scale, gamma, flip in product(scales, views.gammas, {False, views.flip}):
         output = _forward(network, _view(images, scale, gamma, flip), fabric)
-        seen = [output.features.float(), output.logits.float().softmax(dim=1)]
-        seen = [part.flip(3) for part in seen] if flip else seen
-        size = size or seen[0].shape[2:]
-        if seen[0].shape[2:] != size:
-            seen = [upsampled(part, size) for part in seen]
-        features, probabilities = features + seen[0], probabilities + seen[1]
+        maps = [output.features.float(), output.logits.float().softmax(dim=1)]
+        maps = [part.flip(3) for part in maps] if flip else maps
+        size = size or maps[0].shape[2:]
+        if maps[0].shape[2:] != size:
+            maps = [upsampled(part, size) for part in maps]
+        features, probabilities = features + maps[0], probabilities + maps[1]
     count = len(views.scales) * len(views.gammas) * (1 + views.flip)
     return NetworkOutput(features / count, (probabilities / count).log())
 
@@ -135,13 +132,7 @@ def predict_views(
 def predict_pixels(
     network: nn.Module, images: Tensor, views: Views, fabric: Fabric
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What pseudo-labels are made of, by `predict_views`.
-
-    Args:
-        network: In eval mode, on the device.
-        images: uint8 [B, 3, H, W].
-        views: As for `predict_views`.
-        fabric: Device and precision.
+    """The input of the pseudo-labels, by `predict_views`, whose arguments are the same.
 
     Returns:
         Features float16 [B, D, h, w], the predicted class uint8 [B, h, w] and its probability

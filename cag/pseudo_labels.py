@@ -19,9 +19,9 @@ from cag.runtime.precision import full_precision
 if TYPE_CHECKING:
     from cag.config.pseudo_labels import PseudoLabel
 
-_CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary that stays in a CPU's cache
-_SUM_CHANNELS = 32  # a long float32 sum rounds more than a few short ones
-COVERAGE = ("nearest", *RULES, "agree")  # what `count_labels` counts
+_CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary must fit into a CPU's cache
+_SUM_CHANNELS = 32  # a few short float32 sums round less than a long one
+COVERAGE = ("nearest", *RULES, "agree")  # the rows of `count_labels`
 
 
 def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,12 +29,12 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
 
     Args:
         features: float [B, D, h, w].
-        anchors: float [K, D], K <= 255; a row with NaN is a class never seen, and is never nearest.
+        anchors: float [K, D], K <= 255; a row with NaN is never nearest.
 
     Returns:
-        nearest uint8 [B, h, w], the lowest class on ties; and the L2 distances d1 <= d2 to the
-        nearest and the second nearest, float32 [B, h, w], in units of the features, accurate to
-        about 1e-6 of the features' distance from the anchors' centre.
+        nearest uint8 [B, h, w], the lowest class on ties; and the L2 distances d1 <= d2, float32
+        [B, h, w], in units of the features, accurate to about 1e-6 of the features' distance from
+        the anchors' centre.
 
     Raises:
         ValueError: fewer than two anchors are seen, or D differs.
@@ -44,10 +44,11 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
             f"the features have {features.shape[1]} channels, the anchors {anchors.shape[1]}"
         )
     seen = ~anchors.isnan().any(dim=1)  # [K]
-    if int(seen.sum()) < 2:
+    count = int(seen.sum())
+    if count < 2:
         raise ValueError(
-            f"a margin needs at least two anchors, but {int(seen.sum())} of {len(anchors)} classes "
-            "have been seen (the others are rows of NaN)"
+            f"a margin needs at least two anchors, but {count} of {len(anchors)} classes have been "
+            "seen (the others are rows of NaN)"
         )
     anchors = anchors.detach().float().masked_fill(~seen[:, None], torch.inf)
     pixels = features.detach().flatten(2)  # [B, D, hw]
@@ -61,8 +62,8 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
 def anchor_margins(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Find each pixel's nearest anchor and the margin d2 - d1 by which it is nearest.
 
-    Args and errors are those of `anchor_distances`. (The released code assumes distances below 100;
-    there is no such limit here.)
+    Args and errors are those of `anchor_distances`. The released code's limit of 100 to distances
+    is left out.
 
     Returns:
         nearest uint8 [B, h, w], and margin float32 [B, h, w] >= 0 in units of the features.
@@ -78,7 +79,7 @@ def relative_margins(nearest_distance: Tensor, second_distance: Tensor) -> Tenso
 
 
 class Pixels(NamedTuple):
-    """What the rules know of pixels, [...] each; a rule needs what its thresholds compare."""
+    """The rules' inputs, [...] each; a rule needs those that its thresholds compare."""
 
     nearest: Tensor | None = None  # uint8, the class of the nearest anchor
     nearest_distance: Tensor | None = None  # float32, d1
@@ -95,28 +96,27 @@ class Pixels(NamedTuple):
         return relative_margins(self.nearest_distance, self.second_distance)
 
     def classes(self, rule: str) -> Tensor:
-        """The class that a rule gives a pixel where it labels it, uint8 [...]."""
+        """A rule's class for each pixel, before any threshold, uint8 [...]."""
         return self.nearest if rule == "anchor" else self.prediction
 
     def chosen(self, mask: Tensor) -> Pixels:
-        """The pixels where a mask, bool [...], is true, [n] each."""
+        """The pixels of a mask bool [...], [n] each."""
         return Pixels(*(values[mask] for values in self))
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of a rule, which labels the pixels that pass all its thresholds.
+    """A threshold of a rule; a pixel that passes all of a rule's thresholds is labelled.
 
     Attributes:
         key: The parameter of `pseudo_label` that sets it.
-        label: The number that is compared, in words.
-        value: Gives the number of each pixel, float32 [...].
-        scale: The thresholds of its curve; None: in units of the features, as far as the anchors
-            are apart.
+        label: The compared number, in words.
+        value: The compared number of each pixel, float32 [...].
+        scale: The thresholds of its curve; None: up to the greatest distance between anchors.
         rule: One of RULES.
         passes: Compares pixel and threshold: torch.ge, gt, le or lt.
-        per_class: The parameter is a share of each class's pixels, and the threshold of a class is
-            the number that this share reaches.
+        per_class: The parameter is a share of each class's pixels, and a class's threshold is the
+            number that this share reaches.
     """
 
     key: str
@@ -134,11 +134,11 @@ class Threshold:
 
     @property
     def at_most(self) -> bool:
-        """Whether small numbers pass, so that the largest threshold is the loosest."""
+        """Whether small numbers pass: the largest threshold is the loosest."""
         return self.passes in (torch.le, torch.lt)
 
     def passed(self, pixels: Pixels, threshold: float | Tensor) -> Tensor:
-        """Test pixels, in float32: a number, or one for each class float [K]; bool [...]."""
+        """Whether pixels pass a number or one per class, float [K], in float32; bool [...]."""
         limit = torch.as_tensor(threshold, dtype=torch.float32)
         if limit.dim():
             classes = pixels.classes(self.rule)
@@ -150,7 +150,7 @@ class Threshold:
 
         Args:
             values: float32 [...], as `value` gives them.
-            thresholds: float32 [T], each of them once.
+            thresholds: float32 [T], without duplicates.
         """
         sign = -1 if self.at_most else 1
         reaches = self.passes in (torch.ge, torch.le)  # a value that equals its threshold passes
@@ -159,7 +159,7 @@ class Threshold:
 
 
 _HUNDREDTHS = tuple(i / 100 for i in range(100))
-# In the order in which tables, figures and the page show them.
+# In the order of tables, figures and the page.
 THRESHOLDS = {
     threshold.key: threshold
     for threshold in (
@@ -187,15 +187,12 @@ THRESHOLDS = {
 def label_pixels(
     rule: str, pixels: Pixels, thresholds: Mapping[str, float | Tensor | None]
 ) -> Tensor:
-    """Label the pixels that pass every threshold of a rule that is given.
+    """Give the pixels that pass all thresholds the rule's class, uint8 [...], the others 255.
 
     Args:
         rule: One of RULES.
-        pixels: What is known of them.
-        thresholds: Key of THRESHOLDS -> a number or one for each class, float [K]; None: not asked.
-
-    Returns:
-        uint8 [...]: the rule's class where the pixel passes, otherwise 255.
+        pixels: The rule's inputs.
+        thresholds: Key of THRESHOLDS -> a number, or one per class, float [K]; None: not asked.
     """
     classes = pixels.classes(rule)
     keep = torch.ones_like(classes, dtype=torch.bool)
@@ -211,7 +208,7 @@ def active(
     second_distance: Tensor,
     **thresholds: float | Tensor | None,
 ) -> Tensor:
-    """Label the active pixels: those that reach every threshold that is given.
+    """Label the active pixels: those that pass all given thresholds.
 
     Args:
         nearest: uint8 [...], the class of the nearest anchor.
@@ -219,11 +216,11 @@ def active(
         second_distance: float32 [...], d2.
         **thresholds: As for `label_pixels`: margin is the least d2 - d1, in units of the features
             (the paper's and the released code's rule); relative_margin the least
-            (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], the least relative margin of each
-            class, as `MarginHistogram.thresholds` gives it.
+            (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], each class's least relative
+            margin, from `MarginHistogram.thresholds`. The threshold itself passes.
 
     Returns:
-        uint8 [...]: the class where active, otherwise 255. Exactly the threshold is active.
+        uint8 [...]: the class where active, otherwise 255.
 
     Raises:
         ValueError: no threshold is given.
@@ -250,7 +247,7 @@ def by_probability(logits: Tensor, threshold: float = 0.95) -> Tensor:
 
     Args:
         logits: float [B, K, h, w].
-        threshold: in [0, 1]; compared as float32, and the threshold itself is not enough.
+        threshold: in [0, 1], compared as float32; the threshold itself does not pass.
 
     Returns:
         uint8 [B, h, w]: the predicted class, or 255.
@@ -260,16 +257,7 @@ def by_probability(logits: Tensor, threshold: float = 0.95) -> Tensor:
 
 
 def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) -> Tensor:
-    """Apply the rule of `by_probability` to predictions that are stored with their probability.
-
-    Args:
-        prediction: integer [...], the predicted class.
-        probability: float32 [...], its probability.
-        threshold: as for `by_probability`.
-
-    Returns:
-        uint8 [...]: the predicted class, or 255.
-    """
+    """Apply `by_probability`, uint8 [...], to integer predictions and their float32 probability."""
     pixels = Pixels(prediction=prediction, probability=probability)
     return label_pixels("probability", pixels, {"probability": threshold})
 
@@ -277,16 +265,7 @@ def confident(prediction: Tensor, probability: Tensor, threshold: float = 0.95) 
 def configured(
     rule: str, config: PseudoLabel, class_thresholds: Tensor | None
 ) -> dict[str, float | Tensor]:
-    """Collect the thresholds of a rule that the parameters ask for.
-
-    Args:
-        rule: One of RULES.
-        config: The parameters.
-        class_thresholds: float [K] of the configured quantile, or None.
-
-    Returns:
-        Key of THRESHOLDS -> the number, or those of the classes, in the order of the table.
-    """
+    """The configured `thresholds` of `label_pixels`, where the quantile's are float [K] or None."""
     values = {
         key: class_thresholds if threshold.per_class else getattr(config, key)
         for key, threshold in THRESHOLDS.items()
@@ -296,16 +275,9 @@ def configured(
 
 
 def measure(features: Tensor, prediction: Tensor, probability: Tensor, anchors: Tensor) -> Pixels:
-    """Collect all that the rules know of images, on the device of the anchors.
+    """Collect the rules' inputs of images, maps [B, h, w] on the anchors' device.
 
-    Args:
-        features: float [B, D, h, w].
-        prediction: uint8 [B, h, w], the predicted class.
-        probability: float32 [B, h, w], its probability.
-        anchors: float [K, D].
-
-    Returns:
-        Maps [B, h, w]. Errors are those of `anchor_distances`.
+    Features, anchors and errors are those of `anchor_distances`.
     """
     features, *predicted = (part.to(anchors.device) for part in (features, prediction, probability))
     return Pixels(*anchor_distances(features, anchors), *predicted)
@@ -316,38 +288,32 @@ def apply_rules(
 ) -> tuple[Tensor, Tensor]:
     """Label pixels by both rules at the configured thresholds.
 
-    With `agreement` the anchor rule's label must be the predicted class, too. This is not in the
-    paper: of a class that the network knows badly, the nearest anchor is often wrong.
+    With `agreement` the anchor rule's label must also be the predicted class. This is not in the
+    paper: where the network knows a class badly, its anchor is often wrongly the nearest.
 
     Args:
-        pixels: All that is known of them.
+        pixels: All inputs of the rules.
         config: The thresholds.
         class_thresholds: float [K] of the configured quantile, or None.
 
     Returns:
-        uint8 [...] by the anchor rule, uint8 [...] by the probability rule; 255 = none.
+        The labels by the anchor rule and by the probability rule, uint8 [...], 255 = none.
     """
-    by_anchor, by_probability = (
+    anchor, probability = (
         label_pixels(rule, pixels, configured(rule, config, class_thresholds)) for rule in RULES
     )
     if config.agreement:
-        by_anchor = agreeing(by_anchor, pixels.prediction)
-    return by_anchor, by_probability
+        anchor = agreeing(anchor, pixels.prediction)
+    return anchor, probability
 
 
 def count_labels(
     nearest: Tensor, by_anchor: Tensor, by_probability: Tensor, num_classes: int
 ) -> Tensor:
-    """Count the pixels of each class that a rule could label, that it labels, and that both do.
-
-    Args:
-        nearest: uint8 [...], the class of the nearest anchor.
-        by_anchor: uint8 [...], the label by the anchor rule, 255 = none.
-        by_probability: uint8 [...], the label by the probability rule, 255 = none.
-        num_classes: K.
+    """Count each class's pixels in uint8 maps [...], 255 = none; counts of images add up.
 
     Returns:
-        int64 [4, K], a row for each of COVERAGE. The counts of several images add up.
+        int64 [4, K], rows as in COVERAGE.
     """
     maps = (nearest, by_anchor, by_probability, agreeing(by_anchor, by_probability))
     counts = (torch.bincount(labels.flatten().long(), minlength=IGNORE + 1) for labels in maps)
@@ -355,21 +321,21 @@ def count_labels(
 
 
 class MarginHistogram:
-    """Per-class quantiles of the relative margin over a whole data set, in memory that stays flat.
+    """Per-class quantiles of the relative margin over a whole data set, in flat memory.
 
-    A threshold per class keeps rare classes alive, which one margin for all silences. Two passes:
+    One margin for all classes silences rare ones; a threshold per class keeps them. Two passes:
     `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`.
 
     Attributes:
-        counts: int64 [K, bins], pixels by nearest class and relative margin. Histograms of parts of
-            a data set add up.
+        counts: int64 [K, bins], pixels by nearest class and relative margin. Counts of parts of a
+            data set add up.
     """
 
     def __init__(
         self, num_classes: int, bins: int = 2**14, device: torch.device | str | None = None
     ) -> None:
         if bins < 1 or bins & (bins - 1):
-            # then relative * bins and edge / bins are exact, and both passes agree on every pixel
+            # else relative * bins and edge / bins are inexact, and the passes may disagree
             raise ValueError(f"bins must be a power of two, not {bins}")
         self.counts = torch.zeros(num_classes, bins, dtype=torch.int64, device=device)
 
@@ -384,8 +350,8 @@ class MarginHistogram:
         """Find the relative margin that the most confident fraction `keep` of each class reaches.
 
         Returns:
-            float32 [K]: the highest bin edge that at least `keep` of the class's pixels reach (so
-            at most one bin's pixels too many); 0 for a class without pixels.
+            float32 [K]: the highest bin edge that at least `keep` of the class's pixels reach (at
+            most one bin's pixels too many); 0 for a class without pixels.
 
         Raises:
             ValueError: `keep` is not in (0, 1].
@@ -403,11 +369,10 @@ def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     """Split the squared distances of pixels [B, D, p] to anchors [K, D], infinite where not seen.
 
     Returns:
-        What differs between the anchors, [B, K, p], and what does not, [B, p]; their sum is the
-        square.
+        The part that differs between the anchors, [B, K, p], and the rest, [B, p].
     """
-    # Distances are differences of products. Around the anchors' centre the products are no larger
-    # than need be, and a centre of few digits leaves short numbers exact.
+    # Distances are differences of products. Around the anchors' centre the products are smallest,
+    # and a centre of few digits leaves short numbers exact.
     centre = anchors[seen].mean(dim=0).bfloat16().float()  # [D]
     offsets = (anchors - centre).masked_fill(~seen[:, None], 0)  # [K, D]
     # ||f||^2 is the same for all anchors, which differ in ||a||^2 - 2 f.a
@@ -415,16 +380,15 @@ def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tens
     scores = offsets.square().sum(dim=1).masked_fill(~seen, torch.inf)[:, None]  # [K, 1]
     scores = scores.repeat(len(pixels), 1, pixels.shape[2])  # [B, K, p]
     size = scores.new_empty(len(pixels), pixels.shape[2])
-    # channels that lay a power of two apart would displace one another in a CPU's cache
+    # channels a power of two apart would displace one another in a CPU's cache
     block_pixels = _block_pixels(pixels)
     stride = min(block_pixels, pixels.shape[2]) + 16
     block = scores.new_empty(*pixels.shape[:2], stride)
     splits = (tensor.split(block_pixels, dim=-1) for tensor in (pixels, scores, size))
     for part, score, square in zip(*splits, strict=True):
         centred = torch.sub(part, centre[:, None], out=block[:, :, : part.shape[2]])
-        channels = centred.split(_SUM_CHANNELS, dim=1)
-        for weight, some in zip(weights, channels, strict=True):
-            score.baddbmm_(weight, some)
+        for weight, channels in zip(weights, centred.split(_SUM_CHANNELS, dim=1), strict=True):
+            score.baddbmm_(weight, channels)
         torch.sum(centred.square_(), dim=1, out=square)
     return scores, size
 
@@ -438,17 +402,18 @@ def _nearest_two(
     second_distance = (second + size).clamp_(min=0).sqrt_()
 
     block_pixels = _block_pixels(pixels)
-    # Cancellation leaves too few digits close to an anchor, and cannot tell a tie: these few again.
+    # Cancellation leaves too few digits close to an anchor or a tie: compute these few again.
     for chosen in (best + size < size / 64).nonzero().split(block_pixels):
         image, pixel = chosen.unbind(dim=1)
         vectors = pixels[image, :, pixel].float()  # [n, D]
         runner_up = scores[image, :, pixel].argmin(dim=1)
-        own = nearest[image, pixel].long()
-        first_distance[image, pixel] = _lengths(vectors - anchors[own])
+        closest = nearest[image, pixel].long()
+        first_distance[image, pixel] = _lengths(vectors - anchors[closest])
         second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
     for chosen in (second - best <= size * 2.0**-20).nonzero().split(block_pixels):
         image, pixel = chosen.unbind(dim=1)
-        exact = _two_smallest(_direct_distances(pixels[image, :, pixel], anchors))  # [n] each
+        vectors, mode = pixels[image, :, pixel].float(), "donot_use_mm_for_euclid_dist"
+        exact = _two_smallest(torch.cdist(vectors, anchors, compute_mode=mode))  # [n] each
         first_distance[image, pixel], second_distance[image, pixel], nearest[image, pixel] = exact
     return nearest, first_distance, second_distance
 
@@ -462,18 +427,13 @@ def _lengths(vectors: Tensor) -> Tensor:
     return vectors.square_().sum(dim=1).sqrt_()
 
 
-def _direct_distances(vectors: Tensor, anchors: Tensor) -> Tensor:
-    """L2 distances float32 [n, K] by differences, not products."""
-    return torch.cdist(vectors.float(), anchors, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def _two_smallest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Smallest, second smallest and uint8 index of the smallest (lowest on ties) along dimension 1.
 
     The smallest values are overwritten with infinity.
     """
     smallest = values.amin(dim=1, keepdim=True)
-    # min would find the index too, but takes several times as long on a CPU
+    # min also finds the index, but takes several times as long on a CPU
     last = values.shape[1] - 1
     rank = torch.arange(last, -1, -1, dtype=torch.uint8, device=values.device)
     ranks = (values == smallest) * rank.view(-1, *[1] * (values.dim() - 2))

@@ -30,13 +30,13 @@ class Params(Section):
 
 
 def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean, Tensor]:
-    """The mean of a store's sums over correctly predicted pixels, and the recall of each class."""
+    """The mean of a store's correctly predicted pixels, and the recall of each class."""
     mean = AnchorMean(config.average, config.min_pixels)
     correct, labelled = torch.zeros(2, 1, num_classes, dtype=torch.int64)
     with open_store(store, SOURCE_KEYS) as file:
-        count, found = file["correct_class_counts"].shape
-        if found != num_classes:
-            raise UserError(f"{store}: {found} classes, the data have {num_classes}; delete it")
+        count, classes = file["correct_class_counts"].shape
+        if classes != num_classes:
+            raise UserError(f"{store}: {classes} classes, the data have {num_classes}; delete it")
         for start in range(0, count, IMAGES_AT_ONCE):
             rows = slice(start, start + IMAGES_AT_ONCE)
             counts = read_array(file, "correct_class_counts", rows)
@@ -49,19 +49,18 @@ def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean,
 def anchor_table(
     anchors: Tensor, mean: AnchorMean, recall: Tensor, names: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Per class: what is behind its anchor, its norm, the nearest other anchor and its distance."""
+    """Each class's images, pixels, recall, norm of its anchor, nearest other anchor, distance."""
     nearest, distance = nearest_other_anchor(anchors)
-    return pd.DataFrame(
-        {
-            "class": names,
-            "images": mean.images.numpy(),
-            "pixels": mean.pixels.numpy(),
-            "recall": recall.numpy(),
-            "norm": anchors.norm(dim=1).numpy(),
-            "nearest_anchor": [names[i] if i >= 0 else "" for i in nearest.tolist()],
-            "distance": distance.numpy(),
-        }
-    ).round(4)
+    columns = {
+        "class": names,
+        "images": mean.images,
+        "pixels": mean.pixels,
+        "recall": recall,
+        "norm": anchors.norm(dim=1),
+        "nearest_anchor": [names[i] if i >= 0 else "" for i in nearest.tolist()],
+        "distance": distance,
+    }
+    return pd.DataFrame(columns).round(4)
 
 
 @click.command(help=__doc__)
@@ -73,18 +72,18 @@ def main(round_name: str, features_of: str) -> None:
     names = read_label_space(SOURCE).names
     mean, recall = average(Path(STORE.format(features_of)), config, len(names))
     anchors = reliable(mean.compute(), recall, config.min_recall)
-    seen = ~anchors.isnan().any(1)
-    if int(seen.sum()) < 2:
+    unseen = [names[i] for i in anchors.isnan().any(1).nonzero().flatten().tolist()]
+    seen = len(names) - len(unseen)
+    if seen < 2:
         raise UserError(
-            f"anchors: the teacher predicts only {int(seen.sum())} classes right on the source; "
+            f"anchors: the teacher predicts only {seen} classes right on the source; "
             "train it longer (pretrain.iterations), or lower anchors.min_pixels or min_recall"
         )
     write_csv(Path(TABLE.format(round_name)), anchor_table(anchors, mean, recall, names))
     with atomic_file(Path(ANCHORS.format(round_name))) as partial, open(partial, "wb") as file:
         np.save(file, anchors.numpy())
-    unseen = [name for name, s in zip(names, seen, strict=True) if not s]
     note = f"; without an anchor: {', '.join(unseen)}" if unseen else ""
-    print(f"anchors@{round_name}: {int(seen.sum())} of {len(names)} classes{note}")
+    print(f"anchors@{round_name}: {seen} of {len(names)} classes{note}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Params(Section):
 def draw_panels(
     images: PreparedImages, count: int, predictions: Path, palette: np.ndarray, path: Path
 ) -> None:
-    """Show `count` of the images beside their prediction and truth."""
+    """Draw `count` images beside their prediction and truth."""
     rows = []
     for index in evenly_spaced(len(images), count):
         image, label, name = images[index]
@@ -53,10 +53,9 @@ def main(model: str) -> None:
     network = load_model(Path(MODEL.format(model)), classes).network
     images = PreparedImages(TARGET, "val", with_labels=True)
     fabric = make_fabric(params.precision)
-    torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms
-    processes = Processes(fabric)
+    torch.backends.cudnn.benchmark = False  # else each process chooses its own algorithms
+    processes, palette = Processes(fabric), classes.palette_array
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
-    palette = classes.palette_array
     batches = images.batches(BATCH_SIZE)[processes.rank :: processes.count]
     count = sum(map(len, batches))
     with processes.folder(Path(EVALUATION.format(model))) as folder:
@@ -73,8 +72,8 @@ def main(model: str) -> None:
             write_scores(folder, confusion, classes, len(images))
             figure = plots.confusion_figure(confusion.numpy(), classes.names)
             plots.save_png(figure, folder / "confusion.png")
-            shown = params.evaluate.panels
-            draw_panels(images, shown, folder / "predictions", palette, folder / "panels.png")
+            count = params.evaluate.panels
+            draw_panels(images, count, folder / "predictions", palette, folder / "panels.png")
     if processes.main:
         score = 100 * metrics.mean_iou(confusion)
         print(f"evaluate@{model}: mIoU {score:.1f} over {len(images)} images")

@@ -1,6 +1,6 @@
 """Score a round's pseudo-label rules on the labelled target validation images.
 
-No training and no selection reads what comes out.
+No training and no selection reads the scores.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ from cag.runtime.program import run_stage
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, ROUND = "data/models/{}.safetensors", "data/rounds/{}"
 EVALUATION = "data/pseudo_label_evaluation/{}"
-Measured = tuple[list[int], Pixels, Tensor]  # a batch's images, pixels and true classes
+Measured = tuple[list[int], Pixels, Tensor]  # a batch's indices, pixels and true classes
 
 
 class Params(Section):
@@ -50,12 +50,6 @@ class Params(Section):
     extract: Extract
     pseudo_label: PseudoLabel
     report: Report
-
-
-def labelled_images() -> PreparedImages | None:
-    """The validation images; None where there are no labelled ones, which is normal."""
-    labelled = read_manifest(TARGET).query("split == 'val' and label != ''")
-    return None if labelled.empty else PreparedImages(TARGET, "val", with_labels=True)
 
 
 def score(
@@ -68,7 +62,7 @@ def score(
     processes: Processes,
     folder: Path,
 ) -> None:
-    """Count what the rules come to in all processes' images, and write `samples.h5`."""
+    """Score the rules on the images, shared by the processes, and write `samples.h5`."""
     batches = [] if images is None else images.batches(params.extract.batch_size)
     share = batches[processes.rank :: processes.count]
     total, count = (sum(map(len, part)) for part in (batches, share))
@@ -77,7 +71,7 @@ def score(
     def measured(batch: ImageBatch) -> Iterator[Measured]:
         row = predict_pixels(network, batch.images, params.extract.target_views, fabric)
         pixels, size = measure(*row, anchors), row[0].shape[2:]
-        # Where training enlarges the maps of this size to.
+        # as training enlarges maps of this size
         truth = [resize_labels(label[None], size, align_corners=True) for label in batch.labels]
         yield batch.indices, pixels, torch.cat(truth).to(fabric.device)
 
@@ -98,7 +92,7 @@ def score(
 
 
 def summary(scores: dict[str, dict[str, float]], count: int) -> str:
-    """The scores in a line."""
+    """The scores in one line."""
     if not count:
         return "no labelled validation images"
     rules = (
@@ -117,11 +111,12 @@ def main(round_name: str, teacher: str) -> None:
     classes = read_shared_label_space(SOURCE, TARGET)
     names, config, source = classes.names, params.pseudo_label, Path(ROUND.format(round_name))
     thresholds = read_thresholds(source / "threshold_curves.csv", names)
-    images = labelled_images()
+    labelled = read_manifest(TARGET).query("split == 'val' and label != ''")
+    images = None if labelled.empty else PreparedImages(TARGET, "val", with_labels=True)
     network = load_model(Path(MODEL.format(teacher)), classes).network
     anchors = read_anchors(source / "anchors.npy", len(names), network.width)
     fabric = make_fabric(params.precision)
-    torch.backends.cudnn.benchmark = False  # each process would choose its own algorithms
+    torch.backends.cudnn.benchmark = False  # else each process chooses its own algorithms
     processes, anchors = Processes(fabric), anchors.to(fabric.device)
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
     scores = LabelScores(config, *thresholds, fabric.device)
@@ -132,8 +127,8 @@ def main(round_name: str, teacher: str) -> None:
             table = scores.table(names)
             write_csv(folder / "curves.csv", table)
             write_json(folder / "metrics.json", {"images": count, **shares})
-            figure = pseudo_label_quality_figure(table, config.model_dump())
-            save_png(figure, folder / "curves.png")
+            curves = pseudo_label_quality_figure(table, config.model_dump())
+            save_png(curves, folder / "curves.png")
     if processes.main:
         print(f"evaluate_pseudo_labels@{round_name}: {summary(shares, count)}")
 

@@ -39,25 +39,17 @@ class Params(Section):
 
 
 class Domain(NamedTuple):
-    """A domain's images, the rows that a batch of them becomes, and the files of the rows."""
+    """A domain's images, the function from a batch of them to its rows, and the rows' files."""
 
     images: PreparedImages
     rows: Callable[[ImageBatch], tuple[Tensor, ...]]
     shards: Shards
 
 
-def start_or_resume(folder: Path) -> None:
-    """Make a folder for shards, and delete those of other parameters beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other)
-
-
 def make_shards(
     domain: Domain, missing: list[Shard], device: torch.device, processes: Processes
 ) -> None:
-    """Compute and write the missing shards of a domain; the processes share them."""
+    """Compute and write the missing shards of a domain, shared by the processes."""
     share, shards = missing[processes.rank :: processes.count], domain.shards
     count, batches = count_images(share), [batch for shard in share for batch in shard.batches]
 
@@ -74,7 +66,8 @@ def make_shards(
         read = image_batches(domain.images, batches, device)
         with closing(overlapped(read, compute, advance)) as computed:
             for shard in share:
-                shards.write(shards.path(shard), shard.count, arriving(len(shard.batches)))
+                rows = arriving(len(shard.batches))
+                shards.write(shards.folder / shard.name, shard.count, rows)
 
 
 @click.command(help=__doc__)
@@ -115,7 +108,9 @@ def main(round_name: str, teacher: str) -> None:
     target = Domain(images, target_rows, shards)
 
     def plan() -> list[list[Shard]]:
-        start_or_resume(scratch)
+        scratch.mkdir(parents=True, exist_ok=True)
+        for other in set(scratch.parent.iterdir()) - {scratch}:  # of other parameters
+            shutil.rmtree(other)
         missing = [source.shards.missing(), target.shards.missing()]
         shape = predict(network, target.images[0][0][None], fabric).features.shape[1:]
         needed = features.target_bytes(count_images(missing[1]), *shape) + sum(
@@ -129,7 +124,7 @@ def main(round_name: str, teacher: str) -> None:
     for domain, missing in zip((source, target), processes.from_main(plan), strict=True):
         make_shards(domain, missing, fabric.device, processes)
     if processes.main:
-        names, paths = source.images.names, source.shards.paths()
+        names, paths = source.images.names, source.shards.paths
         features.join_source(folder / "source.h5", names, paths, per_class)
         features.move_target(target.shards, folder, target.images.names)
         shutil.rmtree(scratch.parent)

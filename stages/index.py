@@ -1,12 +1,14 @@
-"""List the raw files, the given weights and the models to score, so that changes are noticed."""
+"""List the raw files, the weights and the models to score, so that DVC notices changes."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import click
 import pandas as pd
 
 from cag.config.datasets import Source, Target
-from cag.config.networks import Network
 from cag.config.parameters import load_all
-from cag.config.warmup import Warmup
 from cag.datasets.layouts import index_folder, splits
 from cag.runtime.files import (
     data_root,
@@ -19,30 +21,21 @@ from cag.runtime.files import (
 from cag.runtime.program import run_stage
 
 INDEX = "data/index/{}.csv"
-EVALUATED = "data/evaluation/models.csv"  # report depends on its folder, scored models or not
+EVALUATED = "data/evaluation/models.csv"  # report needs its folder, even without scored models
 
 
 def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
-    """Path and size of each file in the raw folders; nothing for the built-in scenes."""
+    """Path and size of each raw file; nothing for the built-in scenes."""
     if config.layout == "scenes":
         return pd.DataFrame({"path": [], "bytes": []})
     below = [folder for split in splits(domain, config) for folder in split.folders]
     return index_folder(inside(data_root(), config.folder), below)
 
 
-def weights_index(network: Network) -> pd.DataFrame:
-    """The encoder's weights and, for a local file, its digest; nothing for random weights."""
-    if network.encoder_weights is None:
-        return pd.DataFrame({"path": [], "sha256": []})
-    path = encoder_weights_file(network.encoder, network.encoder_weights)
-    digest = sha256(path) if path.exists() else "hub"
-    return pd.DataFrame({"path": [path.name], "sha256": [digest]})
-
-
-def warmup_index(warmup: Warmup) -> pd.DataFrame:
-    """The model that stands in for the warm-up, and its digest; nothing without one."""
-    paths = [] if warmup.weights is None else [model_weights_file(warmup.weights)]
-    digests = [sha256(path) for path in paths]
+def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFrame:
+    """Name and digest of a weights file, `hub` if it is not a local one; nothing for None."""
+    paths = [] if weights is None else [find(weights)]
+    digests = [sha256(path) if path.exists() else "hub" for path in paths]
     return pd.DataFrame({"path": [path.name for path in paths], "sha256": digests})
 
 
@@ -50,11 +43,12 @@ def warmup_index(warmup: Warmup) -> pd.DataFrame:
 def main() -> None:
     """Write `data/index/{source,target,weights,warmup}.csv` and `data/evaluation/models.csv`."""
     params = load_all()
+    encoder_file = partial(encoder_weights_file, params.network.encoder)
     tables = {
         "source": domain_index("source", params.source),
         "target": domain_index("target", params.target),
-        "weights": weights_index(params.network),
-        "warmup": warmup_index(params.warmup),
+        "weights": weights_index(params.network.encoder_weights, encoder_file),
+        "warmup": weights_index(params.warmup.weights, model_weights_file),
     }
     for name, table in tables.items():
         write_csv(INDEX.format(name), table)

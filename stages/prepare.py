@@ -46,28 +46,25 @@ class TargetParams(Section):
 def render_scenes(
     domain: str, config: ScenesSource | ScenesTarget, folder: Path, oracle: bool
 ) -> None:
-    """Write the built-in scenes as an ordinary data set; target training images get no labels.
+    """Write the built-in scenes as an ordinary data set, without labels of target training images.
 
-    For the oracle they do, and the validation images are left out.
+    For the oracle these have labels, and there are no validation images.
     """
     parts = [("train", 0, config.images, domain == "source" or oracle)]
     if domain == "target" and not oracle:
         parts.append(("val", config.images, config.val_images, True))
-    tasks = [
-        (folder / name, first, min(RENDERED_AT_ONCE, start + count - first), labels)
-        for name, start, count, labels in parts
-        for first in range(start, start + count, RENDERED_AT_ONCE)
-    ]
-    height, width = config.size
-    total = sum(task[2] for task in tasks)
+    total = sum(count for _, _, count, _ in parts)
     with ProcessPoolExecutor() as pool, progress("render scenes", total, "images", 0) as advance:
-        futures = [
-            pool.submit(write_dataset, path, domain, SCENES_SEED, count, height, width, first, lab)
-            for path, first, count, lab in tasks
-        ]
-        for future, task in zip(futures, tasks, strict=True):
+        futures = {}
+        for name, start, count, labels in parts:
+            for first in range(start, start + count, RENDERED_AT_ONCE):
+                images = min(RENDERED_AT_ONCE, start + count - first)
+                chunk = (images, *config.size, first, labels)
+                future = pool.submit(write_dataset, folder / name, domain, SCENES_SEED, *chunk)
+                futures[future] = images
+        for future, rendered in futures.items():
             future.result()
-            advance(task[2])
+            advance(rendered)
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def raw_folder(domain: str, config: Source | Target, oracle: bool = False) -> It
         yield inside(data_root(), config.folder)
         return
     folder = Path(RENDERED.format("oracle" if oracle else domain))
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run's
     try:
         render_scenes(domain, config, folder, oracle)
         yield folder

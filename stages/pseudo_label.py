@@ -30,7 +30,7 @@ from cag.runtime.program import run_stage
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
-Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]  # a name; nearest anchors, both labels
+Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]  # name; nearest anchors and both labels
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -48,11 +48,10 @@ def for_images(
     compute: Callable[[TargetImage], S],
     finish: Callable[[S], T],
 ) -> Iterator[T]:
-    """Compute and finish this process's part of the store's images, with a progress bar."""
+    """Compute and finish this process's share of the store's images, with a progress bar."""
     shards = store.shards[processes.rank :: processes.count]
-    count = sum(len(rows) for _, rows in shards)
+    count, images = sum(len(rows) for _, rows in shards), read_target_images(store, shards)
     with processes.progress(what, count, len(store.names)) as advance:
-        images = read_target_images(store, shards)
         computed = overlapped(images, lambda image: [compute(image)], advance, finish)
         with closing(computed) as results:
             for result in results:
@@ -63,7 +62,7 @@ def for_images(
 def class_thresholds(
     store: TargetStore, anchors: Tensor, keep: float | None, processes: Processes
 ) -> Tensor | None:
-    """The relative margin that the share `keep` of each class reaches, [K]; a first pass."""
+    """A first pass: the relative margin that the share `keep` of each class reaches, [K]."""
     if keep is None:
         return None
     histogram = MarginHistogram(len(anchors), device=anchors.device)
@@ -87,8 +86,8 @@ def write_labels(
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write the label maps of both rules; return the coverage and the curves of all images."""
-    rows = read_manifest(TARGET).query("split == 'train'")
-    sizes = dict(zip(rows["name"], zip(rows["height"], rows["width"], strict=True), strict=True))
+    images = read_manifest(TARGET).query("split == 'train'")[["name", "height", "width"]]
+    sizes = {name: (height, width) for name, height, width in images.itertuples(index=False)}
     grid = threshold_grid(anchors, config)
     curves = ThresholdCounts(classes.num_classes, grid, anchors.device)
     thresholds = class_thresholds(store, anchors, config.quantile, processes)
