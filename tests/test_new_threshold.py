@@ -20,8 +20,8 @@ ROW = """        Threshold(
             passes=torch.le,
         ),
 """
-PARAMETER = """    largest_distance: Annotated[float, Field(ge=0)] | None = about(
-        "the greatest d1 of an active pixel; null: not asked", "units of the features"
+PARAMETER = """    largest_distance: NonNegativeFloat | None = about(
+        "the largest d1 of an active pixel; null: no condition", "units of the features"
     )
 """
 EDITS = (
