@@ -1,4 +1,4 @@
-"""What every section of `params.yaml` is made of, and the one loader."""
+"""The parts of every section of `params.yaml`, and the one loader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cag.runtime.errors import UserError
 from cag.runtime.validation import explain, read_yaml
@@ -23,7 +23,6 @@ BATCH_NORM = (
     "whose batch-norm statistics the network keeps: `mixed`: both domains' (the paper); `target`: "
     "the target's; `frozen`: those it starts with"
 )
-Seed = NonNegativeInt
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 COMPLETE = "presets/ holds complete files"
 DOMAINS = ("source", "target")  # the sections whose keys depend on their layout

@@ -27,6 +27,6 @@ class Evaluate(Section):
 
 
 class Report(Section):
-    """What the report shows."""
+    """The content of the report."""
 
     images: Positive = about("the number of images of each kind", "images")

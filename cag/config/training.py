@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 
-from cag.config.base import (
-    PAPER,
-    RELEASED,
-    Fraction,
-    Pixels,
-    Positive,
-    Precision,
-    Section,
-    Seed,
-    about,
-)
+from cag.config.base import PAPER, RELEASED, Fraction, Pixels, Positive, Precision, Section, about
 
 
 class Run(Section):
-    """What every training takes beside its own section."""
+    """The parameters that a training takes beside its own section."""
 
-    seed: Seed = about("the seed of all random draws")
+    seed: NonNegativeInt = about("the seed of all random draws")
     precision: Precision = about(
         "the precision of the forward pass; `auto`: bf16-mixed on a GPU that has it, else 32-true"
     )

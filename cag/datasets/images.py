@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from cag.runtime.errors import UserError, in_one_line
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # PNG colour types
+_GREY = 0  # PNG colour type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError),

@@ -82,9 +82,8 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
     Raises:
         UserError: A folder is missing, or a link leads outside, in a circle or to nothing.
     """
-    sizes = {path: size for part in below for path, size in _files(Path(folder), part)}
-    paths = sorted(sizes)
-    return pd.DataFrame({"path": paths, "bytes": [sizes[path] for path in paths]})
+    sizes = dict(entry for part in below for entry in _files(Path(folder), part))
+    return pd.DataFrame(sorted(sizes.items()), columns=["path", "bytes"])
 
 
 def list_split(folder: Path, split: Split) -> list[Item]:

@@ -1,6 +1,5 @@
 """How a raw data set becomes a prepared one."""
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from cag.datasets.labels import ClassMap, LabelSpace
 from cag.datasets.prepared import CLASSES, COLUMNS, MANIFEST
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside, require_space, sha256, write_csv, write_json
-from cag.runtime.overlap import in_order
+from cag.runtime.overlap import cores, in_order
 
 EXCLUDED = "excluded.csv"
 EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
@@ -87,7 +86,7 @@ def prepare_split(
 
     columns: dict[str, list] = {name: [] for name in COLUMNS}  # a third of the size of many rows
     try:
-        with closing(in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
+        with closing(in_order(prepare, items, workers or cores())) as prepared:
             for row in prepared:
                 for name, values in columns.items():
                     values.append(row[name])
@@ -105,15 +104,12 @@ def prepared_bytes(pixels: int) -> int:
     return pixels * _BYTES_PER_PIXEL
 
 
-def without_mismatched(
-    items: Sequence[Item], folder: Path, workers: int | None = None
-) -> tuple[list[Item], pd.DataFrame]:
+def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item], pd.DataFrame]:
     """Split labelled items by their files' headers: those as large as their label, and the others.
 
     Args:
         items: With labels.
         folder: The raw data set's folder.
-        workers: Number of threads; None: one for each core.
 
     Returns:
         The items to keep, and a table of the others (`EXCLUDED_COLUMNS`, sizes in pixels).
@@ -127,7 +123,7 @@ def without_mismatched(
         return image_size(image), image_size(label)
 
     kept, excluded = [], []
-    with closing(in_order(sizes, items, workers or os.cpu_count() or 1)) as pairs:
+    with closing(in_order(sizes, items, cores())) as pairs:
         for item, (image, label) in zip(items, pairs, strict=True):
             if image == label:
                 kept.append(item)

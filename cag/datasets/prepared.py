@@ -77,7 +77,7 @@ def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
 
 
 def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
-    """Say how the classes of the two domains differ, and what to do."""
+    """The error message for two domains whose classes differ."""
     pairs = enumerate(zip_longest(source, target))
     train_id, (name, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     return (

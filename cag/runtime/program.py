@@ -70,7 +70,7 @@ def run_stage(main: Callable[..., None]) -> None:
     `.scratch/runs/<experiment>/`, since DVC deletes the copy that it runs in. Nothing is computed
     from a record.
     """
-    finished = run(main) is None  # and not, say, --help
+    finished = run(main) is None  # not with --help
     if finished and is_main_process():
         program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
         stage = "@".join([program, *argument])
