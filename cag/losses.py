@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
-from cag.networks import NetworkOutput
+from cag.networks import NetworkOutput, upsampled
 from cag.runtime.precision import full_precision
 from cag.training.cross_entropy import (
     Divisor,
@@ -19,7 +20,6 @@ from cag.training.cross_entropy import (
     labelled_pixels,
     own_count,
     quotient,
-    upsampled,
 )
 
 TARGET_LABELS = ("both", "anchor", "probability")
@@ -27,7 +27,7 @@ DISTANCE_KINDS = ("class_mean", "pixel")
 
 
 class AdaptationLosses(NamedTuple):
-    """Scalars of one adaptation step; all but `total` are without their weights."""
+    """Scalars of an adaptation step; only `total` has the weights."""
 
     total: Tensor
     source_ce: Tensor
@@ -41,34 +41,33 @@ class TargetLabels(NamedTuple):
 
     anchor: Tensor  # integer, pseudo-labels of the anchor rule, 255 = none
     probability: Tensor  # integer, those of the probability rule, 255 = none
-    # bool, pixels that show a piece of the source and bear its labels (`cag.mixing`): they weigh
-    # as on the source, pseudo-labels 1; None: there are none
+    # bool, pixels pasted from the source with their labels (`cag.mixing`), which weigh as on the
+    # source; pseudo-labels weigh 1. None: no pixel is pasted
     pasted: Tensor | None = None
 
     def used(self, rules: str) -> tuple[Tensor, ...]:
-        """The label maps whose cross-entropies are averaged: `target_labels` of the settings."""
+        """The label maps of the rules that `AdaptationLoss.target_labels` names."""
         return (self.anchor, self.probability) if rules == "both" else (getattr(self, rules),)
 
 
 @dataclass(frozen=True)
 class AdaptationLoss:
-    """The loss of an adaptation step, as it is set up for a training.
+    """The loss of an adaptation step, with the settings of a training.
 
     total = CE(source) + CE(target) + distance_weight (distance(source) + distance(target)), where
-    the target's distance follows the anchor labels. Computed in float32 under autocast too. Nothing
-    waits for the device, and a part without a single labelled pixel is 0 with a zero gradient.
+    the target's distance uses the anchor labels. In float32, under autocast too. Nothing waits for
+    the device. A part without labelled pixels is 0 with a zero gradient.
 
     Attributes:
         distance_weight: lambda.
         distance_kind: `kind` of `distance_loss`.
-        target_labels: "both" for half the sum of the two cross-entropies (the released code),
+        target_labels: "both" for the mean of the two rules' cross-entropies (the released code),
             "anchor" (the paper's text) or "probability" for one of them.
         min_pixels: as for `distance_loss`.
         valid_classes: as for `distance_loss`.
         source_class_weights: float [K], `class_weights` of the source's cross-entropy.
-        divisor: Gives the number that each mean divides by, from the count (or weight) of its
-            pixels: in one of several processes the mean of all processes' counts
-            (`training.global_batch.mean_over_processes`).
+        divisor: Gives each mean's divisor from the count or weight of its pixels; with several
+            processes, `training.global_batch.mean_over_processes`.
 
     Raises:
         ValueError: another `target_labels` or `distance_kind`.
@@ -84,10 +83,8 @@ class AdaptationLoss:
 
     def __post_init__(self) -> None:
         if self.target_labels not in TARGET_LABELS:
-            raise ValueError(
-                f"target_labels must be one of {', '.join(TARGET_LABELS)}, "
-                f"not {self.target_labels!r}"
-            )
+            known = ", ".join(TARGET_LABELS)
+            raise ValueError(f"target_labels must be one of {known}, not {self.target_labels!r}")
         if self.distance_kind not in DISTANCE_KINDS:
             raise ValueError(_wrong_kind(self.distance_kind))
 
@@ -102,38 +99,31 @@ class AdaptationLoss:
         """Compute the loss of a step.
 
         Args:
-            source: features float [B, D, h, w] and logits float [B, K, h, w], which are brought to
-                the labels' size, bilinear, aligned corners.
-            source_labels: integer [B, H, W], train ids at full resolution; others than 0..K-1
-                ignored.
+            source: features float [B, D, h, w] and logits float [B, K, h, w]; the cross-entropy
+                takes the logits at the labels' size, bilinear, aligned corners.
+            source_labels: integer [B, H, W], train ids at full resolution; others ignored.
             target: features float [B', D, h', w'] and logits float [B', K, h', w'].
             target_labels: pseudo-labels.
             anchors: float [K, D]; rows of NaN take part in no loss.
         """
         maps, weights = target_labels.used(self.target_labels), self.source_class_weights
+        pasted, divisor = target_labels.pasted, self.divisor
         target_ce = sum(
-            _target_cross_entropy(
-                target.logits, labels, weights, target_labels.pasted, self.divisor
-            )
+            _target_cross_entropy(target.logits, labels, weights, pasted, divisor)
             for labels in maps
         ) / len(maps)
         logits = upsampled(source.logits, source_labels.shape[1:])
-        source_ce = cross_entropy(logits, source_labels, weights, self.divisor)
-        source_distance, target_distance = (
-            distance_loss(
-                *output,
-                labels,
-                anchors,
-                self.distance_kind,
-                min_pixels=self.min_pixels,
-                valid_classes=self.valid_classes,
-                divisor=self.divisor,
-            )
-            for output, labels in (
-                (source, resize_labels(source_labels, source.logits.shape[2:])),
-                (target, target_labels.anchor),
-            )
+        source_ce = cross_entropy(logits, source_labels, weights, divisor)
+        distance = partial(
+            distance_loss,
+            anchors=anchors,
+            kind=self.distance_kind,
+            min_pixels=self.min_pixels,
+            valid_classes=self.valid_classes,
+            divisor=divisor,
         )
+        source_distance = distance(*source, resize_labels(source_labels, source.logits.shape[2:]))
+        target_distance = distance(*target, target_labels.anchor)
         total = source_ce + target_ce + self.distance_weight * (source_distance + target_distance)
         return AdaptationLosses(total, source_ce, target_ce, source_distance, target_distance)
 
@@ -149,7 +139,7 @@ def adaptation_loss(
     anchors: Tensor,
     **settings: Any,
 ) -> AdaptationLosses:
-    """Compute the loss of one adaptation step: `AdaptationLoss` for maps that are at hand.
+    """`AdaptationLoss` as one function of tensors.
 
     Args:
         source_features: float [B, D, h, w].
@@ -161,9 +151,6 @@ def adaptation_loss(
         probability_labels: integer [B', h', w'], those of the probability rule, 255 = none.
         anchors: float [K, D].
         **settings: The attributes of `AdaptationLoss`, such as distance_weight (0.7).
-
-    Returns:
-        float32 scalars.
 
     Raises:
         ValueError: another `target_labels` or `distance_kind`.
@@ -194,20 +181,19 @@ def distance_loss(
         features: float [B, D, h, w].
         logits: float [B, K, h, w], the current prediction.
         labels: integer [B, h, w]; others than 0..K-1 ignored.
-        anchors: float [K, D], constants; a class with a row of NaN takes part in nothing.
-        kind: "class_mean" is the released code: for each image and class, over the pixels
-            predicted as labelled, smooth L1 between the mean feature and the anchor (mean over D,
-            divided by 10 while above 5); 10 times the mean over the pairs of image and class. Each
-            pixel's gradient is the mean feature's times 2 / (h w), whatever the number of pixels.
-            "pixel" is the paper: the L2 distance of each labelled pixel to its anchor, averaged
-            over the pixels.
-        min_pixels: with fewer pixels a class mean is left out; "class_mean" only.
+        anchors: float [K, D], constants; a class with a row of NaN takes no part.
+        kind: "class_mean" (the released code): smooth L1 (mean over D, divided by 10 while above 5)
+            between the anchor and the mean feature of each image and class, over the pixels
+            predicted as labelled; 10 times the mean over these pairs. A pixel's gradient is the
+            mean feature's times 2 / (h w), whatever the number of pixels. "pixel" (the paper): the
+            mean L2 distance of labelled pixels to their anchors.
+        min_pixels: fewer pixels give no class mean; "class_mean" only.
         valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
             as in the released code. None: all.
         divisor: as for `AdaptationLoss`.
 
     Returns:
-        float32 scalar; 0 with a zero gradient where no pixel takes part.
+        float32 scalar; 0 with a zero gradient if no pixel takes part.
 
     Raises:
         ValueError: another `kind`.
@@ -237,7 +223,7 @@ def _target_cross_entropy(
     pasted: Tensor | None,
     divisor: Divisor,
 ) -> Tensor:
-    """Mean over the labelled pixels, those pasted from the source weighted by their classes."""
+    """Mean over the labelled pixels; those pasted from the source weigh by their class."""
     if class_weights is None or pasted is None:
         return cross_entropy(logits, labels, None, divisor)
     labelled = labelled_pixels(labels, logits.shape[1])
@@ -250,10 +236,10 @@ def _target_cross_entropy(
 def _class_mean_terms(
     features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor, min_pixels: int
 ) -> tuple[Tensor, Tensor]:
-    """The released code's terms [B, K], and which count, of labels [B, h, w] that are agreed on."""
+    """The released code's terms [B, K] of agreeing labels [B, h, w], and which of them count."""
     sums, counts = class_sums(features, labels, len(anchors))  # [B, K, D], [B, K]
     means = sums / counts.clamp(min=1)[..., None]
-    # A mean hands 1 / count of its gradient to each pixel; the released code scales that by
+    # Each pixel gets 1 / count of a mean's gradient; the released code scales that by
     # 2 count / (h w), so that a rare class's pixels are pushed no harder than a common one's.
     scale = 2 * counts / labels[0].numel()
     means = means.detach() + (means - means.detach()) * scale[..., None]
@@ -264,27 +250,22 @@ def _class_mean_terms(
 
 def _divided_while_above_five(terms: Tensor) -> Tensor:
     """Divide each term by 10 until it is at most 5; the division is part of the gradient."""
-    powers = 10.0 ** torch.arange(38, dtype=torch.float64, device=terms.device)  # to float32's end
-    divisions = torch.bucketize(terms.detach().double(), 5 * powers)  # how many are exceeded
+    powers = 10.0 ** torch.arange(38, dtype=torch.float64, device=terms.device)  # float32's range
+    divisions = torch.bucketize(terms.detach().double(), 5 * powers)
     return terms / powers[divisions].float()
 
 
 def _pixel_distance(
-    features: Tensor,
-    labels: Tensor,
-    anchors: Tensor,
-    seen: Tensor,
-    valid: Tensor,
-    divisor: Divisor,
+    features: Tensor, labels: Tensor, anchors: Tensor, seen: Tensor, valid: Tensor, divisor: Divisor
 ) -> Tensor:
     """The paper's loss: mean L2 distance of labelled pixels to their anchors."""
     labelled = labelled_pixels(labels, len(anchors)).flatten()
     classes = labels.flatten().long().masked_fill(~labelled, 0)
     counted = labelled & seen[classes]  # [B h w]
-    own = anchors.t().contiguous().index_select(1, classes)  # [D, B h w]
-    own = own.unflatten(1, labels.shape).transpose(0, 1)  # [B, D, h, w]
-    squares = (features - own).square().sum(dim=1).flatten()  # [B h w]
-    # the root has no gradient at 0: a pixel on its anchor has nowhere to go
+    goals = anchors.t().contiguous().index_select(1, classes)  # [D, B h w]
+    goals = goals.unflatten(1, labels.shape).transpose(0, 1)  # [B, D, h, w]
+    squares = (features - goals).square().sum(dim=1).flatten()  # [B h w]
+    # the root has no gradient at 0: a pixel on its anchor stays
     pulled = counted & valid[classes] & (squares > 0)
     distances = squares.masked_fill(~pulled, 1).sqrt().masked_fill(~pulled, 0)
     return quotient(distances.sum(), counted.sum(), divisor)

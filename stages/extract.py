@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import click
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from cag import features
-from cag.config.base import Precision, Section, Seed, load_params
+from cag.config.base import Precision, Section, load_params
 from cag.config.extract import Extract
 from cag.datasets.prepared import PreparedImages, fingerprint, read_shared_label_space
 from cag.features import Shard, Shards, count_images
@@ -33,7 +34,7 @@ FEATURES, SCRATCH = "data/features/{}", ".scratch/extract-{}"
 class Params(Section):
     """The declared parameters."""
 
-    seed: Seed
+    seed: NonNegativeInt
     precision: Precision
     extract: Extract
 

@@ -1,1 +1,1 @@
-"""What `params.yaml` may hold: one module for each section that a stage reads."""
+"""The content of `params.yaml`: a module for each section that a stage reads."""

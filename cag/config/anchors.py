@@ -11,19 +11,19 @@ class Anchors(Section):
     """Class centroids of the source features."""
 
     average: Literal["images", "pixels"] = about(
-        "what an anchor is a mean over: the images' class means (released code), or all pixels of "
+        "what an anchor is the mean of: the images' class means (released code) or all pixels of "
         "the class (paper)",
         source=f"{PAPER}; {RELEASED}",
     )
     min_pixels: Positive = about(
-        "the correctly predicted pixels that a class needs in an image to count; also in the "
-        "distance loss",
+        "the least number of correctly predicted pixels with which an image's class counts, here "
+        "and in the distance loss",
         "feature pixels",
         RELEASED,
     )
     min_recall: Fraction = about(
-        "the share of its source pixels that the teacher must find, or a class has no anchor; 0: "
-        "every class seen has one (the paper)",
+        "the least recall of the teacher on the source with which a class has an anchor; 0: every "
+        "class seen has one (the paper)",
         "share",
         default=0.0,
     )

@@ -1,4 +1,4 @@
-"""Parameters: what every section is made of, and the one loader of `params.yaml`."""
+"""The parts of every section of `params.yaml`, and the one loader."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from cag.runtime.validation import explain, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0, strict=True)]
 Pixels = tuple[Positive, Positive]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 BatchNorm = Literal["mixed", "target", "frozen"]
 PAPER, RELEASED, ADAPTSEGNET, OURS = "paper", "released code", "AdaptSegNet", "ours"
 BATCH_NORM = (
-    "whose batch-norm statistics the network keeps: `mixed`, those of both domains (the paper); "
-    "`target`, the target's alone; `frozen`, the ones it has"
+    "whose batch-norm statistics the network keeps: `mixed`: both domains' (the paper); `target`: "
+    "the target's; `frozen`: those it starts with"
 )
-Seed = Annotated[int, Field(ge=0, strict=True)]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 COMPLETE = "presets/ holds complete files"
 DOMAINS = ("source", "target")  # the sections whose keys depend on their layout
 RULES = ("anchor", "probability")  # of pseudo-labels, in the order of their maps
-REQUIRED = ...  # pydantic's mark of a field without a default
 P = TypeVar("P", bound="Section")
 
 
@@ -42,31 +39,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def about(
-    meaning: str, unit: str | None = None, source: str = OURS, default: Any = REQUIRED
-) -> Any:
+def about(meaning: str, unit: str | None = None, source: str = OURS, default: Any = ...) -> Any:
     """A parameter's documentation and default; its annotation gives the type and the range.
 
     Args:
-        meaning: What it does, as the end of "this parameter is ...".
-        unit: Of its numbers; None for what has none.
+        meaning: The end of "this parameter is ...".
+        unit: Of its numbers, if they have one.
         source: Where the parameter comes from.
-        default: The value that switches it off, for files without the key.
+        default: The value that switches it off, for files without the key; ...: required.
     """
     extra = {"unit": unit, "source": source}
     return Field(default, description=meaning, json_schema_extra=extra)
 
 
 def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
-    """Read and validate the sections of a parameter file that a model names.
-
-    Args:
-        model: A section for each top-level key that is wanted: a stage asks for those it declares,
-            and sees no other.
-        path: The YAML file.
+    """Read and validate the top-level keys of a YAML file that `model` has, and no others.
 
     Raises:
-        UserError: The file cannot be read, or a key is missing, unknown, mistyped or impossible.
+        UserError: The file cannot be read, or as `validated`.
     """
     content = read_parameters(path)
     wanted = {name: content[name] for name in model.model_fields if name in content}
@@ -74,7 +64,7 @@ def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
 
 
 def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P:
-    """The sections that a parameter file holds.
+    """The content of a parameter file as sections.
 
     Raises:
         UserError: A key is missing, unknown, mistyped or impossible.
@@ -87,7 +77,7 @@ def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value of nested mappings with its path in dots; an empty mapping is a value."""
+    """The dotted key and the value of each leaf of a mapping; an empty mapping is a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from dotted(value, f"{prefix}{key}.")
@@ -101,10 +91,10 @@ def as_yaml(value: Any) -> str:
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """The sections that a parameter file holds, not yet validated.
+    """The content of a parameter file, not yet validated.
 
     Raises:
-        UserError: There is no such file, or it cannot be read.
+        UserError: The file is missing or cannot be read.
     """
     return read_yaml(path, "`cag preset scenes` writes one", COMPLETE)
 

@@ -11,33 +11,31 @@ from cag.config.base import PAPER, RELEASED, Pixels, Positive, Section, about
 CityscapesLabels = Literal["labelIds", "labelTrainIds"]  # which files of gtFine
 LAYOUT = "the form of the raw data"
 CLASS_MAP = "the YAML file that translates label values to classes"
-PREPARED_SIZE = "height and width of the prepared images; null keeps each image's own"
+FOLDER = "the data set's folder, below `$CAG_DATA`"
+PREPARED_SIZE = "height and width of the prepared images; null: each image's own"
+RENDERED_SIZE = "height and width to render"
 
 
 class FolderSource(Section):
     """Labelled images in plain folders below `$CAG_DATA`."""
 
     layout: Literal["folder"] = about(LAYOUT)
-    folder: str = about("the data set's folder, below `$CAG_DATA`")
-    images: str = about("the folder of the images, below `folder`; sub-folders belong to it")
-    labels: str = about(
-        "the folder of the label maps, below `folder`; a label has its image's name"
-    )
+    folder: str = about(FOLDER)
+    images: str = about("the images' folder, below `folder`, with its sub-folders")
+    labels: str = about("the label maps' folder, below `folder`; a label has its image's name")
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
 
 
 class FolderTarget(Section):
-    """Unlabelled training images and, if there are any, labelled validation images in folders."""
+    """Unlabelled training images in a folder and, if wanted, labelled validation images."""
 
     layout: Literal["folder"] = about(LAYOUT)
-    folder: str = about("the data set's folder, below `$CAG_DATA`")
-    images: str = about("the folder of the training images, below `folder`; no label is looked for")
-    val_images: str | None = about(
-        "the folder of the validation images; null: there are none", default=None
-    )
+    folder: str = about(FOLDER)
+    images: str = about("the training images' folder, below `folder`; their labels are never read")
+    val_images: str | None = about("the validation images' folder; null: none", default=None)
     val_labels: str | None = about(
-        "the folder of their label maps; null with `val_images` alone", default=None
+        "their label maps' folder; null if `val_images` is", default=None
     )
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
@@ -58,19 +56,19 @@ class ScenesSource(Section):
     """The built-in scenes in the look of a simulator."""
 
     layout: Literal["scenes"] = about(LAYOUT)
-    images: Positive = about("the number of labelled images to render", "images")
+    images: Positive = about("the number of labelled images", "images")
     class_map: str = about(CLASS_MAP)
-    size: Pixels = about("height and width to render", "pixels")
+    size: Pixels = about(RENDERED_SIZE, "pixels")
 
 
 class ScenesTarget(Section):
     """The built-in scenes in the look of a camera."""
 
     layout: Literal["scenes"] = about(LAYOUT)
-    images: Positive = about("the number of unlabelled training images to render", "images")
-    val_images: Positive = about("the number of labelled validation images to render", "images")
+    images: Positive = about("the number of unlabelled training images", "images")
+    val_images: Positive = about("the number of labelled validation images", "images")
     class_map: str = about(CLASS_MAP)
-    size: Pixels = about("height and width to render", "pixels")
+    size: Pixels = about(RENDERED_SIZE, "pixels")
 
     @property
     def has_validation(self) -> bool:
@@ -79,23 +77,23 @@ class ScenesTarget(Section):
 
 
 class GameSource(Section):
-    """GTA5 or SYNTHIA (RAND_CITYSCAPES) as they are distributed, in a folder below `$CAG_DATA`.
+    """GTA5 or SYNTHIA (RAND_CITYSCAPES) as distributed.
 
     GTA5 holds images/ and labels/, SYNTHIA RGB/ and GT/LABELS/.
     """
 
     layout: Literal["gta5", "synthia"] = about(LAYOUT, source=PAPER)
-    folder: str = about("the data set's folder, below `$CAG_DATA`")
+    folder: str = about(FOLDER)
     class_map: str = about(CLASS_MAP, source=PAPER)
     size: Pixels | None = about(PREPARED_SIZE, "pixels", RELEASED)
 
 
 class CityscapesSource(Section):
-    """The training images of Cityscapes with their labels, below `$CAG_DATA`."""
+    """The training images of Cityscapes with their labels."""
 
     layout: Literal["cityscapes"] = about(LAYOUT)
-    folder: str = about("the folder that holds `leftImg8bit/` and `gtFine/`, below `$CAG_DATA`")
-    labels: CityscapesLabels = about("which label files of `gtFine/` are read")
+    folder: str = about("the folder of `leftImg8bit/` and `gtFine/`, below `$CAG_DATA`")
+    labels: CityscapesLabels = about("which label files of `gtFine/` to read")
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
 
@@ -105,12 +103,9 @@ class CityscapesTarget(Section):
 
     layout: Literal["cityscapes"] = about(LAYOUT, source=PAPER)
     folder: str = about(
-        "the folder that holds `leftImg8bit/` and, for the validation images, `gtFine/`, below "
-        "`$CAG_DATA`"
+        "the folder of `leftImg8bit/` and, for the validation labels, `gtFine/`, below `$CAG_DATA`"
     )
-    labels: CityscapesLabels | None = about(
-        "which label files of the validation images are read; null: there are none"
-    )
+    labels: CityscapesLabels | None = about("which validation labels to read; null: none")
     class_map: str = about(CLASS_MAP, source=PAPER)
     size: Pixels | None = about(PREPARED_SIZE, "pixels", RELEASED)
 

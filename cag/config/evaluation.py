@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
-from cag.config.base import Count, Positive, Section, about
+from cag.config.base import Positive, Section, about
 
 
 class Oracle(Section):
-    """The target-supervised comparison, a separate command."""
+    """The comparison with training on true target labels, by its own command."""
 
     labels: str | None = about(
-        "the folder of the target training images' labels, below the target's folder; null: "
-        "cross-validation over the labelled validation images (the scenes render what it needs)",
+        "the folder of the target training images' labels, below the target's; null: "
+        "cross-validation on the validation images (scenes: labels are rendered)",
         default=None,
     )
-    folds: Annotated[int, Field(ge=2)] = about("the parts of that cross-validation", "parts")
+    folds: Annotated[int, Field(ge=2)] = about("the folds of the cross-validation", "parts")
 
 
 class Evaluate(Section):
     """Pictures that an evaluation draws."""
 
-    panels: Count = about("the validation images in `panels.png`", "images")
+    panels: NonNegativeInt = about("the number of validation images in `panels.png`", "images")
 
 
 class Report(Section):
-    """What the report shows."""
+    """The content of the report."""
 
-    images: Positive = about("the images of each kind that the report shows", "images")
+    images: Positive = about("the number of images of each kind", "images")

@@ -13,10 +13,10 @@ class Normalization(Section):
     """Mean and standard deviation of the red, green and blue inputs, in units of [0, 1]."""
 
     mean: tuple[float, float, float] = about(
-        "what is subtracted from red, green and blue", "of inputs in [0, 1]", RELEASED
+        "the mean to subtract", "of inputs in [0, 1]", RELEASED
     )
     std: tuple[float, float, float] = about(
-        "what red, green and blue are then divided by; above 0", "of inputs in [0, 1]", RELEASED
+        "the deviation to divide by, above 0", "of inputs in [0, 1]", RELEASED
     )
 
     @field_validator("std")
@@ -28,20 +28,19 @@ class Normalization(Section):
 
 
 class Network(Section):
-    """A network of segmentation_models_pytorch, or the paper's, on one of its encoders."""
+    """The paper's network or one of segmentation_models_pytorch, on an encoder of the latter."""
 
     architecture: str = about(
-        "`DeepLabV3PlusPaper`, or a network of segmentation_models_pytorch, e.g. `DeepLabV3Plus`, "
-        "`FPN`, `Unet`",
+        "`DeepLabV3PlusPaper`, or a network of segmentation_models_pytorch such as `FPN` or `Unet`",
         source=PAPER,
     )
-    encoder: str = about("its encoder, e.g. `resnet18`, `mobilenet_v2`, `resnet101`", source=PAPER)
+    encoder: str = about("its encoder, such as `resnet101` or `mobilenet_v2`", source=PAPER)
     encoder_weights: str | None = about(
-        "the encoder's weights at the start: a name such as `imagenet`, a `.safetensors` file "
-        "below `$CAG_WEIGHTS`, or null for random ones",
+        "the encoder's first weights: a name such as `imagenet`, a `.safetensors` file below "
+        "`$CAG_WEIGHTS`, or null: random",
         source=PAPER,
     )
     options: dict[str, Any] = about(
-        "further arguments of the architecture: `decoder_channels`", default={}
+        "other arguments of the architecture, such as `decoder_channels`", default={}
     )
     normalization: Normalization = about("how inputs are normalised", source=RELEASED)

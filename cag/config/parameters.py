@@ -27,27 +27,25 @@ from cag.runtime.errors import UserError
 
 
 class Round(Section):
-    """One pass of the stagewise training (the paper's "stage")."""
+    """A round of the stagewise training (the paper's "stage")."""
 
     teacher: Name = about(
-        "the model that labels the target and that the student starts from: `pretrain`, `warmup` "
-        "or an earlier round",
+        "the model that labels the target and starts the student: `pretrain`, `warmup` or an "
+        "earlier round",
         source=PAPER,
     )
     anchors: Name = about(
-        "the round whose source features give the anchors: itself for fresh ones, an earlier round "
-        "to keep that round's, as the released training keeps one file",
+        "the round whose source features give the anchors: this one, or an earlier one to keep its "
+        "anchors, as the released training does",
         source=RELEASED,
     )
 
 
 class Experiment(Run):
-    """The sections that stages of the pipeline read."""
+    """The sections that the pipeline's stages read."""
 
-    rounds: dict[Name, Round] = about("the rounds, by name, in their order", source=PAPER)
-    evaluated: tuple[Name, ...] = about(
-        "the models that are scored; [] where no labelled validation image is there"
-    )
+    rounds: dict[Name, Round] = about("the rounds by name, in their order", source=PAPER)
+    evaluated: tuple[Name, ...] = about("the models to score; [] without validation labels")
     source: Source = about("the labelled domain")
     target: Target = about("the unlabelled domain")
     network: Network = about("the network of all models", source=PAPER)
@@ -64,14 +62,14 @@ class Experiment(Run):
 class Parameters(Experiment):
     """The whole of `params.yaml`."""
 
-    oracle: Oracle = about("the comparison with true target labels, no part of the pipeline")
+    oracle: Oracle = about("the comparison with training on true target labels")
 
 
 def load_all(path: str | Path = "params.yaml") -> Parameters:
     """Read and validate every section, and what sections must agree on.
 
     Raises:
-        UserError: As `load_params`, or a round refers to a model or round that comes later or not.
+        UserError: As `load_params`, or sections disagree: a round may name only earlier models.
     """
     params = validated(Parameters, read_parameters(path), path)
     models, rounds = ["pretrain", "warmup"], []
@@ -92,6 +90,6 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
     return params
 
 
-def _refer(path: str | Path, key: str, found: str, known: list[str]) -> None:
-    if found not in known:
-        raise UserError(f"{path}: {key} is '{found}'; at this point there are {', '.join(known)}")
+def _refer(path: str | Path, key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise UserError(f"{path}: {key} is '{name}'; at this point there are {', '.join(known)}")

@@ -5,39 +5,35 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from cag.config.base import PAPER, RELEASED, Fraction, Section, about
 
 
 class PseudoLabel(Section):
-    """Thresholds of the two rules; an active pixel passes each that may be null and is not."""
+    """Thresholds of the two rules; an active pixel passes each one that is not null."""
 
-    margin: Annotated[float, Field(ge=0)] | None = about(
-        "the least d2 - d1 of an active pixel, where d1 and d2 are the distances to the nearest "
-        "and the second nearest anchor; null: not asked",
+    margin: NonNegativeFloat | None = about(
+        "the least d2 - d1 of an active pixel, d1 and d2 its distances to the nearest and second "
+        "nearest anchors; null: no condition",
         "units of the features",
         PAPER,
         default=None,
     )
     relative_margin: Fraction | None = about(
-        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: not asked",
-        default=None,
+        "the least (d2 - d1) / (d2 + d1) of an active pixel; null: no condition", default=None
     )
     quantile: Annotated[float, Field(gt=0, le=1)] | None = about(
-        "the share of each class's pixels, those of the largest relative margin, that is active; "
-        "null: not asked",
+        "the active share of each class's pixels, those with the largest relative margin; null: no "
+        "condition",
         "share",
         default=None,
     )
     agreement: bool = about(
-        "whether an active pixel's class must also be the one that the teacher predicts",
-        default=False,
+        "whether the teacher must predict an active pixel's class too", default=False
     )
     probability: Fraction = about(
-        "the probability that the probability rule asks for: more than this",
-        "probability",
-        RELEASED,
+        "the bound that the probability rule's pixels exceed", "probability", RELEASED
     )
 
     @model_validator(mode="after")

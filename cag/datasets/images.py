@@ -12,27 +12,18 @@ from PIL import ExifTags, Image, ImageOps
 from cag.runtime.errors import UserError, in_one_line
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _RGB, _GREY_ALPHA, _RGBA = 0, 2, 4, 6  # PNG colour types
+_GREY = 0  # PNG colour type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture as it is meant to be seen.
+    """Read a picture of any kind as uint8 [H, W, 3], RGB.
 
-    Grey, palette and CMYK pictures become RGB, alpha is dropped, 16 bits become the upper 8, and
-    the EXIF orientation is applied.
-
-    Returns:
-        uint8 [H, W, 3], RGB.
+    Alpha is dropped, 16 bits become the upper 8, and the EXIF orientation is applied.
 
     Raises:
         UserError: The file is missing, truncated or not an image.
@@ -41,7 +32,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
-    """An opened picture as `read_image` gives it: uint8 [H, W, 3], RGB."""
+    """Decode an open picture as `read_image` does."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
         grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
@@ -58,7 +49,7 @@ def resize(
 ) -> np.ndarray:
     """Resize an image or label map uint8 [H, W, ...] to (height, width), with antialiasing.
 
-    An array of that size already, or any with None, is returned as it is.
+    None keeps its size.
     """
     if size is None or array.shape[:2] == tuple(size):
         return array
@@ -67,13 +58,10 @@ def resize(
 
 
 def read_label(path: Path) -> np.ndarray:
-    """Read the raw values of a label map, as stored.
+    """Read the raw values of a label map: integers [H, W], or uint8 or uint16 colours [H, W, 3].
 
     Palette PNGs give their indices, low-bit grey PNGs their unscaled values, 16-bit PNGs all 16
     bits; alpha is dropped.
-
-    Returns:
-        An integer array [H, W], or uint8 or uint16 [H, W, 3] for colour-coded labels.
 
     Raises:
         UserError: The file is missing, truncated, not an image, or holds no integers.
@@ -82,7 +70,7 @@ def read_label(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Read a picture's height and width in pixels from its header, as `read_image` would show it.
+    """Read from its header the height and width in pixels that `read_image` gives a picture.
 
     Raises:
         UserError: The file is missing or not an image.
@@ -91,18 +79,15 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, whatever the extension.
-
-    The same array gives the same bytes.
-    """
+    """Write uint8 [H, W, 3] RGB or [H, W] grey as a PNG, whatever the extension."""
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG", compress_level=1)
 
 
 def write_label(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-    """Write train ids as a palette PNG that a person can look at.
+    """Write train ids as a PNG in their colours, whatever the extension.
 
     Args:
-        path: Where to write, whatever the extension.
+        path: The file.
         labels: uint8 [H, W], train ids; 255 = unlabelled, shown black.
         palette: uint8 [K, 3], the colour of each train id.
     """
@@ -112,7 +97,7 @@ def write_label(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
 
 
 def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W, 3], the colours of train ids uint8 [H, W]; ids without one are black."""
+    """The colours uint8 [H, W, 3] of train ids uint8 [H, W]; an id without a colour is black."""
     return _full_palette(palette)[labels]
 
 
@@ -122,7 +107,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
 
 
 def write_jpeg(path: Path, array: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] RGB as a JPEG to look at, whatever the extension."""
+    """Write uint8 [H, W, 3] RGB as a JPEG, whatever the extension."""
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="JPEG", quality=90)
 
 
@@ -171,7 +156,7 @@ def _decode_label(path: Path) -> np.ndarray:
 
 
 def _png_header(path: Path) -> tuple[int | None, int | None]:
-    """Return the bit depth and colour type of a PNG, (None, None) for another format."""
+    """The bit depth and colour type of a PNG; (None, None) for another format."""
     with open(path, "rb") as file:
         head = file.read(26)
     if len(head) < 26 or not head.startswith(_PNG_SIGNATURE):

@@ -24,7 +24,7 @@ from cag.runtime.validation import explain, read_yaml
 
 IGNORE = 255
 MAX_CLASSES = 254
-_UNKNOWN = 254  # no train id, no ignored pixel: marks a raw value that is not in the map
+_UNKNOWN = 254  # marks a raw value outside the map
 _SHOWN_VALUES = 5
 
 
@@ -33,10 +33,10 @@ class LabelSpace:
     """The classes of a project, in the order of their train ids.
 
     Attributes:
-        names: One name for each class.
-        palette: One (red, green, blue) colour in 0..255 for each class.
-        subsets: Names of sets of classes over which the mean IoU is also given, and their train
-            ids, e.g. ("13_of_16", (0, 1, 2, 6, ...)).
+        names: The name of each class.
+        palette: The (red, green, blue) colour of each class, in 0..255.
+        subsets: Sets of classes that get their own mean IoU: name and train ids, e.g.
+            ("13_of_16", (0, 1, 2, 6, ...)).
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class LabelSpace:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes K; train ids are 0..K-1."""
+        """The number of classes K."""
         return len(self.names)
 
     @property
@@ -54,7 +54,7 @@ class LabelSpace:
         return np.array(self.palette, np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists for JSON, in the form of a class map without its raw values."""
+        """The label space as JSON, in the form of a class map without raw values."""
         pairs = zip(self.names, self.palette, strict=True)
         content = {"classes": [{"name": name, "color": list(color)} for name, color in pairs]}
         subsets = {key: [self.names[i] for i in ids] for key, ids in self.subsets}
@@ -62,11 +62,7 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> LabelSpace:
-        """Rebuild what `to_dict` gave.
-
-        Raises:
-            ValueError: The content has another form.
-        """
+        """The inverse of `to_dict`; a ValueError if the content has another form."""
         try:
             return ClassList.model_validate(content).label_space
         except ValidationError as error:
@@ -87,7 +83,7 @@ class Class(BaseModel, strict=True):
 
 
 class ClassList(BaseModel, strict=True):
-    """The classes of prepared data, of a model or of a class map, and sets of them by name."""
+    """Classes and, by name, sets of them."""
 
     classes: Annotated[list[Class], COUNT]
     subsets: dict[SubsetName, Annotated[list[str], Field(min_length=1)]] = {}
@@ -102,7 +98,7 @@ class ClassList(BaseModel, strict=True):
         """The classes in the order of their train ids.
 
         Raises:
-            ValueError: A name is given twice, or a set names something else than a class.
+            ValueError: A name is repeated, or a set names no class.
         """
         names = [entry.name for entry in self.classes]
         named = {f"subsets.{key}": members for key, members in self.subsets.items()}
@@ -121,11 +117,10 @@ class ClassMap:
 
     Args:
         label_space: The classes, in the order of their train ids.
-        train_ids: Raw value -> train id or 255. Values are integers, or (red, green, blue) for
-            colour-coded labels; one kind only.
-        ignore_rest: Whether every value that is not listed becomes 255.
-        channel: Which channel of a label of several holds the class (0: the first, red); None: a
-            label has one channel, or is colour-coded.
+        train_ids: Raw value -> train id or 255. All values are integers, or all (red, green, blue).
+        ignore_rest: Whether all other values become 255.
+        channel: The channel that holds the class (0: the first, red); None: labels have one
+            channel, or are colour-coded.
     """
 
     def __init__(
@@ -147,21 +142,18 @@ class ClassMap:
 
     @property
     def mapped(self) -> frozenset[int]:
-        """The train ids that raw values are listed for."""
+        """The train ids that have raw values."""
         return frozenset(self._ids.tolist()) - {IGNORE}
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
-        """Translate a raw label map, as `images.read_label` gives it.
+        """Translate a raw label map to train ids uint8 [H, W]; 255 = ignored.
 
         Args:
-            raw: Integers [H, W], or [H, W, 3] for a map of colours.
-
-        Returns:
-            uint8 [H, W], train ids; 255 = ignored.
+            raw: Integers [H, W], or [H, W, C] for a map of colours or with a channel.
 
         Raises:
-            UserError: A raw value is not in the map (the first few are named), or the label has
-                colours where the map has integers, or the reverse, or lacks the map's channel.
+            UserError: Values are not in the map, the label has colours and the map integers (or
+                the reverse), or the label lacks the map's channel.
         """
         raw = self._class_values(raw)
         labels = self._look_up(raw)
@@ -170,10 +162,7 @@ class ClassMap:
         return labels
 
     def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
-        """Pixels of each raw value in a label map, whether it is in the class map or not.
-
-        Args:
-            raw: As in `encode`.
+        """Count the pixels of each raw value of a label map, in the class map or not.
 
         Raises:
             UserError: The label is not of the map's kind, as in `encode`.
@@ -189,18 +178,17 @@ class ClassMap:
     def train_id(self, value: int | tuple[int, int, int]) -> int | None:
         """The train id of a raw value or 255; None where `encode` would raise."""
         key = _pack(np.array(value)) if self.by_color else np.array(value)
-        found = int(self._search(key))
-        return None if found == _UNKNOWN else found
+        train_id = int(self._search(key))
+        return None if train_id == _UNKNOWN else train_id
 
     def decoding(self) -> np.ndarray | None:
         """The raw value of each train id, uint8 [256]: the inverse of `encode`.
 
-        A class of several values gets the smallest; 255 gets the smallest of `ignore`, or the
-        largest that is listed nowhere where that is `rest`.
+        A class gets its smallest value. 255 gets the smallest of `ignore`, or with `rest` the
+        largest that is not listed.
 
         Returns:
-            None where there is no such table: the map has colours, values above 255, a class
-            without values, or no ignored value that is not a class's.
+            None if the map has colours, or if a class or 255 has no value up to 255.
         """
         if self.by_color:
             return None
@@ -218,7 +206,7 @@ class ClassMap:
         return table
 
     def _class_values(self, raw: np.ndarray) -> np.ndarray:
-        """The part of a raw label map that holds the class; [H, W], or [H, W, 3] for colours."""
+        """The raw values of the classes: integers [H, W] or colours [H, W, 3]."""
         if self.channel is not None:
             if raw.ndim == 3:
                 return raw[..., self.channel]
@@ -227,9 +215,9 @@ class ClassMap:
                 "several; use the data set's own label files, or remove 'channel'"
             )
         if (raw.ndim == 3) != self.by_color:
-            found, expected = ("colours", "integers") if raw.ndim == 3 else ("integers", "colours")
+            kinds = ("integers", "colours")[:: -1 if raw.ndim == 3 else 1]
             raise UserError(
-                f"the label holds {found}, the class map lists {expected}; "
+                f"the label holds {kinds[0]}, the class map lists {kinds[1]}; "
                 "use the class map that belongs to this data set"
             )
         return raw
@@ -246,7 +234,7 @@ class ClassMap:
 
 
 def _pack(colors: np.ndarray) -> np.ndarray:
-    """Return one int64 for each colour [..., 3] of up to 16 bits a channel."""
+    """One int64 for each colour [..., 3] of up to 16 bits a channel."""
     red, green, blue = np.moveaxis(colors.astype(np.int64), -1, 0)
     return red << 32 | green << 16 | blue
 
@@ -269,10 +257,10 @@ def _unknown_message(values: np.ndarray) -> str:
 def read_class_map(path: Path) -> ClassMap:
     """Read a class map from YAML.
 
-    The order of `classes` gives the train ids; values are integers, or [r, g, b] for colour-coded
+    The order of `classes` gives the train ids. Values are integers, or [r, g, b] for colour-coded
     labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
-    become 255, or is `rest`: every other value. `channel` says which channel of a label of several
-    holds the class (0: the first). `subsets` names sets of classes whose mean IoU is wanted too.
+    become 255; `rest` means all others. `channel` is the channel that holds the class (0: the
+    first). `subsets` names sets of classes that get their own mean IoU.
 
         classes:
           - {name: road, color: [128, 64, 128], values: [7]}
@@ -282,7 +270,7 @@ def read_class_map(path: Path) -> ClassMap:
         subsets: {1_of_2: [road]}
 
     Raises:
-        UserError: The file is missing, is not YAML or breaks a rule; file and key are named.
+        UserError: The file is missing, is not YAML or breaks a rule.
     """
     examples = "classes/ holds complete class maps"
     content = read_yaml(path, examples, examples)
@@ -312,7 +300,7 @@ RawValues = list[Annotated[int | Color, WrapValidator(_raw_value)]]
 
 
 class MappedClass(Class, extra="forbid"):
-    """A class and the raw values that mean it."""
+    """A class and its raw values."""
 
     values: RawValues
 
@@ -334,7 +322,7 @@ class ClassMapFile(ClassList, extra="forbid"):
         """Raw value -> train id or 255.
 
         Raises:
-            ValueError: A value is listed twice, or they are not all of one kind.
+            ValueError: A value is repeated, or values are of two kinds.
         """
         listed = [(f"classes.{i}.values", entry.values, i) for i, entry in enumerate(self.classes)]
         if self.ignore != "rest":

@@ -1,7 +1,4 @@
-"""Raw layouts: where the images and labels of a data set lie, and which belong together.
-
-A layout is a list of `Split`s, each of which names its folders; the rest is common.
-"""
+"""Raw layouts: where the images and labels of a data set lie, and which belong together."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ class Split:
 
     Attributes:
         name: "train" or "val".
-        images: Folder of the images, below the data set's; its sub-folders belong to it.
-        labels: Folder of the labels; None: none is looked for, and none may be opened.
-        image_suffix: What an image's name ends with before its extension; others are passed over.
-        label_suffix: The same of a label; without suffix and extension the two names are one.
-        label_size: See `datasets.prepare_split`.
-        drop_mismatched: Whether an image whose size differs from its label's is left out; if not,
-            it is an error.
+        images: Folder of the images, below the data set's, with its sub-folders.
+        labels: Folder of the labels; None: no label may be opened.
+        image_suffix: The end of an image's name before its extension; other files are skipped.
+        label_suffix: The same for labels; the rest of the name is the image's.
+        label_size: As for `preparation.prepare_split`.
+        drop_mismatched: Whether to leave out an image of another size than its label; if not, it
+            is an error.
     """
 
     name: str
@@ -46,12 +43,12 @@ class Split:
 
     @property
     def folders(self) -> list[str]:
-        """The folders whose files are read."""
+        """The folders to read."""
         return [self.images] if self.labels is None else [self.images, self.labels]
 
 
 def splits(domain: Literal["source", "target"], config: Source | Target) -> list[Split]:
-    """What is read of a domain: of target training images never a label."""
+    """The splits to read of a domain; target training images come without labels."""
     if config.layout == "gta5":
         return [Split("train", "images", "labels", drop_mismatched=True)]
     if config.layout == "synthia":
@@ -72,44 +69,28 @@ def splits(domain: Literal["source", "target"], config: Source | Target) -> list
 
 
 def _cityscapes(split: str, labels: str | None) -> Split:
-    return Split(
-        split,
-        f"leftImg8bit/{split}",
-        f"gtFine/{split}",
-        "_leftImg8bit",
-        f"_gtFine_{labels or 'labelIds'}",
-    )
+    suffix = f"_gtFine_{labels or 'labelIds'}"
+    return Split(split, f"leftImg8bit/{split}", f"gtFine/{split}", "_leftImg8bit", suffix)
 
 
 def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
-    """List every file of a folder's sub-folders, but hidden ones.
-
-    Args:
-        folder: The data set's folder.
-        below: Posix paths of the sub-folders, below `folder`.
+    """List the visible files of a data set's sub-folders `below`.
 
     Returns:
         Columns path (posix, below `folder`; sorted) and bytes.
 
     Raises:
-        UserError: The folder is missing, or a symbolic link in it leads elsewhere, in a circle or
-            to nothing.
+        UserError: A folder is missing, or a link leads outside, in a circle or to nothing.
     """
-    sizes = {path: size for part in below for path, size in _files(Path(folder), part)}
-    paths = sorted(sizes)
-    return pd.DataFrame({"path": paths, "bytes": [sizes[path] for path in paths]})
+    sizes = dict(entry for part in below for entry in _files(Path(folder), part))
+    return pd.DataFrame(sorted(sizes.items()), columns=["path", "bytes"])
 
 
 def list_split(folder: Path, split: Split) -> list[Item]:
-    """List a split's images and, matched by name, its labels.
-
-    Args:
-        folder: The data set's folder.
-        split: Its folders below `folder`, and the suffixes of the files' names.
+    """List the images of a split of the data set in `folder` and, matched by name, its labels.
 
     Returns:
-        Items sorted by name: the path below the images (and below the labels) without suffix and
-            extension.
+        Items sorted by name: the path below the images' folder without suffix and extension.
 
     Raises:
         UserError: A folder is missing, there is no image, an image has no label or a label no
@@ -136,7 +117,7 @@ def list_split(folder: Path, split: Split) -> list[Item]:
 
 
 def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
-    """Yield (posix path below root, bytes) of the visible files below root/below."""
+    """The (posix path below root, bytes) of the visible files below root/below."""
     start = inside(root, below)
     if not start.is_dir():
         raise UserError(
@@ -149,7 +130,7 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
 def _walk(
     folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
 ) -> Iterator[tuple[str, int]]:
-    below = []  # followed last, so that one folder is open at a time, whose entries are not kept
+    below = []  # followed last, so that only one folder is open at a time
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -172,7 +153,7 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) ->
         raise UserError(f"{os.fsencode(entry.path)!r}: rename this file to valid UTF-8") from None
     if not entry.is_symlink():
         return
-    real = Path(os.path.realpath(entry.path))  # unlike resolve(), never raises for a loop
+    real = Path(os.path.realpath(entry.path))  # resolve() can raise for a circle
     if not real.exists():
         raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
     if not real.is_relative_to(root):
@@ -184,7 +165,7 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) ->
 
 
 def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
-    """Return name -> posix path below root of the raster files below root/below."""
+    """Name -> posix path below root of the images below root/below."""
     paths: dict[str, str] = {}
     repeated = []
     for path, _ in _files(root, below):
@@ -197,9 +178,9 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
             repeated.append(sorted([paths[name], path]))
         paths[name] = path
     if repeated:
-        one, other = min(repeated)
+        first, second = min(repeated)
         raise UserError(
-            f"{root / other}: has the same name as {root / one} but for the extension; "
+            f"{root / second}: has the same name as {root / first} but for the extension; "
             "keep one of them"
         )
     return paths

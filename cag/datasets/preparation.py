@@ -1,6 +1,5 @@
 """How a raw data set becomes a prepared one."""
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from cag.datasets.labels import ClassMap, LabelSpace
 from cag.datasets.prepared import CLASSES, COLUMNS, MANIFEST
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside, require_space, sha256, write_csv, write_json
-from cag.runtime.overlap import in_order
+from cag.runtime.overlap import cores, in_order
 
 EXCLUDED = "excluded.csv"
 EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
@@ -29,10 +28,9 @@ class Item:
     """One image of a raw data set.
 
     Attributes:
-        name: What the prepared files are called: a posix path without extension.
+        name: Of the prepared files: a posix path without extension.
         image: Posix path below the data set's folder.
-        label: Posix path below the data set's folder; None where there is no label, or none may be
-            opened.
+        label: The same; None if there is no label, or if it may not be opened.
     """
 
     name: str
@@ -53,25 +51,23 @@ def prepare_split(
 ) -> pd.DataFrame:
     """Write one split in the prepared form: images/<split>/ and labels/<split>/ below `out`.
 
-    Images are resized bilinearly with antialiasing, label maps by nearest neighbour. An item
-    without a label path gets no label map, and no label of it is opened. At most a few images for
-    each worker are in memory. When an item fails nothing of the split is left behind, and the error
-    is that of the first bad item in the given order.
+    Images are resized bilinearly with antialiasing, label maps by nearest neighbour. Few images are
+    in memory. If an item fails, nothing of the split is left; the error is the first bad item's.
 
     Args:
-        items: What to prepare, in the order of the rows.
+        items: The images, in the order of the rows. Without a label path, no label is opened.
         folder: The raw data set's folder, which no item may leave.
-        out: The prepared folder, which must not have this split yet.
+        out: The prepared folder, without this split.
         split: "train" or "val".
         class_map: Translates raw label values to train ids.
-        size: (height, width) in pixels of the prepared images; None keeps each image's own.
-        label_size: "prepared": the label map gets its image's prepared size; "own": it keeps its
-            size, for evaluation at full resolution.
-        workers: Number of threads; None for one for each core.
+        size: (height, width) in pixels of the prepared images; None: each image's own.
+        label_size: "prepared": the label map gets the image's prepared size; "own": it keeps its
+            own, for evaluation at full resolution.
+        workers: Number of threads; None: one for each core.
         on_item: Called after each item, in the calling thread.
 
     Returns:
-        The split's rows of the manifest (see `COLUMNS`).
+        The split's rows of the manifest (`COLUMNS`).
 
     Raises:
         UserError: A file cannot be read, leaves its folder or has a value outside the class map; an
@@ -90,7 +86,7 @@ def prepare_split(
 
     columns: dict[str, list] = {name: [] for name in COLUMNS}  # a third of the size of many rows
     try:
-        with closing(in_order(prepare, items, workers or os.cpu_count() or 1)) as prepared:
+        with closing(in_order(prepare, items, workers or cores())) as prepared:
             for row in prepared:
                 for name, values in columns.items():
                     values.append(row[name])
@@ -104,22 +100,19 @@ def prepare_split(
 
 
 def prepared_bytes(pixels: int) -> int:
-    """Bytes that prepared images of so many pixels in sum, and their label maps, take."""
+    """Estimate the bytes of prepared images with so many pixels in sum, and of their label maps."""
     return pixels * _BYTES_PER_PIXEL
 
 
-def without_mismatched(
-    items: Sequence[Item], folder: Path, workers: int | None = None
-) -> tuple[list[Item], pd.DataFrame]:
-    """Leave out the images whose size differs from their label's, by the files' headers.
+def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item], pd.DataFrame]:
+    """Split labelled items by their files' headers: those as large as their label, and the others.
 
     Args:
         items: With labels.
         folder: The raw data set's folder.
-        workers: Number of threads; None for one for each core.
 
     Returns:
-        The items that remain, and a table of the others (see `EXCLUDED_COLUMNS`), sizes in pixels.
+        The items to keep, and a table of the others (`EXCLUDED_COLUMNS`, sizes in pixels).
 
     Raises:
         UserError: A file cannot be read or leaves its folder.
@@ -130,8 +123,8 @@ def without_mismatched(
         return image_size(image), image_size(label)
 
     kept, excluded = [], []
-    with closing(in_order(sizes, items, workers or os.cpu_count() or 1)) as found:
-        for item, (image, label) in zip(items, found, strict=True):
+    with closing(in_order(sizes, items, cores())) as pairs:
+        for item, (image, label) in zip(items, pairs, strict=True):
             if image == label:
                 kept.append(item)
             else:
@@ -140,15 +133,12 @@ def without_mismatched(
 
 
 def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
-    """Read an item's label as stored.
+    """Read an item's label below the raw data set's folder with `read_label`.
 
     Args:
         item: With a label.
         folder: The raw data set's folder.
-        size: Height and width that the label must have, its image's; None: any.
-
-    Returns:
-        See `images.read_label`.
+        size: The image's (height, width), which the label must have; None: any.
 
     Raises:
         UserError: It cannot be read, leaves its folder, or has another size.
@@ -165,14 +155,7 @@ def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np
 
 
 def require_one_size(rows: pd.DataFrame) -> None:
-    """Check that prepared images share one size, which a feature store needs.
-
-    Args:
-        rows: Of a split of the manifest.
-
-    Raises:
-        UserError: Two of them differ.
-    """
+    """Raise a UserError unless a manifest's rows share one size, as a feature store needs."""
     sizes = rows[["height", "width"]]
     other = (sizes != sizes.iloc[0]).any(axis=1)
     if other.any():
@@ -185,18 +168,9 @@ def require_one_size(rows: pd.DataFrame) -> None:
 
 
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
-    """Write manifest.csv and classes.json, which make a folder of prepared files a data set.
-
-    Args:
-        folder: The prepared folder.
-        rows: What `prepare_split` gave, for all splits.
-        label_space: The classes of its label maps.
-    """
+    """Complete a prepared data set with manifest.csv, the rows of all splits, and classes.json."""
     write_json(Path(folder) / CLASSES, label_space.to_dict())
     write_csv(Path(folder) / MANIFEST, rows[COLUMNS])
-
-
-# Preparing
 
 
 def _check_names(items: Sequence[Item], split: str) -> None:
@@ -243,7 +217,7 @@ def _prepare_item(
 
 
 def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:
-    """Return the path below `out` for the manifest and the path to write, whose folder exists."""
+    """A file's path for the manifest, below `out`, and the path to write; its folder is made."""
     relative = f"{kind}/{split}/{name}.png"
     path = inside(out, relative)
     path.parent.mkdir(parents=True, exist_ok=True)

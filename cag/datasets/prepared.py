@@ -28,7 +28,7 @@ COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sh
 
 
 def common_size(rows: pd.DataFrame) -> tuple[int, int] | None:
-    """The (height, width) that all images of a manifest's rows have, or None."""
+    """The (height, width) of all images of a manifest's rows, or None if they differ."""
     sizes = rows[["height", "width"]].drop_duplicates().to_numpy()
     return (int(sizes[0, 0]), int(sizes[0, 1])) if len(sizes) == 1 else None
 
@@ -37,13 +37,13 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     """Read a prepared data set's table of images.
 
     Returns:
-        Columns split, name, image, label, height, width, image_sha256, label_sha256; paths are
-        posix, below the folder, label is "" where there is none; height and width (int64, pixels)
-        are the prepared image's.
+        Columns split, name, image, label, height, width, image_sha256, label_sha256. Paths are
+        posix, below the folder; label is "" if there is none; height and width (int64, pixels) are
+        the image's.
 
     Raises:
-        UserError: The manifest is missing, has other columns, sizes that are no numbers, a repeated
-            name, or a path that leaves the folder.
+        UserError: The manifest is missing, or has other columns, sizes that are no numbers, a
+            repeated name or a path that leaves the folder.
     """
     path = Path(folder) / MANIFEST
     with readable(path, "a readable table", PREPARE, AGAIN):
@@ -56,7 +56,7 @@ def read_label_space(folder: Path) -> LabelSpace:
     """Read a prepared data set's classes.
 
     Raises:
-        UserError: classes.json is missing or not of the form that `write_manifest` writes.
+        UserError: classes.json is missing or damaged.
     """
     path = Path(folder) / CLASSES
     with readable(path, "a list of classes", PREPARE, AGAIN):
@@ -64,47 +64,42 @@ def read_label_space(folder: Path) -> LabelSpace:
 
 
 def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
-    """Read the target's classes, which must be the source's: same names, same order.
+    """Read the target's classes, which must have the source's names and order.
 
     Raises:
         UserError: They differ, or cannot be read.
     """
-    expected, found = (read_label_space(folder) for folder in (source, target))
-    if found.names != expected.names:
-        raise UserError(class_difference(expected.names, found.names))
-    return found
+    spaces = [read_label_space(folder) for folder in (source, target)]
+    names = [space.names for space in spaces]
+    if names[0] != names[1]:
+        raise UserError(class_difference(*names))
+    return spaces[1]
 
 
 def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
-    """Say how the classes of the two domains differ, and what to do."""
-    pairs = list(zip_longest(source, target))
-    first = next(i for i, (one, other) in enumerate(pairs) if one != other)
+    """The error message for two domains whose classes differ."""
+    pairs = enumerate(zip_longest(source, target))
+    train_id, (name, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     return (
-        f"the source has {len(source)} classes, the target {len(target)}; train id {first} is "
-        f"{pairs[first][0]!r} in the source and {pairs[first][1]!r} in the target: give "
+        f"the source has {len(source)} classes, the target {len(target)}; train id {train_id} is "
+        f"{name!r} in the source and {other!r} in the target: give "
         "source.class_map and target.class_map the same classes in the same order"
     )
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Indices of `count` images spread over all `total`, the first and the last among them."""
+    """Evenly spaced indices of `count` of `total` images, with the first and the last."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a SHA-256 (hex) that names a prepared data set's content.
-
-    The manifest and the classes are hashed; they hold the digest of every image and label map.
-    """
+    """The SHA-256 (hex) of a prepared data set: its classes, and its manifest with all digests."""
     digest = hashlib.sha256()
     for name in (MANIFEST, CLASSES):
         path = Path(folder) / name
         with readable(path, "a readable file", PREPARE):
             digest.update(f"{name} {sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-# Checking
 
 
 def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
@@ -141,11 +136,11 @@ class PreparedImages:
 
     Attributes:
         names: The images' names.
-        sizes: Their heights and widths in pixels.
+        sizes: Their (height, width) in pixels.
 
     Raises:
-        UserError: The manifest is missing or broken, has no such split, or an image of the split
-            has no label although `with_labels` is set.
+        UserError: The manifest is missing or broken or lacks the split, or a wanted label is
+            missing.
     """
 
     def __init__(self, folder: Path, split: str, with_labels: bool):
@@ -163,16 +158,14 @@ class PreparedImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, str]:
-        """Read one image.
+        """An image uint8 [3, H, W], its train ids uint8 [h, w] (255 = ignored) or None, its name.
 
-        Returns:
-            The image uint8 [3, H, W]; its train ids uint8 [h, w] (255 = ignored; of the image's
-            size or the label's own, as prepared) or None without labels; its name.
+        The label map has the image's size, or its own if it was prepared so.
 
         Raises:
             UserError: A file is missing or damaged, or the image is not of the manifest's size.
         """
-        import torch  # here, since it is slow to import and those who read the manifest need none
+        import torch  # slow to import, and reading the manifest needs none
 
         path = self.folder / self._images[index]
         image = torch.from_numpy(read_image(path))  # (H, W, 3)
@@ -187,9 +180,9 @@ class PreparedImages:
         return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
 
     def batches(self, size: int, indices: Sequence[int] | None = None) -> list[list[int]]:
-        """Cut indices, all or the given ones, into batches of one image size, in their order.
+        """Cut indices, by default all, into batches of one image size, in their order.
 
-        Which images go together depends on nothing else: not on who predicts which batch.
+        The number of processes changes no batch.
         """
         runs = groupby(range(len(self)) if indices is None else indices, self.sizes.__getitem__)
         groups = (list(run) for _, run in runs)

@@ -1,1 +1,1 @@
-"""What every program needs: errors, files, progress, processes, devices, seeds."""
+"""The needs of every program: errors, files, progress, processes, devices, seeds."""

@@ -13,15 +13,12 @@ from cag.runtime.overlap import cores
 
 
 def make_fabric(precision: str) -> Fabric:
-    """A Fabric on the best device there is; under torchrun, one of its processes.
+    """A launched Fabric on the best device there is; under torchrun, one of its processes.
 
-    On a GPU, float32 products are made in TF32 where the code does not ask for full precision.
+    On a GPU, float32 products use TF32 unless the code asks for `full_precision`.
 
     Args:
         precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`.
-
-    Returns:
-        A launched Fabric.
     """
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     warnings.filterwarnings("ignore", module="lightning_fabric")
@@ -39,11 +36,12 @@ def make_fabric(precision: str) -> Fabric:
 
 
 def one_device(name: str | None) -> Fabric:
-    """A Fabric on one device in this process alone, however it was started; sets nothing globally.
+    """A Fabric on one device in this process alone; changes no global setting.
+
+    A GPU computes in `best_precision`, other devices in float32.
 
     Args:
-        name: As PyTorch writes it: cpu, cuda, cuda:1, mps. None: the best there is. A GPU computes
-            in `best_precision`, other devices in float32.
+        name: As PyTorch writes it: cpu, cuda, cuda:1, mps. None: the best there is.
 
     Raises:
         UserError: There is no such device here.
@@ -52,16 +50,13 @@ def one_device(name: str | None) -> Fabric:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"device '{name}' is none; expected cpu, cuda, cuda:1 or mps") from None
-    there = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= there.get(device.type, 0):
-        found = ", ".join(f"{kind} ({count})" for kind, count in there.items() if count)
-        raise UserError(f"device '{name}' is not here; there are {found}")
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    counts = {"cpu": 1, "cuda": gpus, "mps": int(mps)}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        known = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
+        raise UserError(f"device '{name}' is not here; there are {known}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on devices that are there and not used
+        warnings.simplefilter("ignore")  # about devices that are left unused
         return Fabric(
             accelerator=device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -78,10 +73,5 @@ def best_precision(precision: str) -> str:
 
 
 def loader_workers(device: torch.device) -> int:
-    """Loader processes: none on a CPU, whose cores the training needs; beside a GPU up to 8.
-
-    The processes of a machine share its cores.
-    """
-    if device.type == "cpu":
-        return 0
-    return min(8, cores())
+    """Loader processes: up to 8 beside a GPU; none on a CPU, where the training needs the cores."""
+    return 0 if device.type == "cpu" else min(8, cores())

@@ -4,16 +4,16 @@
 class UserError(Exception):
     """Something the user can put right: a missing file, a bad value, a full disk.
 
-    The message is one line that names the file or key, what was found, what was expected and what
-    to do. Programs print it and exit with status 1; any other exception is a defect.
+    Its one line names the file or key, the value, what was expected and what to do. Programs print
+    it and exit with status 1. Any other exception is a defect.
     """
 
 
 def in_one_line(error: Exception, longest: int = 300) -> str:
-    """An exception's text in one line of at most so many characters; its kind if it has no text."""
+    """An exception's text, or else its type, in one line of up to `longest` characters."""
     return shortened(" ".join(str(error).split()) or type(error).__name__, longest)
 
 
 def shortened(text: str, longest: int) -> str:
-    """A text without what follows its first so many characters."""
+    """The first `longest` characters of a text, with "..." if there are more."""
     return text if len(text) <= longest else f"{text[:longest]}..."

@@ -1,4 +1,4 @@
-"""Where data lies, and how files are written: atomically, hashed, never outside their folder."""
+"""Where data lies, and how to write files: atomically, hashed, never outside their folder."""
 
 import hashlib
 import json
@@ -15,52 +15,50 @@ import pandas as pd
 
 from cag.runtime.errors import UserError
 
-_EXPERIMENT_COPIES = (".dvc", "tmp", "exps")
-
 
 def project_root() -> Path:
-    """Return the repository root: the working directory, or what a DVC copy of it was made from.
+    """The repository root: the working directory, or the origin of the DVC copy that it is.
 
-    `dvc exp run --temp` and the queue run stages in <root>/.dvc/tmp/exps/...; raw data and weights,
-    which DVC does not copy, lie below the real root.
+    `dvc exp run --temp` and the queue run stages in <root>/.dvc/tmp/exps/... without copying raw
+    data and weights, which lie below the real root.
     """
     here = Path.cwd()
-    for start in range(len(here.parts) - len(_EXPERIMENT_COPIES), 0, -1):
-        if here.parts[start : start + len(_EXPERIMENT_COPIES)] == _EXPERIMENT_COPIES:
-            return Path(*here.parts[:start])
-    return here
+    copies = [
+        p.parents[2] for p in (here, *here.parents) if p.parts[-3:] == (".dvc", "tmp", "exps")
+    ]
+    return copies[0] if copies else here
 
 
 def data_root() -> Path:
-    """Return the folder of the raw data sets: $CAG_DATA, else data/raw below the project root."""
+    """The folder of the raw data sets: $CAG_DATA, else data/raw below the project root."""
     return _root_from("CAG_DATA", "data/raw")
 
 
 def weights_root() -> Path:
-    """Return the folder of local weights: $CAG_WEIGHTS, else data/weights below the root."""
+    """The folder of local weights: $CAG_WEIGHTS, else data/weights below the project root."""
     return _root_from("CAG_WEIGHTS", "data/weights")
 
 
 def encoder_weights_file(encoder: str, weights: str) -> Path:
-    """Return where an encoder's local weights are looked for below `weights_root`.
+    """The file of an encoder's local weights below `weights_root`.
 
     Args:
         encoder: Its name.
-        weights: A path that ends in .safetensors, or a name such as imagenet: then this is
+        weights: A path that ends in .safetensors, or a name such as imagenet, which stands for
             <encoder>_<weights>.safetensors.
 
     Raises:
-        UserError: The names would lead out of the folder.
+        UserError: The file would lie outside the folder.
     """
     is_path = weights.endswith(".safetensors")
     return inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
 
 
 def model_weights_file(weights: str) -> Path:
-    """Return where a model that comes from outside the pipeline lies, below `weights_root`.
+    """The file of a model from outside the pipeline, below `weights_root`.
 
     Raises:
-        UserError: It is missing, or its path would lead out of the folder.
+        UserError: It is missing, or lies outside the folder.
     """
     path = inside(weights_root(), weights)
     if not path.is_file():
@@ -76,30 +74,23 @@ def _root_from(variable: str, default: str) -> Path:
 
 
 def is_local(relative: str) -> bool:
-    """Say whether a relative posix path stays below its folder by its text alone.
+    """Whether the text of a relative posix path keeps it below its folder.
 
-    Links are not followed: DVC may link the files of its outputs to its cache. See `inside` for raw
-    data.
+    Links are not followed, as DVC may link its outputs to its cache; `inside` follows them.
     """
     path = PurePosixPath(relative)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Join a path read from data to its folder.
-
-    Args:
-        folder: The folder that must not be left; it may itself be a symbolic link.
-        relative: Posix path below the folder.
+    """Join a posix path that was read from data to its folder, which may be a symbolic link.
 
     Raises:
         UserError: The path is absolute, has a `..`, or leaves the folder through a symbolic link.
     """
-    path = Path(folder) / relative
-    # realpath, because resolve() raises for a circle of links before Python 3.13.
-    if not is_local(relative) or not Path(os.path.realpath(path)).is_relative_to(
-        os.path.realpath(folder)
-    ):
+    path, real = Path(folder) / relative, os.path.realpath
+    # resolve() raises for a circle of links before Python 3.13
+    if not is_local(relative) or not Path(real(path)).is_relative_to(real(folder)):
         raise UserError(
             f"{folder}: the path {relative!r} leaves this folder; "
             "use a path below it, without '..' and without links that lead elsewhere"
@@ -109,10 +100,10 @@ def inside(folder: Path, relative: str) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling path that becomes `path` on success and is removed on any failure.
+    """Yield a temporary sibling path that becomes `path` on success and is removed on failure.
 
-    The sibling is called .<name>.partial, so a writer that goes by the extension must be told the
-    format. Missing parent folders are made.
+    Missing parent folders are made. The sibling's name is .<name>.partial: tell its writer the
+    format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +120,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling folder that replaces `path` on success.
 
-    On any failure the temporary folder is removed and `path` stays as it was. What a killed run
-    left is deleted first.
+    A failure removes it and leaves `path` as it was. The remains of a killed run are deleted first.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -157,29 +147,25 @@ def _remove(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hex, read in blocks."""
+    """The SHA-256 (hex) of a file, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(**identity: Any) -> str:
-    """Return a SHA-256 (hex) over JSON of what a result depends on."""
+    """The SHA-256 (hex) of what a result depends on, as JSON."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def existing(path: Path) -> Path:
-    """A file that a stage made.
-
-    Raises:
-        UserError: It is missing.
-    """
+    """The path of a stage's output; a UserError if it is missing."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; `dvc repro` makes it")
     return path
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk which holds `folder`; it need not exist yet."""
+    """The free bytes of the disk of `folder`, which need not exist yet."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -187,32 +173,19 @@ def free_bytes(folder: Path) -> int:
 
 
 def used_bytes(path: Path) -> int:
-    """Return the bytes of a file, or of the files below a folder; 0 if there is none."""
+    """The bytes of a file, or of the files below a folder; 0 if there are none."""
     paths = [path] if path.is_file() else path.rglob("*")
     return sum(below.stat().st_size for below in paths if below.is_file())
 
 
 def require_new(folder: Path) -> None:
-    """Check that a folder does not exist yet or is empty.
-
-    Raises:
-        UserError: Something is there.
-    """
+    """Raise a UserError unless a folder is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not an empty folder; name a new one")
 
 
 def require_space(folder: Path, bytes_needed: int, what: str) -> None:
-    """Check that the disk which holds `folder` (it need not exist yet) can take what is to come.
-
-    Args:
-        folder: Where the files will be written.
-        bytes_needed: Estimate of their size in bytes.
-        what: What will be written, for the message.
-
-    Raises:
-        UserError: Less than `bytes_needed` is free.
-    """
+    """Raise a UserError unless the disk of `folder` has so many bytes free for `what`."""
     free = free_bytes(folder)
     if free < bytes_needed:
         raise UserError(
@@ -222,12 +195,12 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
 
 
 def as_json(obj: Any) -> str:
-    """Return JSON: keys in the given order, indent 2, NaN and infinity as null."""
+    """JSON with the keys in their order, indent 2, NaN and infinity as null."""
     return json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write JSON atomically; see `as_json`."""
+    """Write `as_json` atomically."""
     with atomic_file(path) as partial:
         partial.write_text(as_json(obj) + "\n", encoding="utf-8")
 

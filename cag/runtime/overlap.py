@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
-MOST_THREADS = 16  # so many decode photographs faster than a GPU predicts them
+MOST_THREADS = 16  # already decode photographs faster than a GPU predicts
 _END = object()
 
 
@@ -39,16 +39,14 @@ def overlapped(
 ) -> Iterator[T | U]:
     """Read, compute and write at the same time, with few items under way.
 
-    When it is closed or at its end, no thread is left and `items` is closed.
+    The outputs come in the items' order, and an error of any thread in its place. Its end, or
+    closing it, ends all threads and closes `items`.
 
     Args:
-        items: What is read, in a thread of its own.
+        items: Read in one thread.
         compute: Gives the outputs of an item, in another thread.
         advance: Counts the time that `compute` waits for items.
-        finish: Maps each output over several threads, with `in_order`; None: it stays as it is.
-
-    Yields:
-        The outputs in the order of the items; an error, from whichever thread, in its place.
+        finish: Maps each output, in several threads.
     """
 
     def outputs() -> Iterator[T]:
@@ -65,11 +63,10 @@ def overlapped(
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
-    """Map over threads; results, and so the first error, come in the order of the items.
+    """Map over threads; results and errors come in the items' order.
 
-    Pillow, numpy and torch release the interpreter lock. The items are taken in the calling thread,
-    and at most 2 * workers + 1 of them are under way. Closing it waits for those that have begun
-    and drops the others.
+    The calling thread takes the items; at most 2 * workers + 1 are under way. Closing it waits for
+    those that have begun and drops the others.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future] = deque()
@@ -85,10 +82,10 @@ def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> It
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """Run an iterator in another thread, at most `depth` items before they are asked for.
+    """Run an iterator in another thread, at most `depth` items ahead.
 
-    Its error comes where its next item would have come. Closing it waits for the item that is being
-    made, and closes the iterator.
+    Its error comes in place of its next item. Closing it waits for the item in the making, and
+    closes the iterator.
     """
     with closing(items), ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(next, items, _END) for _ in range(depth))
@@ -101,11 +98,7 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 def to_cpu(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Start to copy tensors to the CPU.
-
-    Returns:
-        A function that waits for the copies, from whichever thread, and returns them.
-    """
+    """Start to copy tensors to the CPU; the result waits for the copies, in any thread."""
     device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
     if device is None:
         return lambda: tuple(tensor.cpu() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Full precision for the few computations that half precision or TF32 would spoil."""
+"""Full precision for the few computations that need it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import torch
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Compute in float32 inside: autocast off, and matrix products neither in TF32 nor bfloat16.
+    """Compute in float32, without autocast, TF32 or bfloat16 on a device such as "cpu" or "cuda".
 
-    `torch.set_float32_matmul_precision("high")` speeds a network up, but 10 bits of mantissa are
-    too few for the difference of two distances. What was set holds again afterwards. The setting
-    is the process's: other threads' products are exact too meanwhile.
-
-    Args:
-        device_type: where the tensors are, such as "cpu" or "cuda".
+    TF32's 10 bits of mantissa are too few for the difference of two distances. Meanwhile other
+    threads of the process are exact too.
     """
     setting = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""What the processes of a launch share while they work on one stage's images."""
+"""How the processes of a launch share the images of a stage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cag.runtime.files import atomic_folder
 from cag.runtime.progress import Advance, progress
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=30)  # others may have hours of work left
-_UNTIL_ENDED = 20  # seconds in which a launcher ends the processes that a failed one left
+_PATIENCE = timedelta(days=30)  # the others may need hours
+_UNTIL_ENDED = 20  # seconds in which a launcher ends the processes beside a failed one
 
 
 class Processes:
     """The processes of a launch, or the only one; small values pass between their CPUs.
 
-    A process that has ended makes the others' next call fail at once, with a GPU or without.
+    After a process has ended, the others' next call fails at once.
 
     Attributes:
         rank: This process's number.
         count: Number of processes.
-        main: Whether this is process 0, which puts the parts together.
+        main: Whether this is process 0, which joins the parts.
     """
 
     def __init__(self, fabric: Fabric):
@@ -51,7 +51,7 @@ class Processes:
         return total
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What process 0 makes, in every process."""
+        """Give every process what process 0 makes."""
         value = [make() if self.main else None]
         if self._group is not None:
             _together(lambda: distributed.broadcast_object_list(value, 0, self._group))
@@ -59,13 +59,7 @@ class Processes:
 
     @contextmanager
     def progress(self, what: str, count: int, total: int) -> Iterator[Advance]:
-        """A `progress` bar over images, which ends when all processes have done their part.
-
-        Args:
-            what: What is being done.
-            count: Number of images of this process.
-            total: Number of images of all processes.
-        """
+        """A `progress` bar over this process's `count` images, then all processes' `total`."""
         with progress(what, count, "images") as advance:
             yield advance
             self.wait()
@@ -83,6 +77,6 @@ def _together(operation: Callable[[], object]) -> None:
     try:
         operation()
     except RuntimeError:
-        # Another process failed and has said why: the launcher's signal ends this one in silence.
+        # Another process failed and has said why; the launcher's signal ends this one in silence.
         time.sleep(_UNTIL_ENDED)
         raise

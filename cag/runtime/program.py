@@ -21,7 +21,7 @@ from cag.runtime.errors import UserError
 from cag.runtime.files import project_root, write_json
 from cag.runtime.progress import finished_bars, is_main_process
 
-# What the disk refuses, rather than what a program does wrong.
+# Refusals of the disk, not defects of the program.
 UNUSABLE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -30,11 +30,9 @@ RECORDS = Path(".scratch/runs")
 
 
 def run(main: Callable[..., None]) -> int | None:
-    """Run a click command; a UserError becomes one line on stderr and exit status 1.
+    """Run a click command; a UserError or a refusal of the disk is one line and exit status 1.
 
-    So does what the disk refuses: no space, no permission, a file where a folder should be.
-
-    A termination is an exception too, so that what is half written is removed.
+    A termination raises too, so that half-written files are removed.
 
     Returns:
         0 if the command only printed its help, else None.
@@ -63,17 +61,16 @@ def run(main: Callable[..., None]) -> int | None:
 
 
 def run_stage(main: Callable[..., None]) -> None:
-    """Run a stage's command as `run` does, and leave a record of it if it succeeds.
+    """Run a stage's command as `run` does, and leave a record of its success.
 
-    The record is `.scratch/runs/<stage>.json`, where the stage has DVC's name: the program's, with
-    its first argument as in extract@round1. It has `started` (ISO 8601), `seconds` from the
-    program's start, `images` and `images_per_second` of its progress bars, `waiting_share` (of
-    their time, 0 to 1), `device`, `processes`, `versions` and, in an experiment, the `commit` that
-    this started from. A stage of an experiment also leaves it in the project's
-    `.scratch/runs/<experiment>/`, as DVC deletes the copy of the project that it may run in. The
-    record depends on the moment, so it is no artifact: nothing is computed from it.
+    `.scratch/runs/<stage>.json`, with DVC's name of the stage such as extract@round1, has `started`
+    (ISO 8601), `seconds` since the program's start, `images`, `images_per_second` and
+    `waiting_share` (0 to 1) of its progress bars, `device`, `processes`, `versions` and the
+    `commit` that an experiment started from. An experiment's stage also leaves it in the project's
+    `.scratch/runs/<experiment>/`, since DVC deletes the copy that it runs in. Nothing is computed
+    from a record.
     """
-    finished = run(main) is None  # and not, say, --help
+    finished = run(main) is None  # not with --help
     if finished and is_main_process():
         program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
         stage = "@".join([program, *argument])
@@ -106,7 +103,7 @@ def _record() -> dict:
 
 
 def read_records(folder: Path = RECORDS) -> dict[str, dict]:
-    """The records that `run_stage` left, by stage; a damaged one is left out."""
+    """The undamaged records of `run_stage`, by stage."""
     records = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -118,7 +115,7 @@ def read_records(folder: Path = RECORDS) -> dict[str, dict]:
 
 
 def device_name() -> str:
-    """The GPU that this process has used, or else the processor, its cores and torch's threads."""
+    """The GPU in use, or else the processor, its cores and torch's threads."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return torch.cuda.get_device_name()
@@ -137,7 +134,7 @@ def cpu_name() -> str:
 def _print_error(error: UserError) -> None:
     process = ""
     if not is_main_process():
-        # Rank 0 mostly meets the same error, says so, and the launcher ends this process.
+        # Rank 0 mostly meets the same error and reports it; then the launcher ends this process.
         time.sleep(3)
         process = f" (process {os.environ['RANK']})"
     print(f"error{process}:", *str(error).splitlines(), file=sys.stderr)

@@ -22,13 +22,13 @@ def is_main_process() -> bool:
 
 
 class Advance:
-    """Counts what is done and how long it was waited for; called as advance(count, note).
+    """Counts units and the time spent waiting; called as advance(count, note).
 
     Attributes:
         done: Units done in this run.
-        waited: Seconds in which `waiting` waited; None where nothing was waited for.
+        waited: Seconds that `waiting` waited; None without it.
         images: Images in a unit.
-        seconds: Until the end.
+        seconds: From the beginning to the end.
     """
 
     def __init__(self, update: Callable[[int, str], None], images: int = 0):
@@ -37,12 +37,12 @@ class Advance:
         self._update = update
 
     def __call__(self, count: int = 1, note: str = "", resumed: bool = False) -> None:
-        """Count units; resumed ones, which an earlier run has done, do not count for the rate."""
+        """Count units; those resumed from an earlier run do not count for the rate."""
         self.done += 0 if resumed else count
         self._update(count, note)
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on, and count the time that each is waited for."""
+        """Pass items on, and count the time of waiting for them."""
         iterator = iter(items)
         while True:
             began = time.monotonic()
@@ -53,12 +53,12 @@ class Advance:
             yield item
 
     def rate(self, unit: str) -> str:
-        """The rate until now, and the share of the time that was spent in waiting."""
+        """The rate until now, and the share of the time spent waiting."""
         seconds = max(time.monotonic() - self.began, 1e-9)
-        share = (
-            "" if self.waited is None else f", {100 * self.waited / seconds:.0f} % waiting for data"
-        )
-        return f"{self.done / seconds:.1f} {unit}/s{share}"
+        rate = f"{self.done / seconds:.1f} {unit}/s"
+        if self.waited is None:
+            return rate
+        return f"{rate}, {100 * self.waited / seconds:.0f} % waiting for data"
 
 
 @contextmanager
@@ -66,14 +66,10 @@ def progress(what: str, total: int, unit: str, images: int | None = None) -> Ite
     """A progress bar with a rate, then one line that stays.
 
     Args:
-        what: What is being done, e.g. "pretrain".
-        total: Number of units in all.
-        unit: Name of a unit, e.g. "images".
-        images: Images in a unit, for the record; None for 1 if the unit is images, and else 0.
-
-    Yields:
-        A function `advance(count=1, note="", resumed=False)`, whose method `waiting(iterable)`
-        passes items on and counts the time that is spent in waiting for them.
+        what: The work, e.g. "pretrain".
+        total: Number of units.
+        unit: Their name in the plural, e.g. "images".
+        images: Images in a unit, for the record; None: 1 if the unit is images, else 0.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -83,7 +79,7 @@ def progress(what: str, total: int, unit: str, images: int | None = None) -> Ite
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    # Where it cannot draw a bar, rich would still print an empty line.
+    # rich prints an empty line where it cannot draw a bar
     console.quiet = not (console.is_interactive and is_main_process())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="", note="")

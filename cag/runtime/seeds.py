@@ -4,5 +4,5 @@ import numpy as np
 
 
 def mix(*parts: int) -> int:
-    """One seed in [0, 2^63) from several integers of at least 0; other parts, another seed."""
+    """A seed in [0, 2^63) from integers of at least 0; other integers give another seed."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -15,16 +15,13 @@ from cag.runtime.errors import UserError, in_one_line, shortened
 
 @contextmanager
 def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Iterator[None]:
-    """Say in one line why the code below could not read a file.
+    """Turn an error of reading, decoding or parsing a file into a UserError.
 
     Args:
         path: The file.
-        kind: What it should be, with its article.
-        missing: What to do where it does not exist.
-        broken: What to do where it is of another kind.
-
-    Raises:
-        UserError: The code raised an error of reading, decoding or parsing.
+        kind: The content it should have, with its article.
+        missing: What to do if it does not exist.
+        broken: What to do if it has another content.
     """
     try:
         yield
@@ -36,15 +33,15 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
 
 
 def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
-    """The mapping that a YAML file holds.
+    """The mapping in a YAML file.
 
     Args:
         path: The file.
-        missing: What to do where it does not exist.
-        broken: What to do where it holds no mapping.
+        missing: What to do if it does not exist.
+        broken: What to do if it holds no mapping.
 
     Raises:
-        UserError: There is no such file, or it cannot be read or holds something else.
+        UserError: It is missing, cannot be read or holds no mapping.
     """
     with readable(path, "readable YAML", missing):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -56,16 +53,15 @@ def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
 def explain(
     model: type[BaseModel], error: ValidationError, example: str, tagged: Collection[str] = ()
 ) -> str:
-    """The first of pydantic's complaints in one line: key, value found, value expected.
+    """The first of pydantic's complaints in one line: key, value, expected value.
 
     Args:
         model: The model that refused its input.
-        error: What it raised.
-        example: Where a complete input is; it ends the message of a missing key.
-        tagged: Keys of the model whose value has one of several forms. In a location the name of
-            the form follows such a key.
+        error: Its complaints.
+        example: Where to find a complete input, for the message of a missing key.
+        tagged: Keys whose value has one of several forms; locations name the form after the key.
     """
-    # A misspelt key is two complaints, and the unknown one says more than the missing one.
+    # A misspelt key is an unknown and a missing one; the unknown says more.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     kind, value = first["type"], first["input"]
     section, *parts = first["loc"] or ("the whole",)

@@ -1,8 +1,7 @@
 """A training step shared by several processes or made in pieces: the step of the whole batch.
 
-What looks at more than one image at a time (batch-norm statistics, means over labelled pixels,
-random draws) is made that of the global batch, so that the number of processes changes a training
-by no more than the order of its floating-point sums.
+Batch-norm statistics, means over labelled pixels and random draws are the global batch's. So the
+number of processes changes only the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -22,33 +21,24 @@ Uniform = Callable[[int, int, torch.device], Tensor]
 
 
 def uniform(images: int, numbers: int, device: torch.device) -> Tensor:
-    """Numbers [images, numbers] in [0, 1) from torch's global random state of the device."""
+    """Random numbers [images, numbers] in [0, 1) from the device's global random state."""
     return torch.rand(images, numbers, device=device)
 
 
 @dataclass
 class Share:
-    """The images `start`, `start` + 1, ... of a step's `total`, which one forward pass holds."""
+    """The images of a forward pass: `start`, `start` + 1, ... of a step's `total`."""
 
     start: int
     total: int
 
     def uniform(self, images: int, numbers: int, device: torch.device) -> Tensor:
-        """Uniform random numbers [images, numbers] in [0, 1), this share's of the batch's."""
-        draws = torch.rand(self.total, numbers, device=device)
-        return draws[self.start : self.start + images]
+        """This share's of the batch's random numbers [images, numbers] in [0, 1)."""
+        return uniform(self.total, numbers, device)[self.start : self.start + images]
 
 
 def pieces(images: int, most: int | None) -> int:
-    """In how many equal pieces a process takes its images of a batch, one after the other.
-
-    Args:
-        images: Their number.
-        most: How many a device takes at a time; None: any number.
-
-    Returns:
-        The least number of pieces that are equal and not larger than `most`.
-    """
+    """The least number of equal pieces of so many images, each of at most `most` images if set."""
     counts = range(1, images + 1)
     return next(n for n in counts if images % n == 0 and images // n <= (most or images))
 
@@ -56,8 +46,8 @@ def pieces(images: int, most: int | None) -> int:
 def mean_over_processes(count: Tensor) -> Tensor:
     """The mean of all processes' counts, float32.
 
-    A process's sum divided by it has as its mean over the processes, which is what their gradients
-    are averaged to, the quotient of the whole batch's sum and count.
+    Each process divides its sum by it. The mean of these quotients over the processes, like that of
+    the gradients, is the whole batch's sum over its count.
     """
     total = count.to(torch.float32, copy=True)
     dist.all_reduce(total)
@@ -65,11 +55,8 @@ def mean_over_processes(count: Tensor) -> Tensor:
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> None:
-    """Make batch norm in training use the statistics of all processes' images, in place.
-
-    By `torch.nn.SyncBatchNorm` on a GPU; it has no form for a CPU.
-    """
-    if device.type == "cuda":
+    """Make batch norm in training use the statistics of all processes' images, in place."""
+    if device.type == "cuda":  # torch has no form for a CPU
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
     for module in network.modules():
@@ -78,9 +65,9 @@ def share_batch_norm(network: nn.Module, device: torch.device) -> None:
 
 
 def share_draws(network: nn.Module, share: Share) -> None:
-    """Make dropout draw for the whole batch and take its share, whatever `share` is at the time.
+    """Make dropout draw for the whole batch and take the current `share`.
 
-    Every process and piece then must start from the same random state.
+    Every process and piece must then start from the same random state.
     """
     for module in network.modules():
         if isinstance(module, _DropoutNd | DropPath):
@@ -95,10 +82,10 @@ def _shared_drop(drop, share: Share, x: Tensor) -> Tensor:
 
 
 class _SharedBatchNorm(_BatchNorm):
-    """Batch norm by the statistics of all processes' images, which are equally many in each."""
+    """Batch norm by the statistics of all processes' images, equally many in each."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # the layer that it was has seen to it
+        pass  # the original layer has checked it
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x float [B, C, ...]."""
@@ -123,7 +110,7 @@ class _SharedBatchNorm(_BatchNorm):
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over the processes, with the sum of their gradients as its gradient."""
+    """The sum over the processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -133,6 +120,4 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return _AllReduce.forward(ctx, gradient)

@@ -30,10 +30,10 @@ from cag.training.global_batch import (
 from cag.training.objectives import Batch, DomainBatch, Objective
 from cag.training.samples import TrainingSamples, batches
 
-READ_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
+READ_EVERY = 10  # steps between two readings of the losses, which wait for the device
 CURVE_POINTS = 100
 SAVE_EVERY = 30  # seconds between two checkpoints
-SAVE_SHARE = 0.02  # of the time that checkpoints may take: a slow disk makes them rarer
+SAVE_SHARE = 0.02  # of the time, at most, goes into checkpoints
 CHECKPOINT_FORMAT = 2
 
 
@@ -43,7 +43,7 @@ def shared_batches(
     """A function that gives this process's share of the batches of a range of steps.
 
     Args:
-        domains: The samples of the source and, where it is trained on, of the target.
+        domains: The samples of the source and, if needed, of the target.
         batch_size: Images of each domain in a step, over all processes.
         fabric: Device and processes.
     """
@@ -70,10 +70,10 @@ class Checkpoint:
     fingerprint: str
 
     def load(self) -> dict[str, Any] | None:
-        """The state, or None where there is none, a damaged one, or one of another training."""
+        """The state, or None if it is missing, damaged or another training's."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # whatever is wrong with it, the training can start afresh
+        except Exception:  # the training can always start afresh
             return None
         known = isinstance(state, dict) and self._identity().items() <= state.items()
         return state if known else None
@@ -82,10 +82,6 @@ class Checkpoint:
         """Replace the file by this state."""
         with atomic_file(self.path) as partial:
             torch.save({**state, **self._identity()}, partial)
-
-    def delete(self) -> None:
-        """Remove the file: its training is complete."""
-        self.path.unlink(missing_ok=True)
 
     def _identity(self) -> dict[str, Any]:
         return {"format": CHECKPOINT_FORMAT, "fingerprint": self.fingerprint}
@@ -103,21 +99,21 @@ def train(
 ) -> pd.DataFrame:
     """Train an objective's network in place.
 
-    The step's randomness is a function of the seed and the step, so that a training resumed from
-    the checkpoint ends with the weights of an uninterrupted one. Processes share each batch, and
-    make the step that one process would make, up to the order of floating-point sums.
+    Seed and step determine a step's random draws, so that a resumed training ends with the same
+    weights. Processes share each batch and together make one process's step, up to the order of
+    floating-point sums.
 
     Args:
-        objective: Gives a batch's losses, the first to be minimised.
+        objective: Gives a batch's losses; the first is minimised.
         make_batches: Gives the batches of a range of steps.
-        run: `compile`, and `max_batch_per_device`: a process that has more images of a domain
-            takes one piece after the other and steps by the mean of their gradients, with means
-            over pixels and batch-norm statistics that are each piece's.
+        run: `compile`, and `max_batch_per_device`: a process with more images of a domain takes
+            them in pieces and averages their gradients; means over pixels and batch-norm
+            statistics are then each piece's.
         config: Iterations, the network's optimizer, and the schedule of every optimizer.
         seed: Of dropout.
         fabric: Device, precision, processes.
-        checkpoint: Where to resume from, and to save to now and then.
-        advance: Counts the steps, and how long they wait for their batches.
+        checkpoint: The resume state.
+        advance: Counts the steps and the time of waiting for batches.
 
     Returns:
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
@@ -164,7 +160,7 @@ def train(
 
 
 def _take_share(objective: Objective, share: Share, fabric: Fabric, parts: int) -> None:
-    """Make an objective that sees a part of each batch act as it would on all of it."""
+    """Make an objective act on a part of each batch as on all of it."""
     if fabric.world_size > 1:
         objective.divisor = mean_over_processes
         share_batch_norm(objective, fabric.device)
@@ -193,13 +189,13 @@ def _save_interval(duration: float = 0.0) -> float:
 def _gradients(
     wrapped: nn.Module, batch: Batch, parts: int, share: Share, seed: int, fabric: Fabric
 ) -> Tensor:
-    """Add a step's gradients, of equal parts of the batch one after the other; its losses [n]."""
+    """Add a step's gradients, one part of the batch after the other; its losses [n]."""
     images = len(batch.source.images)
     first, size = fabric.global_rank * images, images // parts
     total = 0.0
     for start in range(0, images, size):
         share.start = first + start
-        torch.manual_seed(seed)  # draws are the whole batch's, of which each part takes its own
+        torch.manual_seed(seed)  # each part draws for the whole batch
         part = _to_device(batch, slice(start, start + size), fabric.device)
         last = start + size == images
         with fabric.no_backward_sync(wrapped, enabled=fabric.world_size > 1 and not last):
@@ -210,15 +206,11 @@ def _gradients(
 
 
 def _to_device(batch: Batch, rows: slice, device: torch.device) -> Batch:
-    return Batch(
-        *(
-            DomainBatch(
-                images[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
-                labels[rows].to(device, non_blocking=True),
-            )
-            for images, labels in batch.domains
-        )
-    )
+    def moved(images: Tensor, labels: Tensor) -> DomainBatch:
+        images = images[rows].to(device, memory_format=torch.channels_last, non_blocking=True)
+        return DomainBatch(images, labels[rows].to(device, non_blocking=True))
+
+    return Batch(*(moved(*domain) for domain in batch.domains))
 
 
 def _losses(objective: nn.Module, batch: Batch) -> Tensor:
@@ -274,10 +266,8 @@ def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.Data
     size = -(-config.iterations // CURVE_POINTS)
     table = pd.DataFrame(history.numpy(), columns=list(names))
     table.insert(0, "iteration", range(1, config.iterations + 1))
-    steps = range(config.iterations)
-    rates = [
-        config.learning_rate * polynomial_decay(s, config.iterations, config.power) for s in steps
-    ]
+    steps, power = config.iterations, config.power
+    rates = [config.learning_rate * polynomial_decay(i, steps, power) for i in range(steps)]
     table.insert(1, "learning_rate", rates)
     groups = table.groupby(table.index // size)
     curve = groups.mean()

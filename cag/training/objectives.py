@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cag.config.training import Training
-from cag.networks import NetworkOutput, SegmentationNetwork
+from cag.networks import NetworkOutput, SegmentationNetwork, upsampled
 from cag.training.cross_entropy import (
     Divisor,
     class_balance_weights,
     cross_entropy,
     own_count,
-    upsampled,
 )
 from cag.training.global_batch import Uniform, uniform
 from cag.training.samples import Sample, class_pixels

@@ -37,7 +37,7 @@ def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
     """The images of a prepared data set's split with their label maps.
 
     Raises:
-        UserError: The split is empty, or an image has no label map.
+        UserError: The split is empty, or a label map is missing.
     """
     rows = _rows(folder, split)
     if (rows["label"] == "").any():
@@ -48,7 +48,7 @@ def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
 
 
 def unlabelled_samples(folder: Path) -> list[Sample]:
-    """A prepared data set's training images alone: whatever labels they have are never opened.
+    """A prepared data set's training images; no label is ever opened.
 
     Raises:
         UserError: There are none.
@@ -62,12 +62,10 @@ def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
     Raises:
         UserError: A pseudo-label map is missing.
     """
+    rows = _rows(folder, "train")
     samples = [
-        Sample(
-            folder / row.image,
-            tuple(pseudo_labels / rule / f"{row.name}.png" for rule in RULES),
-        )
-        for row in _rows(folder, "train").itertuples(index=False, name="Row")
+        Sample(folder / image, tuple(pseudo_labels / rule / f"{name}.png" for rule in RULES))
+        for name, image in zip(rows["name"], rows["image"], strict=True)
     ]
     missing = [path for sample in samples for path in sample.labels if not path.is_file()]
     if missing:
@@ -96,10 +94,10 @@ def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
 
 
 class TrainingSamples(Dataset):
-    """An endless shuffled sequence of augmented samples, addressable by position.
+    """An endless shuffled sequence of augmented samples, by position.
 
-    Sample p is the same whatever was read before it, so a resumed training reads on exactly where
-    the interrupted one stopped. Each image comes once before any comes again.
+    A sample does not depend on those read before it, so a resumed training continues exactly. Each
+    image comes once before any comes again.
     """
 
     def __init__(self, samples: Sequence[Sample], augmentation: Augmentation, seed: int):
@@ -111,7 +109,7 @@ class TrainingSamples(Dataset):
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """The image, float [3, h, w] in [0, 1], and its label maps, uint8 [n, h, w]."""
         epoch, offset = divmod(position, len(self.samples))
-        if epoch != self._epoch:  # drawn once: it takes as long as the data set is large
+        if epoch != self._epoch:  # the time of the draw grows with the data set
             generator = np.random.default_rng(mix(self.seed, epoch))
             self._epoch, self._order = epoch, generator.permutation(len(self.samples))
         sample = self.samples[self._order[offset]]
@@ -129,14 +127,14 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of the given iterations.
+    """A process's share of the batches of a range of steps.
 
     Args:
         dataset: The samples.
-        batch_size: Images in a step over all processes.
-        iterations: Which steps.
-        workers: Loader processes; 0 loads in this one.
-        rank: This process's number; it gets its share of each batch.
+        batch_size: Images in a step, over all processes.
+        iterations: The steps.
+        workers: Loader processes; 0: this process loads.
+        rank: This process's number.
         world_size: Number of processes.
 
     Yields:
@@ -147,22 +145,14 @@ def batches(
         UserError: The processes cannot share a batch evenly, or a file cannot be read.
     """
     if batch_size % world_size:
-        raise UserError(
-            f"batch_size is {batch_size}; expected a multiple of {world_size}, the number of "
-            "processes"
-        )
-    share = batch_size // world_size
+        expected = f"expected a multiple of {world_size}, the number of processes"
+        raise UserError(f"batch_size is {batch_size}; {expected}")
+    share, pinned = batch_size // world_size, torch.cuda.is_available()
     starts = (step * batch_size + rank * share for step in iterations)
     positions = (range(start, start + share) for start in starts)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=positions,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-    )
+    loader = DataLoader(dataset, batch_sampler=positions, num_workers=workers, pin_memory=pinned)
     try:
         yield from loader
     except UserError as error:
-        # A loader process hands over its traceback as the message; the last line is the error's.
+        # The message of a loader process is its traceback, with the error in the last line.
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from cag.config.training import Augmentation, Photometric
+from cag.config.training import Augmentation
 from cag.datasets.labels import IGNORE
 
 
@@ -21,7 +21,7 @@ class RandomResize(v2.Transform):
         self.scale = scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the factor and give the new height and width."""
+        """Draw the factor; gives the new height and width."""
         height, width = flat_inputs[0].shape[-2:]
         factor = float(torch.empty(()).uniform_(*self.scale))
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
@@ -52,43 +52,33 @@ class RandomGamma(v2.Transform):
 
 
 def training_transform(config: Augmentation) -> v2.Transform:
-    """Scale, crop, flip, convert to float in [0, 1], and photometric changes, in this order.
+    """A transform of (tv_tensors.Image uint8 [3, H, W], tv_tensors.Mask uint8 [n, H, W]).
 
-    Args:
-        config: The ranges. A crop larger than the scaled image is filled with black, 255 in labels.
-
-    Returns:
-        A transform of (tv_tensors.Image uint8 [3, H, W], tv_tensors.Mask uint8 [n, H, W]).
+    Scale, crop, flip, conversion to float in [0, 1], photometric changes, in this order. A crop
+    larger than the scaled image is filled with black, labels with 255.
     """
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
     steps: list[v2.Transform] = [
         RandomResize(config.scale),
-        v2.RandomCrop(
-            list(config.crop),
-            pad_if_needed=True,
-            fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORE},
-        ),
+        v2.RandomCrop(list(config.crop), pad_if_needed=True, fill=fill),
         v2.RandomHorizontalFlip(config.flip),
         v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
     ]
-    return v2.Compose(steps + _photometric(config.photometric))
-
-
-def _photometric(config: Photometric | None) -> list[v2.Transform]:
-    if config is None:
-        return []
-    jitter = v2.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue)
-    return [RandomGamma(config.gamma), jitter]
+    if change := config.photometric:
+        jitter = v2.ColorJitter(change.brightness, change.contrast, change.saturation, change.hue)
+        steps += [RandomGamma(change.gamma), jitter]
+    return v2.Compose(steps)
 
 
 def apply_seeded(
     transform: v2.Transform, image: Tensor, labels: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Apply a random transform whose draws depend on the seed alone.
+    """Apply a random transform with draws that depend on the seed alone.
 
     Args:
         transform: From `training_transform`.
         image: uint8 [3, H, W].
-        labels: uint8 [n, H, W] train ids, 255 = ignore.
+        labels: uint8 [n, H, W], train ids, 255 = ignored.
         seed: Any integer in [0, 2^63).
 
     Returns:
