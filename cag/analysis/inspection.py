@@ -45,7 +45,10 @@ def inspect_image(
     config: PseudoLabel,
     class_thresholds: Tensor | None,
 ) -> Inspection:
-    """Apply the rules to an image, whose maps are [1, ...] each; other arguments as below."""
+    """Apply the rules to an image.
+
+    `prediction` is uint8 and `probability` float32 [1, h, w]; the rest is as for `describe_pixel`.
+    """
     maps = measure(features, prediction, probability, anchors)
     pixels = Pixels(*(pixel_map[0] for pixel_map in maps))
     return Inspection(pixels, *apply_rules(pixels, config, class_thresholds))
