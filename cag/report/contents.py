@@ -101,11 +101,11 @@ class Run:
     summary: Mapping[str, str]  # parameter -> value, as text
     evaluations: Mapping[str, Evaluation]  # by model, in the order of training
     rounds: Mapping[str, Round]
+    rules: PseudoLabel  # the configured thresholds
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     training: Sequence[TrainingSample] = ()
     labelled: Sequence[LabelledSample] = ()
     validation: Sequence[ValidationSample] = ()
-    rules: PseudoLabel | None = None  # the configured thresholds
     parameters: Mapping = field(default_factory=dict)  # of params.yaml, nested
     fingerprints: Sequence[tuple[str, str]] = ()  # file, checksum
     locations: Sequence[tuple[str, str]] = ()  # artifact, path

@@ -91,7 +91,7 @@ def section(run: Run) -> dict | None:
         for index, sample in enumerate(samples)
         if sample.maps
     ]
-    if run.rules is None or not shown:
+    if not shown:
         return None
     maps = [part for _, _, sample in shown for part in sample.maps.values()]
     configured = {key: getattr(run.rules, key) for key in (*THRESHOLDS, "agreement")}
