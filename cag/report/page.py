@@ -14,12 +14,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cag.analysis import plots
-from cag.config.base import dotted
+from cag.config.base import as_yaml, dotted
 from cag.report import explorer, feature_space, figures, gallery
 from cag.report.contents import Run
 from cag.report.pictures import css_color, figure
 from cag.report.tables import iou_of, per_class_table, results_table
-from cag.report.texts import count, decimal, percent, points, text, yaml_text
+from cag.report.texts import count, decimal, percent, points, text
 
 Section = tuple[str, str, Any]  # key, title, data of its template
 
@@ -179,5 +179,5 @@ def _confusion(run: Run) -> list[dict]:
 
 
 def _run(run: Run) -> dict:
-    parameters = [(key, yaml_text(value)) for key, value in dotted(run.parameters)]
+    parameters = [(key, as_yaml(value)) for key, value in dotted(run.parameters)]
     return {"fingerprints": run.fingerprints, "parameters": parameters}

@@ -32,16 +32,5 @@ def text(value: object) -> str:
     return NOTHING if pd.isna(value) else str(value)
 
 
-def yaml_text(value: object) -> str:
-    """A value as YAML would write it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(yaml_text, value))}]"
-    return str(value)
-
-
 def _missing(value: float | None) -> bool:
     return value is None or not np.isfinite(value)
