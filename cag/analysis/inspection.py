@@ -1,4 +1,4 @@
-"""One target image or pixel: what the rules know of it, and how they label it."""
+"""A target image or one of its pixels, as the rules see and label it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,7 @@ def inspect_image(
 ) -> Inspection:
     """Apply the rules to an image.
 
-    Args:
-        features: float16 [1, D, h, w].
-        prediction: uint8 [1, h, w].
-        probability: float32 [1, h, w].
-        anchors: float32 [K, D].
-        config: The thresholds.
-        class_thresholds: float [K] of the configured quantile, or None.
+    `prediction` is uint8 and `probability` float32 [1, h, w]; the rest is as for `describe_pixel`.
     """
     maps = measure(features, prediction, probability, anchors)
     pixels = Pixels(*(pixel_map[0] for pixel_map in maps))
@@ -96,23 +90,23 @@ def describe_pixel(
     names: Sequence[str],
     target_labels: str,
 ) -> dict[str, Any]:
-    """All that is known of a feature pixel.
+    """Collect all that is known of a feature pixel.
 
     Args:
-        image: As `inspect_image` gives it.
-        place: Row and column of the pixel.
+        image: Its image.
+        place: Its row and column.
         features: float16 [1, D, h, w].
         anchors: float32 [K, D].
         config: The thresholds.
         class_thresholds: float [K] of the configured quantile, or None.
         names: K class names.
-        target_labels: Which labels the student trains on: `adapt.target_labels`.
+        target_labels: `adapt.target_labels`, the labels that the student trains on.
 
     Returns:
-        Plain values: distances to each anchor, nearest first, in units of the features; margins;
-        the configured rules with threshold, value and whether the pixel passes; the prediction; the
-        labels, None where there is none; and under "training" the classes that the student's
-        cross-entropy draws the pixel to.
+        Plain values: the distances to the anchors, nearest first, in units of the features; the
+        margins; each configured threshold, the value compared with it, and whether the pixel
+        passes; the prediction; the labels, None for none; and under "training" the classes that
+        the student's cross-entropy draws the pixel to.
     """
     row, column = place
     pixel = Pixels(*(pixel_map[row, column] for pixel_map in image.pixels))
@@ -149,20 +143,16 @@ def describe_pixel(
         "prediction": prediction,
         "probability": pixel.probability.item(),
         "rules": [passed for rule in RULES for passed in rules[rule]],
-        "labels": {
-            **labels,
-            "training": list(dict.fromkeys(label for label in used if label is not None)),
-        },
+        "labels": {**labels, "training": [*dict.fromkeys(filter(None, used))]},
     }
 
 
 def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
-    """Count an image's feature pixels by class, and give the quantiles of what is compared.
+    """Count an image's feature pixels by class, and take the quantiles of what is compared.
 
     Returns:
-        Plain values: under "classes" for each class that occurs the pixels nearest to it, labelled
-        so by each rule and by both alike; under "quantiles" those of both margins and of the
-        probability.
+        Plain values: under "classes", for each class that occurs, the pixels nearest to it and
+        those that each rule and both label so; under "quantiles" those of margins and probability.
     """
     labels = (image.pixels.nearest, image.by_anchor, image.by_probability)
     counts = count_labels(*labels, len(names)).T.tolist()  # [K][4]
@@ -187,26 +177,23 @@ def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
 
 
 def find_image(names: Sequence[str], wanted: str) -> int:
-    """Find an image by its name, the only name that holds the given text, or a path that ends so.
-
-    Returns:
-        The index of the name.
+    """The index of the image with this name, part of a name, or path that ends in a name.
 
     Raises:
-        UserError: None or several are meant; some names are given.
+        UserError: No name or several fit; the message gives examples.
     """
     path = PurePosixPath(wanted)
     path = path.with_suffix("").as_posix() if path.name else ""
     exact = [i for i, name in enumerate(names) if wanted == name or f"/{path}".endswith(f"/{name}")]
-    # Of names such as a/b and b the longer one is what a path means.
+    # Of the names a/b and b a path means the longer one.
     if exact:
         return max(exact, key=lambda index: len(names[index]))
     parts = [i for i, name in enumerate(names) if path and (wanted in name or path in name)]
     if len(parts) == 1:
         return parts[0]
     if parts:
-        some = ", ".join(names[i] for i in parts[:_SHOWN_NAMES])
-        raise UserError(f"'{wanted}' is part of {len(parts)} names: {some}, ...; write more of it")
+        first = ", ".join(names[i] for i in parts[:_SHOWN_NAMES])
+        raise UserError(f"'{wanted}' is part of {len(parts)} names: {first}, ...; write more of it")
     near = get_close_matches(path, names, n=_SHOWN_NAMES, cutoff=0) or list(names[:_SHOWN_NAMES])
     raise UserError(
         f"'{wanted}' is none of the {len(names)} target training images; nearest: {', '.join(near)}"
@@ -214,7 +201,7 @@ def find_image(names: Sequence[str], wanted: str) -> int:
 
 
 def _threshold(key: str, pixel: Pixels, threshold: float | Tensor) -> dict[str, Any]:
-    """How a pixel, of maps [], stands to a threshold: a number, or one for each class [K]."""
+    """Compare a pixel, whose maps are [], with a threshold: a number, or one per class [K]."""
     compared = THRESHOLDS[key]
     passes = bool(compared.passed(pixel, threshold))
     if isinstance(threshold, Tensor):

@@ -16,12 +16,12 @@ from cag.pseudo_labels import Pixels, apply_rules
 
 
 class LabelScores:
-    """Scores of the rules over labelled images, batch by batch and in flat memory.
+    """Scores of the rules over labelled images, batch by batch, in constant memory.
 
     Args:
         config: The thresholds in use.
         grid: The thresholds of the curves.
-        class_thresholds: float [K, T], those of each class at the T quantiles of the grid.
+        class_thresholds: float [K, T] at the T quantiles of the grid.
         device: Where the pixels are.
     """
 
@@ -44,7 +44,7 @@ class LabelScores:
         self._outcomes += torch.stack([labelling_outcome(labels, truth) for labels in maps])
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace the counts by those of all processes: `Processes.total` of each tensor."""
+        """Replace the counts by those of all processes."""
         self._counts.add_up(total)
         self._outcomes = total(self._outcomes)
 
@@ -53,5 +53,5 @@ class LabelScores:
         return dict(zip(RULES, map(labelling_scores, self._outcomes), strict=True))
 
     def table(self, names: Sequence[str]) -> pd.DataFrame:
-        """The same of each threshold and class: see `LabelledCounts.table`."""
+        """The same for each threshold and class: see `LabelledCounts.table`."""
         return self._counts.table(names, *self._curves)

@@ -1,6 +1,6 @@
-"""Figures and picture panels of a run, drawn without a display and the same bytes each time.
+"""Figures and picture panels of a run, drawn without a display, with the same bytes each time.
 
-A function of a figure returns it; its argument `theme` has the colours.
+The argument `theme` of a figure gives its colours.
 """
 
 import io
@@ -34,7 +34,7 @@ LARGEST_ANNOTATED = 24  # classes; beyond it numbers in a confusion matrix are t
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure; hues are Okabe and Ito's, told apart by colour-blind readers."""
+    """Colours of a figure. The hues are Okabe and Ito's, which colour-blind readers tell apart."""
 
     surface: str
     ink: str
@@ -46,12 +46,12 @@ class Theme:
 
     @property
     def colormap(self) -> LinearSegmentedColormap:
-        """Of shares from 0 to 1."""
+        """The colours of shares in [0, 1]."""
         ramp = LinearSegmentedColormap.from_list("share", self.ramp)
         return ramp.with_extremes(bad=self.missing)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of matplotlib under which its figures are made and drawn."""
+        """Matplotlib's settings for its figures."""
         axes = {
             "facecolor": self.surface,
             "edgecolor": self.grid,
@@ -100,26 +100,25 @@ DARK = Theme(
 
 
 class ThemedFigure(Figure):
-    """A figure that is drawn under its theme's settings: matplotlib makes ticks only then."""
+    """A figure drawn under its theme's settings, as matplotlib makes ticks only while drawing."""
 
     def __init__(self, theme: Theme, size: tuple[float, float]):
         super().__init__(figsize=size)
         self.theme = theme
 
     def draw(self, renderer) -> None:
-        """Draw it."""
+        """Draw the figure."""
         with rc_context(self.theme.settings()):
             super().draw(renderer)
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make a figure under the settings of its argument `theme`."""
-    parameters = signature(draw)
 
     @wraps(draw)
     def make(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        given = parameters.bind(*args, **kwargs).arguments
-        with rc_context(given.get("theme", LIGHT).settings()):
+        theme = signature(draw).bind(*args, **kwargs).arguments.get("theme", LIGHT)
+        with rc_context(theme.settings()):
             return draw(*args, **kwargs)
 
     return make
@@ -128,14 +127,9 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def plot_grid(
     theme: Theme, size: tuple[float, float], count: int = 1, columns: int = 1, **options
 ) -> tuple[ThemedFigure, list[Axes]]:
-    """Start a figure of `count` plots in rows; what is left of the last row stays empty.
+    """Start a figure of `count` plots in rows of `columns`; the last row may have empty places.
 
-    Args:
-        theme: Its colours.
-        size: Width and height in inches.
-        count: Number of plots.
-        columns: Plots in a row.
-        **options: Of `Figure.subplots`.
+    `size` is width and height in inches; the options are those of `Figure.subplots`.
     """
     figure = ThemedFigure(theme, size)
     rows = max(1, -(-count // columns))
@@ -151,21 +145,19 @@ def panel(
     """Lay pictures out in a grid under a line of column titles.
 
     Args:
-        rows: for each row one picture per column, uint8 [H, W, 3] RGB; every picture is scaled to
-            the size of the first one.
-        column_titles: one title per column.
-        gap: space around each picture, in pixels.
+        rows: The pictures of each row, uint8 [H, W, 3] RGB; all are scaled to the first one's size.
+        column_titles: A title for each column.
+        gap: Pixels around each picture.
 
     Returns:
         uint8 [H', W', 3] RGB.
 
     Raises:
-        ValueError: no row, or a row whose length is not the number of titles.
+        ValueError: There is no row, or one with more or fewer pictures than titles.
     """
     if not rows or any(len(row) != len(column_titles) for row in rows):
-        raise ValueError(
-            f"a panel needs at least one row, and {len(column_titles)} pictures in each"
-        )
+        needed = len(column_titles)
+        raise ValueError(f"a panel needs at least one row, and {needed} pictures in each")
     height, width = rows[0][0].shape[:2]
     size = max(11, min(28, height // 8))
     top = size + 2 * gap
@@ -176,22 +168,18 @@ def panel(
         left = gap + column * (width + gap)
         draw.text((left, top / 2), title, fill="black", font=font, anchor="lm")
         for row, pictures in enumerate(rows):
-            cell = _scaled(pictures[column], width, height)
+            # A box filter averages when it shrinks, and invents no colour when it enlarges.
+            picture = Image.fromarray(np.ascontiguousarray(pictures[column]))
+            cell = picture.resize((width, height), Image.Resampling.BOX)
             canvas.paste(cell, (left, top + row * (height + gap)))
     return np.asarray(canvas)
 
 
 @themed
-def confusion_figure(
-    confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT, title: str = ""
-) -> Figure:
-    """Draw a confusion matrix as shares of the true class's pixels; empty rows have no pixel.
+def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT) -> Figure:
+    """Draw pixel counts [K, K], rows = truth, as shares of the row; rows without pixels are empty.
 
-    Args:
-        confusion: [K, K] pixel counts, rows = truth.
-        names: K class names.
-        theme: colours.
-        title: line above the matrix.
+    `names` are those of the K classes.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -202,7 +190,7 @@ def confusion_figure(
     picture = axes.imshow(share, cmap=theme.colormap, vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="prediction", ylabel="truth", title=title)
+    axes.set(xlabel="prediction", ylabel="truth")
     axes.spines[:].set_visible(False)
     if len(names) <= LARGEST_ANNOTATED:
         _annotate(axes, share, theme)
@@ -216,8 +204,8 @@ def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     """Draw the mIoU of each model as bars, the source-only model in grey.
 
     Args:
-        table: columns model, miou (0..1) and change (from the source-only model; NaN for it).
-        theme: colours.
+        table: Columns model, miou in [0, 1], and change from the source-only model, NaN for it.
+        theme: Colours.
     """
     figure, (axes,) = plot_grid(theme, (8, 0.9 + 0.46 * len(table)))
     miou = table["miou"].to_numpy(dtype=np.float64)
@@ -248,11 +236,11 @@ def per_class_figure(
     """Draw each class's IoU before and after as two joined dots, greatest gain first, NaN last.
 
     Args:
-        before: [K] IoU, 0..1; NaN where a class occurs in neither map.
-        after: [K] IoU of the other model.
+        before: IoU [K] in [0, 1]; NaN where a class occurs in neither map.
+        after: IoU [K] of the other model.
         names: K class names.
-        theme: colours.
-        labels: names of the two models.
+        theme: Colours.
+        labels: Names of the two models.
     """
     before, after = (np.asarray(values, dtype=np.float64) for values in (before, after))
     order = np.argsort(before - after, kind="stable")  # NaN sorts last
@@ -281,38 +269,29 @@ def coverage_shares(coverage: pd.DataFrame) -> pd.DataFrame:
     """Turn a round's pixel counts into shares.
 
     Args:
-        coverage: columns class, nearest, anchor, probability, agree: pixels whose nearest anchor
-            is the class, that each rule labels so, and that both label so.
+        coverage: Columns class, nearest, anchor, probability, agree: pixels nearest to the class's
+            anchor, and those that each rule and both label as the class.
 
     Returns:
-        columns class, anchor, probability, agreement, with a last row "all classes". The first two
-        are relative to the pixels nearest to the class's anchor, so `probability` can exceed 1
-        where the classifier names the class more often than its anchor is nearest; agreement is
-        the share of the pixels labelled by either rule that both label alike. NaN for 0 / 0.
+        Columns class, anchor, probability and agreement; the last row is "all classes". The shares
+        of the rules are of the pixels nearest to the anchor, so `probability` can exceed 1.
+        Agreement is the share of both rules among the pixels that either labels. NaN for n / 0.
     """
     counts = coverage[["nearest", "anchor", "probability", "agree"]].astype(np.float64)
     counts = pd.concat([counts, counts.sum().to_frame().T], ignore_index=True)
+    shares = counts[["anchor", "probability"]].div(counts["nearest"], axis=0)
     either = counts["anchor"] + counts["probability"] - counts["agree"]
-    shares = pd.DataFrame(
-        {
-            "anchor": counts["anchor"] / counts["nearest"],
-            "probability": counts["probability"] / counts["nearest"],
-            "agreement": counts["agree"] / either,
-        }
-    ).replace([np.inf, -np.inf], np.nan)
+    shares["agreement"] = counts["agree"] / either
+    shares = shares.replace(np.inf, np.nan)
     shares.insert(0, "class", [*coverage["class"].astype(str), "all classes"])
     return shares
 
 
 @themed
 def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
-    """Draw how much of each class the pseudo-labels keep, one column of dots per round.
+    """Draw the share of each class that the pseudo-labels keep, one column of dots per round.
 
-    Shares above 1.1 are drawn as arrows at the edge.
-
-    Args:
-        coverages: round name -> the round's pixel counts, as for `coverage_shares`.
-        theme: colours.
+    Shares above 1.1 become arrows at the edge. The counts, by round, are as for `coverage_shares`.
     """
     shares = {name: coverage_shares(table) for name, table in coverages.items()}
     classes = list(next(iter(shares.values()))["class"])
@@ -333,22 +312,21 @@ def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT)
 
 @themed
 def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
-    """Draw the learning curves, one small plot per quantity and one line per model.
+    """Draw the learning curves, a small plot per quantity and a line per model.
 
     The lines are running means over a thirtieth of the run, with the raw values behind them.
 
     Args:
-        curves: model name -> columns iteration and any of learning_rate, loss, source_ce, ...
-        theme: colours.
+        curves: Model -> columns iteration and any of learning_rate, loss, source_ce, ...
+        theme: Colours.
     """
-    columns = dict.fromkeys(column for table in curves.values() for column in table.columns)
+    columns = dict.fromkeys(column for table in curves.values() for column in table)
     quantities = [column for column in columns if column != "iteration"]
     quantities.sort(key="learning_rate".__eq__)  # a stable sort that puts it last
-    count = len(quantities)
-    columns = min(3, max(1, count))
-    figure, plots = plot_grid(
-        theme, (8.4, 0.7 + 2.1 * max(1, -(-count // columns))), count, columns
-    )
+    count = max(1, len(quantities))
+    columns = min(3, count)
+    size = (8.4, 0.7 + 2.1 * -(-count // columns))
+    figure, plots = plot_grid(theme, size, len(quantities), columns)
     for axes, quantity in zip(plots, quantities, strict=True):
         for index, (model, table) in enumerate(curves.items()):
             if quantity in table:
@@ -367,13 +345,13 @@ def sweep_figure(
 ) -> Figure:
     """Draw mIoU, precision and coverage of experiments against a parameter.
 
-    A line is a result of a group: groups differ in their kind of line, results in their colour.
+    A line is a result of a group: groups differ in the kind of line, results in colour.
 
     Args:
-        groups: what else differs, as text, and the experiments: columns `parameter` and those of
-            results, such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
-        parameter: the column on the horizontal axis.
-        theme: colours.
+        groups: Each group's other parameters, as text, and its experiments: the column `parameter`
+            and results such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
+        parameter: The column on the horizontal axis.
+        theme: Colours.
     """
     kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
     figure, plots = plot_grid(theme, (11.5, 5), len(kinds), len(kinds))
@@ -411,11 +389,11 @@ def inspection_figure(
     """Draw an image's maps beside it.
 
     Args:
-        pictures: title -> uint8 [H, W, 3] RGB, or float [H, W] in [0, 1], drawn as a heat map.
-        legend: class name -> its colour (red, green, blue) in 0..255.
-        point: column and row of a pixel to mark in each picture.
-        title: line above.
-        theme: colours.
+        pictures: Title -> uint8 [H, W, 3] RGB, or float [H, W] in [0, 1] for a heat map.
+        legend: Class -> its colour (red, green, blue) in 0..255.
+        point: Column and row of a pixel to mark in each picture.
+        title: Line above.
+        theme: Colours.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     lines = -(-len(pictures) // 2)
@@ -431,39 +409,29 @@ def inspection_figure(
         if point is not None:
             for color, marker, weight in (("white", 13, 3.4), (theme.cycle[1], 12, 1.6)):
                 axes.plot(*point, "+", color=color, markersize=marker, markeredgewidth=weight)
-    colors = {
-        **{name: np.array(color) / 255 for name, color in legend.items()},
-        "no label": "black",
-    }
-    patches = [
-        Patch(facecolor=color, edgecolor=theme.grid, label=name) for name, color in colors.items()
-    ]
+    colors = {name: np.divide(color, 255) for name, color in legend.items()}
+    colors["no label"] = "black"
+    patches = [Patch(fc=color, ec=theme.grid, label=name) for name, color in colors.items()]
     figure.legend(handles=patches, loc="outside right upper")
     figure.suptitle(title)
     return figure
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Encode a figure as PNG: the same figure gives the same bytes."""
+    """Encode a figure as PNG, without the name of the program."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically: the same figure gives the same bytes."""
+    """Write a figure as PNG, atomically."""
     with atomic_file(path) as partial:
         partial.write_bytes(png_bytes(figure))
 
 
-def _scaled(picture: np.ndarray, width: int, height: int) -> Image.Image:
-    """Scale with a box filter: averages when shrinking, invents no colour when enlarging."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    return image if image.size == (width, height) else image.resize((width, height), Image.BOX)
-
-
 def add_legend(figure: Figure, plots: Sequence[Axes]) -> None:
-    """Put one legend above the plots; a name drawn in several of them is listed once."""
+    """Put one legend above the plots; a name that several of them draw is listed once."""
     entries: dict[str, Artist] = {}
     for axes in plots:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -485,7 +453,7 @@ def _heat_bar(figure: Figure, axes: Axes, picture: AxesImage, theme: Theme, **op
 
 
 def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
-    # A number stands in each cell of at least 1 %, in whichever ink reads on the cell's colour.
+    # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
     style = {"ha": "center", "va": "center", "fontsize": 6.5}
     for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.01), strict=True):
         value = share[row, column]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE
 from cag.pseudo_labels import THRESHOLDS, MarginHistogram, Pixels
 from cag.runtime.errors import UserError
+from cag.runtime.validation import readable
 
 COLUMNS = ("rule", "threshold", "class", "pixels", "share", "class_threshold")
 MEASURES = ("precision", "recall")
@@ -27,12 +29,12 @@ _DIGITS = 6  # of a share
 def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
     """Choose the thresholds of each curve; the configured ones are among them.
 
-    By the triangle inequality no d2 - d1 exceeds the distance between two anchors, so the margins
-    need no pass over the features.
+    By the triangle inequality no d2 - d1 exceeds the largest distance between two anchors, so the
+    margins need no pass over the features.
 
     Args:
-        anchors: float [K, D], NaN rows where not seen.
-        config: Thresholds of the rules, where they are not null.
+        anchors: float [K, D], rows of NaN where not seen.
+        config: The configured thresholds.
 
     Returns:
         Key of THRESHOLDS -> ascending thresholds float32 [T], on the CPU.
@@ -42,14 +44,14 @@ def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
     distances = [i * step for i in range(_MARGINS + 1)]
     grid = {}
     for key, threshold in THRESHOLDS.items():
-        values, used = threshold.scale or distances, getattr(config, key)
-        values = [*values, *([] if used is None else [used])]
+        values = [*(threshold.scale or distances), getattr(config, key)]
+        values = [value for value in values if value is not None]
         grid[key] = torch.tensor(values, dtype=torch.float32).unique()
     return grid
 
 
 class ThresholdCounts:
-    """Pixels of each class by the thresholds that they pass; counts of parts of a data set add up.
+    """Pixels of each class by the thresholds they pass; counts of parts of a data set add up.
 
     Args:
         num_classes: K.
@@ -60,13 +62,12 @@ class ThresholdCounts:
     def __init__(
         self, num_classes: int, grid: Mapping[str, Tensor], device: torch.device | str | None = None
     ) -> None:
-        # A share is a cut through the histogram, whichever the shares are.
+        # The histogram serves the thresholds per class, whatever share they keep.
         direct = [key for key, threshold in THRESHOLDS.items() if not threshold.per_class]
         self._grid = {key: grid[key].to(device) for key in direct}
-        self._passed = {
-            key: torch.zeros(num_classes, len(grid[key]) + 1, dtype=torch.int64, device=device)
-            for key in direct
-        }  # [K, T + 1], by the number of thresholds passed
+        zeros = partial(torch.zeros, dtype=torch.int64, device=device)
+        # [K, T + 1], by the number of thresholds passed
+        self._passed = {key: zeros(num_classes, len(grid[key]) + 1) for key in direct}
         self._relative = MarginHistogram(num_classes, device=device)
 
     def update(self, pixels: Pixels, rules: Sequence[str] = RULES) -> None:
@@ -86,7 +87,7 @@ class ThresholdCounts:
         self._relative.counts = total(self._relative.counts)
 
     def class_thresholds(self, quantiles: Tensor) -> Tensor:
-        """Each class's least relative margin at each quantile, float32 [K, T], T of them given."""
+        """Each class's least relative margin at T quantiles, float32 [K, T]."""
         columns = [self._relative.thresholds(decimal(keep)) for keep in quantiles]
         return torch.stack(columns, dim=1).cpu()
 
@@ -94,7 +95,7 @@ class ThresholdCounts:
         """Pixels that each threshold alone labels: exactly those of `pseudo_labels.label_pixels`.
 
         Args:
-            class_thresholds: float32 [K, T], multiples of the histogram's bins, as
+            class_thresholds: float32 [K, T], edges of the histogram's bins, as the method
                 `class_thresholds` gives them.
 
         Returns:
@@ -112,7 +113,7 @@ class ThresholdCounts:
         return labelled
 
     def totals(self) -> dict[str, Tensor]:
-        """Pixels that each threshold decides on: nearest to, or predicted as, the class; [K]."""
+        """Pixels that each threshold decides on, [K]: nearest to, or predicted as, the class."""
         counts = {key: counts.sum(dim=1).cpu() for key, counts in self._passed.items()}
         nearest = self._relative.counts.sum(dim=1).cpu()
         return {key: counts.get(key, nearest) for key in THRESHOLDS}
@@ -135,25 +136,19 @@ def curve_table(
         names: K class names.
         grid: Key of THRESHOLDS -> thresholds float32 [T].
         counts: The pixels.
-        class_thresholds: float32 [K, T] of the rule quantile.
+        class_thresholds: float32 [K, T] at the T quantiles.
 
     Returns:
-        The columns `COLUMNS`: pixels are those that the threshold alone labels, share is theirs of
-        the pixels nearest to (for probability: predicted as) the class.
+        The columns `COLUMNS`: the pixels that the threshold alone labels, and their share of the
+        pixels nearest to (for probability: predicted as) the class.
     """
-    labelled, totals = counts.labelled(class_thresholds), counts.totals()
-    tables = [
-        _rows(names, key, grid[key], labelled[key], totals[key], class_thresholds)
-        for key in THRESHOLDS
-    ]
+    labelled, totals, cuts = counts.labelled(class_thresholds), counts.totals(), class_thresholds
+    tables = [_rows(names, key, grid[key], labelled[key], totals[key], cuts) for key in THRESHOLDS]
     return pd.concat(tables, ignore_index=True)
 
 
 class LabelledCounts:
-    """`ThresholdCounts` of labelled pixels: all, those of a known class, those labelled rightly.
-
-    Its arguments are those of `ThresholdCounts`.
-    """
+    """`ThresholdCounts`, three times: of all pixels, of a known class, and rightly labelled."""
 
     def __init__(
         self, num_classes: int, grid: Mapping[str, Tensor], device: torch.device | str | None = None
@@ -163,14 +158,13 @@ class LabelledCounts:
 
     def update(self, pixels: Pixels, truth: Tensor) -> None:
         """Count pixels [...] of the true class uint8 [...], 255 = not known."""
-        everything, known, right = self._parts
-        everything.update(pixels)
+        whole, known, right = self._parts
+        whole.update(pixels)
         known.update(pixels.chosen(truth != IGNORE))
         for rule in RULES:
             right.update(pixels.chosen(truth == pixels.classes(rule)), (rule,))
-        self._truth += torch.bincount(truth.flatten().long(), minlength=IGNORE + 1)[
-            : len(self._truth)
-        ]
+        counts = torch.bincount(truth.flatten().long(), minlength=IGNORE + 1)
+        self._truth += counts[: len(self._truth)]
 
     def add_up(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace the counts by those of all processes."""
@@ -181,11 +175,10 @@ class LabelledCounts:
     def table(
         self, names: Sequence[str], grid: Mapping[str, Tensor], class_thresholds: Tensor
     ) -> pd.DataFrame:
-        """`curve_table` with rows of the class "all" and two more columns.
+        """`curve_table` with rows of the class "all", and two more columns.
 
-        Precision is the share of the labelled pixels of a known class that are labelled rightly,
-        recall the share of the class's true pixels that are; NaN where there is none. No pixels, no
-        rows.
+        Of the labelled pixels of a known class, precision is the share labelled rightly; of the
+        class's true pixels, recall is. NaN for 0 / 0. Without pixels there are no rows.
         """
         whole = self._parts[0].totals()
         if not sum(total.sum() for total in whole.values()):
@@ -205,19 +198,26 @@ class LabelledCounts:
 
 
 def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Read the thresholds of a round's curves.
+    """Read the grid of a round's curves, and the class thresholds float32 [K, T] at the quantiles.
 
     Args:
-        path: What `curve_table` gives, as CSV.
+        path: A `curve_table` as CSV.
         names: K class names.
-
-    Returns:
-        The grid, and the class thresholds float32 [K, T] of the rule quantile.
 
     Raises:
         UserError: The file is missing or damaged, or of other classes.
     """
-    table = read_curves(path)
+    texts, numbers = ("rule", "class"), ("share", "class_threshold", *MEASURES)
+    with readable(path, "a readable table", "`dvc repro` makes it", "delete it and rerun"):
+        table = pd.read_csv(
+            path,
+            dtype={**dict.fromkeys(texts, str), "threshold": float, "pixels": np.int64},
+            keep_default_na=False,  # names are text, whatever they spell
+            na_values=dict.fromkeys(numbers, [""]),
+        )
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise UserError(f"{path}: lacks the column {missing[0]}; delete it and rerun")
     grid, count = {}, len(names)
     for key in THRESHOLDS:
         rows = table[table["rule"] == key]
@@ -248,30 +248,6 @@ def class_thresholds_at(
             f"the threshold curves lack pseudo_label.quantile {quantile:g}; `dvc repro` makes them"
         )
     return class_thresholds[:, place[0]]
-
-
-def read_curves(path: Path) -> pd.DataFrame:
-    """Read a table of curves; names are text, whatever they spell.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
-    try:
-        table = pd.read_csv(
-            path,
-            dtype={"rule": str, "class": str, "threshold": float, "pixels": np.int64},
-            keep_default_na=False,
-            na_values={name: [""] for name in ("share", "class_threshold", *MEASURES)},
-        )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged table ({reason}); delete it and rerun") from None
-    missing = [column for column in COLUMNS if column not in table]
-    if missing:
-        raise UserError(f"{path}: lacks the column {missing[0]}; delete it and rerun")
-    return table
 
 
 def _with_sum(counts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Figures of the threshold curves: pixels that each threshold labels, and how many rightly."""
+"""Figures of the threshold curves: the share of pixels labelled, and labelled rightly."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ def threshold_curves_figure(
 ) -> Figure:
     """Draw the share that each threshold alone labels: a plot per kind, a line per class.
 
-    The thick line is all classes together. Of quantiles it shows the relative margins that they
-    come to.
+    The thick line is all classes together. For quantiles the plot shows the relative margins that
+    they come to.
 
     Args:
-        curves: columns rule, threshold, class, pixels, share and class_threshold, as
-            `pseudo_label` writes them.
+        curves: A table as `curve_table` makes it.
         names: K class names.
-        palette: uint8 [K, 3], their colours.
-        configured: key of THRESHOLDS -> the threshold in use, which is marked, or None.
-        theme: colours.
+        palette: Their colours, uint8 [K, 3].
+        configured: Key of THRESHOLDS -> the threshold in use, to be marked, or None.
+        theme: Colours.
     """
     size = (10.5, 3.5 * -(-len(THRESHOLDS) // 2))
     figure, plots = plot_grid(theme, size, len(THRESHOLDS), 2)
@@ -41,7 +40,7 @@ def threshold_curves_figure(
     drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
     for axes, (key, threshold) in zip(plots, THRESHOLDS.items(), strict=True):
         rows = curves[curves["rule"] == key]
-        # The share of a share is itself: the question is which number it comes to.
+        # A quantile is itself a share: the number that it comes to says more.
         height = "class_threshold" if threshold.per_class else "share"
         for name, line in rows.groupby("class", sort=False):
             (drawn[name],) = axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2)
@@ -69,15 +68,14 @@ def pseudo_label_quality_figure(
     """Draw each threshold's precision against the share that it labels, a small plot per class.
 
     Args:
-        curves: columns rule, threshold, class, share and precision, as `evaluate_pseudo_labels`
-            writes them; classes in their order, the last one all of them together.
-        configured: key of THRESHOLDS -> the threshold in use, which gets a dot, or None.
-        theme: colours.
+        curves: A table as `LabelledCounts.table` makes it, "all" after the other classes.
+        configured: Key of THRESHOLDS -> the threshold in use, marked with a dot, or None.
+        theme: Colours.
     """
-    # By their places in the blocks of a threshold: a class may be called "all", too.
+    # By the place in a threshold's block, not by name: a class may be called "all", too.
     places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
     classes = [rows for _, rows in curves.groupby(places)]
-    classes = [*classes[-1:], *classes[:-1]]
+    classes = classes[-1:] + classes[:-1]
     count = len(classes)
     columns = 5 if count > 4 else max(1, count)
     size = (max(6, 2.3 * columns), 1.1 + 1.9 * max(1, -(-count // columns)))

@@ -92,13 +92,13 @@ def write_label(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
         palette: uint8 [K, 3], the colour of each train id.
     """
     picture = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    picture.putpalette(_full_palette(palette).tobytes())
+    picture.putpalette(full_palette(palette).tobytes())
     picture.save(path, format="PNG", compress_level=1)
 
 
 def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The colours uint8 [H, W, 3] of train ids uint8 [H, W]; an id without a colour is black."""
-    return _full_palette(palette)[labels]
+    return full_palette(palette)[labels]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -111,7 +111,8 @@ def write_jpeg(path: Path, array: np.ndarray) -> None:
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="JPEG", quality=90)
 
 
-def _full_palette(palette: np.ndarray) -> np.ndarray:
+def full_palette(palette: np.ndarray) -> np.ndarray:
+    """Extend the colours uint8 [K, 3] to [256, 3] with black."""
     full = np.zeros((256, 3), np.uint8)
     full[: len(palette)] = palette
     return full

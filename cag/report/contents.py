@@ -15,19 +15,18 @@ from cag.report.tables import baseline_of
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of `evaluate` for one model."""
+    """The results of `evaluate` for a model."""
 
-    metrics: (
-        Mapping  # miou, pixel_accuracy, mean_accuracy: 0..1; images; iou: class -> 0..1 or None
-    )
+    # miou, pixel_accuracy, mean_accuracy: 0..1; images; iou: class -> 0..1, or None if in no map
+    metrics: Mapping
     confusion: np.ndarray  # [K, K] pixel counts, rows = truth
 
 
 @dataclass(frozen=True)
 class Features:
-    """A round's anchors, and single-pixel features of both domains, balanced over the classes."""
+    """A round's anchors, and features of single pixels of both domains, balanced by class."""
 
-    anchors: np.ndarray  # float32 [K, D]; a row of NaN is a class without an anchor
+    anchors: np.ndarray  # float32 [K, D], a row of NaN for a class without an anchor
     source: np.ndarray  # float [M, D]
     source_labels: np.ndarray  # uint8 [M], true classes
     target: np.ndarray  # float [N, D]
@@ -36,20 +35,20 @@ class Features:
 
 @dataclass(frozen=True)
 class Round:
-    """The tables of one round, and its feature space."""
+    """A round's tables and its feature space."""
 
-    teacher: str  # the model that made the pseudo-labels
-    anchor_teacher: str  # the model whose source features the anchors are means of
+    teacher: str  # made the pseudo-labels
+    anchor_teacher: str  # gave the source features whose means are the anchors
     coverage: pd.DataFrame  # class, nearest, anchor, probability, agree: pixel counts
     anchors: pd.DataFrame  # class, images, pixels, recall, norm, nearest_anchor, distance
-    # quantile -> float32 [K], each class's least relative margin at it; empty: not known
+    # quantile -> float32 [K], each class's least relative margin; empty: not known
     class_thresholds: Mapping[float, np.ndarray] = field(default_factory=dict)
     features: Features | None = None
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Both rules' inputs for an image, at the features' size."""
+    """The inputs of both rules for an image, at the features' size."""
 
     nearest: np.ndarray  # uint8 [h, w], class of the nearest anchor
     nearest_distance: np.ndarray  # float32 [h, w], d1
@@ -59,14 +58,14 @@ class Maps:
     truth: np.ndarray | None = None  # uint8 [h, w] train ids, 255 = ignore
 
     def pixels(self, step: int = 1) -> Pixels:
-        """What the rules know, of every `step`th row and column."""
-        maps = (getattr(self, name) for name in Pixels._fields)
-        return Pixels(*(torch.from_numpy(np.ascontiguousarray(m[::step, ::step])) for m in maps))
+        """Every `step`th row and column, for the rules."""
+        maps = (getattr(self, name)[::step, ::step] for name in Pixels._fields)
+        return Pixels(*(torch.from_numpy(pixel_map.copy()) for pixel_map in maps))
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A target training image with each round's pseudo-labels."""
+    """A target training image with the rounds' pseudo-labels."""
 
     name: str
     image: np.ndarray  # uint8 [H, W, 3]
@@ -76,7 +75,7 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class LabelledSample:
-    """A labelled target validation image with each round's maps, from which the rules label it."""
+    """A labelled target validation image with the rounds' maps, from which the rules label it."""
 
     name: str
     image: np.ndarray  # uint8 [H, W, 3]
@@ -85,7 +84,7 @@ class LabelledSample:
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A labelled target image with the first and the last model's prediction."""
+    """A labelled target image with the predictions of the models that the page compares."""
 
     name: str
     image: np.ndarray  # uint8 [H, W, 3]
@@ -96,17 +95,17 @@ class ValidationSample:
 
 @dataclass(frozen=True)
 class Run:
-    """The whole page, in the order of its sections."""
+    """The contents of the whole page."""
 
     label_space: LabelSpace
     summary: Mapping[str, str]  # parameter -> value, as text
-    evaluations: Mapping[str, Evaluation]  # model -> evaluation, in the order of training
+    evaluations: Mapping[str, Evaluation]  # by model, in the order of training
     rounds: Mapping[str, Round]
+    rules: PseudoLabel  # the configured thresholds
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     training: Sequence[TrainingSample] = ()
     labelled: Sequence[LabelledSample] = ()
     validation: Sequence[ValidationSample] = ()
-    rules: PseudoLabel | None = None  # the configured thresholds
     parameters: Mapping = field(default_factory=dict)  # of params.yaml, nested
     fingerprints: Sequence[tuple[str, str]] = ()  # file, checksum
     locations: Sequence[tuple[str, str]] = ()  # artifact, path
@@ -118,5 +117,5 @@ class Run:
 
     @property
     def compared(self) -> tuple[str, str]:
-        """The two models that the page compares: the source-only one, and the last."""
+        """The two models that the page compares: the source-only one and the last."""
         return baseline_of(list(self.evaluations)), list(self.evaluations)[-1]

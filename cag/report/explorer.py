@@ -1,8 +1,7 @@
 """The threshold explorer: maps of 8-bit codes from which a browser labels images exactly.
 
-A pixel's code for a kind of threshold is the number of the slider's values that it reaches; it
-passes the value of index i when its code is greater than i. Codes are made by the comparisons of
-`cag.pseudo_labels`, in float32, so that the browser's labels are the pipeline's.
+A pixel's code counts the slider's values that it passes, so that it passes value i if its code is
+above i. `cag.pseudo_labels` compares, in float32: the browser's labels are the pipeline's.
 """
 
 import base64
@@ -19,32 +18,25 @@ from cag.pseudo_labels import THRESHOLDS, Threshold
 from cag.report.contents import Maps, Run
 from cag.report.tables import same_threshold
 
-MOST_VALUES = 255  # of a slider; so many and none are what 8 bits count
-MOST_PIXELS = 2**16  # of an embedded map; of larger ones every second, third ... row and column
+MOST_VALUES = 255  # of a slider, as 8 bits count to 255
+MOST_PIXELS = 2**16  # of an embedded map; larger ones lose rows and columns evenly
 PERCENT = [round(0.005 * i, 3) for i in range(201)]
 NINES = [round(0.99 + 0.001 * i, 3) for i in range(10)]
-
-
 KINDS = {key: kind for key, kind in THRESHOLDS.items() if kind.rule == "anchor"}
 
 
 def margin_values(largest: float) -> list[float]:
-    """About 100 to 200 round values from 0 to the largest margin or beyond it."""
+    """About 80 to 200 round values from 0 to the largest margin or just beyond it."""
     if not largest > 0:
         return [0.0]
-    exponent = math.floor(math.log10(largest / 200))
-    factor, power = next(
-        (factor, exponent + power)
-        for power in (0, 1)
-        for factor in (1, 2, 5)
-        if factor * 10.0 ** (exponent + power) >= largest / 200
-    )
+    power = math.floor(math.log10(largest / 200))
+    factor = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= largest / 200)
     count = math.ceil(largest / (factor * 10.0**power))
     return [float(f"{i * factor}e{power}") for i in range(count + 1)]
 
 
 def slider_values(values: Sequence[float], configured: float | None) -> list[float]:
-    """Ascending values without repetition, the configured one exactly among them."""
+    """Ascending values without repetition, among them the configured one."""
     chosen = sorted({*values, *([] if configured is None else [float(configured)])})
     if len(chosen) > MOST_VALUES:
         raise ValueError(f"{len(chosen)} values, at most {MOST_VALUES} are possible")
@@ -52,7 +44,7 @@ def slider_values(values: Sequence[float], configured: float | None) -> list[flo
 
 
 def quantile_values(thresholds: Mapping[float, np.ndarray], configured: float | None) -> list:
-    """The known quantiles, strictest last; of too many an even choice with the configured one."""
+    """The known quantiles, strictest last; of too many an even choice and the configured one."""
     known = sorted(thresholds, reverse=True)
     if len(known) <= MOST_VALUES:
         return known
@@ -68,13 +60,12 @@ def codes(
 
     Args:
         maps: At the features' size.
-        scales: Ascending values of each slider but that of the quantile; to be equal is enough for
-            a pixel to reach a margin, and not enough for a probability.
-        class_thresholds: float32 [Q, K], of each quantile, ascending for each class; Q can be 0.
+        scales: Values of each slider but the quantile's, strictest last.
+        class_thresholds: float32 [Q, K] at the Q >= 0 quantiles, strictest last.
 
     Returns:
-        uint8 [h, w] each, in the order in which they are embedded: nearest, prediction, a code for
-        each of KINDS, the code of the probability, and truth (255 where there is none).
+        uint8 [h, w] each, in the order of embedding: nearest, prediction, a code for each of
+        THRESHOLDS, and truth (255 where there is none).
     """
     step = _step(maps)
     pixels = maps.pixels(step)
@@ -93,14 +84,14 @@ def codes(
 
 
 def section(run: Run) -> dict | None:
-    """All that the script and its template need to know; None if there is nothing to explore."""
+    """The data of the script and its template; None if there is nothing to explore."""
     shown = [
         (kind, f"photo-{kind}-{index}", sample)
         for kind, samples in (("training", run.training), ("labelled", run.labelled))
         for index, sample in enumerate(samples)
         if sample.maps
     ]
-    if run.rules is None or not shown:
+    if not shown:
         return None
     maps = [part for _, _, sample in shown for part in sample.maps.values()]
     configured = {key: getattr(run.rules, key) for key in (*THRESHOLDS, "agreement")}
@@ -140,23 +131,14 @@ def _round(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
     table = np.stack([thresholds[q] for q in quantiles]) if quantiles else np.empty((0, 0))
     samples = []
     for kind, photo, sample in shown:
-        if name not in sample.maps:
-            continue
-        coded = codes(sample.maps[name], scales, table)
-        height, width = coded["nearest"].shape
-        packed = zlib.compress(np.stack(list(coded.values())).tobytes(), 9)
-        samples.append(
-            {
-                "kind": kind,
-                "name": sample.name,
-                "photo": photo,
-                "height": height,
-                "width": width,
-                "fields": list(coded),
-                "maps": base64.b64encode(packed).decode(),
-            }
-        )
-    # The configured value stands for the known one that is equal in float32.
+        if name in sample.maps:
+            coded = codes(sample.maps[name], scales, table)
+            height, width = coded["nearest"].shape
+            packed = base64.b64encode(zlib.compress(np.stack(list(coded.values())).tobytes(), 9))
+            about = {"kind": kind, "name": sample.name, "photo": photo}
+            about |= {"height": height, "width": width, "fields": list(coded)}
+            samples.append({**about, "maps": packed.decode()})
+    # The configured value replaces the known one that is equal in float32.
     exact = [
         configured if same_threshold(q, configured) else float(str(np.float32(q)))
         for q in quantiles
@@ -175,5 +157,5 @@ def _scale(kind: Threshold, maps: Sequence[Maps], configured: float | None) -> l
 
 
 def _step(maps: Maps) -> int:
-    """Every how many rows and columns of a map are embedded."""
+    """The distance between the rows, and columns, that are embedded."""
     return math.ceil(math.sqrt(maps.nearest.size / MOST_PIXELS))

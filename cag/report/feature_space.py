@@ -1,6 +1,7 @@
-"""The feature space of each round: a projection, the anchors' distances, and their drift."""
+"""The feature space of each round: a projection, the distances of the anchors, their drift."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from cag.report.contents import Features, Run
 from cag.report.pictures import css_color
 from cag.report.texts import percent
 
-WIDTH, HEIGHT = 672, 472  # that a projection fits in, in its own units
+WIDTH, HEIGHT = 672, 472  # of the largest projection, in its own units
 
 
 def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -20,8 +21,8 @@ def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         anchors: float [K, D], K and D at least 2; rows of NaN are left out.
 
     Returns:
-        The anchors' centre float64 [D], the directions [2, D], of length 1, and the share of the
-        anchors' variance along each, [2]. The largest part of a direction is positive.
+        The anchors' centre float64 [D], unit directions [2, D], whose largest component is
+        positive, and the share of the anchors' variance along each, [2].
     """
     seen = anchors[~np.isnan(anchors).any(axis=1)].astype(np.float64)
     centre = seen.mean(axis=0)
@@ -33,20 +34,18 @@ def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def drift_table(anchors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> pd.DataFrame:
-    """How far each class's anchor moved from round to round.
+    """Tabulate how far each class's anchor moved from round to round.
 
     Args:
-        anchors: round -> float [K, D], in the order of the rounds.
-        names: The K classes.
+        anchors: Round -> float [K, D], in order.
+        names: K class names.
 
     Returns:
-        columns class, and for each round but the first (round, "distance"), the L2 distance to the
-        previous round's anchor, and (round, "cosine"), of the angle between them; NaN where one of
-        them is missing.
+        Columns class, and for each round but the first (round, "distance"), the L2 distance to the
+        anchor of the round before, and (round, "cosine") of their angle; NaN where one is missing.
     """
     table = {("", "class"): list(names)}
-    rounds = list(anchors.items())
-    for (_, before), (name, after) in zip(rounds, rounds[1:], strict=False):
+    for (_, before), (name, after) in pairwise(anchors.items()):
         before, after = before.astype(np.float64), after.astype(np.float64)
         table[name, "distance"] = np.linalg.norm(after - before, axis=1)
         lengths = np.linalg.norm(after, axis=1) * np.linalg.norm(before, axis=1)
@@ -58,25 +57,26 @@ def drift_table(anchors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> pd
 
 
 def section(run: Run) -> dict | None:
-    """Projections, distance matrices and drift of the rounds whose features are given."""
+    """Projections, distance matrices and drift of the rounds with features."""
     features = {name: part.features for name, part in run.rounds.items() if part.features}
     if not features:
         return None
+    space = run.label_space
     rounds = [
         {
             "name": name,
-            "projection": _projection(name, part, run.label_space),
-            **_distances(part.anchors, run.label_space.names),
+            "projection": _projection(name, part, space),
+            **_distances(part.anchors, space.names),
         }
         for name, part in features.items()
     ]
     anchors = {name: part.anchors for name, part in features.items()}
-    drift = drift_table(anchors, run.label_space.names) if len(rounds) > 1 else pd.DataFrame()
+    drift = drift_table(anchors, space.names) if len(rounds) > 1 else pd.DataFrame()
     return {"rounds": rounds, "drift": list(drift.itertuples(index=False, name=None))}
 
 
 def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
-    """Points of each class on the anchors' principal axes, in units of which WIDTH x HEIGHT fit."""
+    """Each class's points on the anchors' principal axes, scaled to fit in WIDTH x HEIGHT."""
     centre, axes, share = principal_axes(features.anchors)
     source, target, anchors = (
         (part.astype(np.float64) - centre) @ axes.T * [1, -1]  # SVG counts downwards
@@ -84,13 +84,14 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
     )
     drawn = np.concatenate([source, target, anchors])
     low, high = np.nanmin(drawn, axis=0), np.nanmax(drawn, axis=0)
-    # One scale for both axes, or distances would not be comparable.
+    # One scale for both axes keeps distances comparable.
     scale = (np.array([WIDTH, HEIGHT]) / np.maximum(high - low, 1e-9)).min()
     source, target, anchors = (
         (scale * (part - low)).round(1) for part in (source, target, anchors)
     )
     width, height = np.ceil(scale * (high - low)).astype(int).tolist()
     sides = _free_sides(anchors, width / 2)
+    named = zip(label_space.names, label_space.palette, strict=True)
     classes = [
         {
             "index": index,
@@ -101,9 +102,7 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
             "anchor": None if np.isnan(anchors[index]).any() else anchors[index].tolist(),
             "side": sides[index].tolist(),
         }
-        for index, (class_name, color) in enumerate(
-            zip(label_space.names, label_space.palette, strict=True)
-        )
+        for index, (class_name, color) in enumerate(named)
     ]
     return {
         "classes": classes,
@@ -118,10 +117,10 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
 
 
 def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
-    """The side of each anchor [K, 2] where its name stands, as -1 and 1 [K, 2].
+    """On which side of each anchor [K, 2] its name stands, as -1 and 1 [K, 2].
 
-    It is the one away from the nearest other anchor, but near the left and right edge it is the one
-    towards the middle, so that no name is cut off.
+    The name stands away from the nearest other anchor, but towards the middle near the left and
+    right edge, which would cut it off.
     """
     apart = places[:, None] - places[None]  # [K, K, 2]
     distances = np.linalg.norm(apart, axis=2) + np.diag(np.full(len(places), np.inf))
@@ -133,7 +132,7 @@ def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
 
 
 def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:
-    """L2 distances between the anchors that there are, and how strongly each is coloured."""
+    """L2 distances between the known anchors, and the strength of each one's colour."""
     seen = [i for i, row in enumerate(anchors) if not np.isnan(row).any()]
     there = anchors[seen].astype(np.float64)
     distances = np.linalg.norm(there[:, None] - there[None], axis=2)
@@ -141,10 +140,7 @@ def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:
     rows = [
         {
             "class": names[k],
-            "cells": [
-                (distance, None if i == j else strength)
-                for j, (distance, strength) in enumerate(zip(distances[i], heat[i], strict=True))
-            ],
+            "cells": [(distances[i, j], None if i == j else heat[i, j]) for j in range(len(seen))],
         }
         for i, k in enumerate(seen)
     ]

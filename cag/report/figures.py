@@ -1,4 +1,4 @@
-"""The figures that stand on the page and lie beside it as PNG."""
+"""The figures on the page, which also lie beside it as PNG."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def miou(run: Run, theme: Theme = LIGHT) -> Figure:
 
 
 def per_class(run: Run, theme: Theme = LIGHT) -> Figure:
-    """Each class's IoU of the two models that are compared."""
+    """Each class's IoU for the two models that the page compares."""
     names = run.label_space.names
     before, after = (iou_of(run.scores[model], names) for model in run.compared)
     return plots.per_class_figure(before, after, names, theme=theme, labels=run.compared)
@@ -24,7 +24,7 @@ def per_class(run: Run, theme: Theme = LIGHT) -> Figure:
 
 def coverage(run: Run, theme: Theme = LIGHT) -> Figure:
     """The share of the pixels that each rule labels, by class and round."""
-    tables = {name: one_round.coverage for name, one_round in run.rounds.items()}
+    tables = {name: part.coverage for name, part in run.rounds.items()}
     return plots.coverage_figure(tables, theme=theme)
 
 
@@ -34,6 +34,7 @@ def curves(run: Run, theme: Theme = LIGHT) -> Figure:
 
 
 def drawable(run: Run) -> list[Callable[..., Figure]]:
-    """The figures that there is something to draw for."""
-    scored = [miou, per_class] if run.evaluations else []
-    return [*scored, *([coverage] if run.rounds else []), *([curves] if run.curves else [])]
+    """The figures for which the run has contents."""
+    needs = {miou: run.evaluations, per_class: run.evaluations, coverage: run.rounds}
+    needs[curves] = run.curves
+    return [draw for draw, contents in needs.items() if contents]

@@ -1,6 +1,6 @@
-"""The pictures of the page: predictions, pseudo-labels, and where they are right."""
+"""The pictures of the page: predictions and pseudo-labels, right and wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ ERRORS = ("right", "wrong", "no true label")
 
 
 def predictions(run: Run) -> dict | None:
-    """Validation images with the first and the last model's prediction, and the truth."""
+    """Validation images with their truth and the predictions of the compared models."""
     if not run.validation or not run.evaluations:
         return None
     (first, last), palette = run.compared, run.label_space.palette_array
@@ -39,42 +39,28 @@ def predictions(run: Run) -> dict | None:
 
 
 def pseudo_labels(run: Run) -> dict | None:
-    """The pseudo-labels of training images, and of labelled ones with their errors, by round."""
+    """By round, the pseudo-labels of training images, and of labelled images with the errors."""
     if not run.training or not run.rounds:
         return None
     return {
         "rounds": list(run.rounds),
         "agreement": _legend(AGREEMENT),
         "errors": _legend(ERRORS),
-        "training": [
-            _card(run, sample, f"photo-training-{i}", _training_pictures)
-            for i, sample in enumerate(run.training)
-        ],
-        "labelled": [
-            _card(run, sample, f"photo-labelled-{i}", _labelled_pictures)
-            for i, sample in enumerate(run.labelled)
-        ],
+        "training": _cards(run, "training", _training_pictures),
+        "labelled": _cards(run, "labelled", _labelled_pictures),
     }
 
 
 def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray] | None:
-    """Label an image with both rules and the configured thresholds: two uint8 [h, w].
+    """Label an image with both rules at the configured thresholds: two uint8 [h, w].
 
-    None if the quantile's thresholds, which are those of all training images, are not known.
+    None if the quantile's class thresholds are not known.
     """
-    rules, thresholds = run.rules, None
-    if rules is None:
+    rules, thresholds = run.rules, run.rounds[name].class_thresholds
+    cuts = [cut for quantile, cut in thresholds.items() if same_threshold(quantile, rules.quantile)]
+    if rules.quantile is not None and not cuts:
         return None
-    if rules.quantile is not None:
-        known = [
-            classes
-            for quantile, classes in run.rounds[name].class_thresholds.items()
-            if same_threshold(quantile, rules.quantile)
-        ]
-        if not known:
-            return None
-        thresholds = torch.from_numpy(known[0])
-    labels = apply_rules(maps.pixels(), rules, thresholds)
+    labels = apply_rules(maps.pixels(), rules, torch.from_numpy(cuts[0]) if cuts else None)
     return labels[0].numpy(), labels[1].numpy()
 
 
@@ -82,24 +68,22 @@ def _legend(words: tuple[str, ...]) -> Mapping[str, str]:
     return dict(zip(words, map(css_color, JUDGED_COLORS), strict=True))
 
 
-def _card(run: Run, sample: TrainingSample | LabelledSample, key: str, draw) -> dict:
-    """An image's photograph and the pictures of each round that knows it."""
-    return {
-        "name": sample.name,
-        "pictures": [photo(sample.image, sample.name, key)],
-        "rounds": [
-            (number, pictures)
-            for number, name in enumerate(run.rounds)
-            if (pictures := draw(run, name, sample))
-        ],
-    }
+def _cards(run: Run, kind: str, draw: Callable[..., list[Picture]]) -> list[dict]:
+    """The photograph of each image of a kind, and the pictures of each round that knows it."""
+    cards = []
+    for i, sample in enumerate(getattr(run, kind)):
+        rounds = [(number, draw(run, name, sample)) for number, name in enumerate(run.rounds)]
+        shown = [photo(sample.image, sample.name, f"photo-{kind}-{i}")]
+        rounds = [(number, pictures) for number, pictures in rounds if pictures]
+        cards.append({"name": sample.name, "pictures": shown, "rounds": rounds})
+    return cards
 
 
 def _training_pictures(run: Run, name: str, sample: TrainingSample) -> list[Picture]:
     by_rule = dict(zip(RULES, sample.pseudo_labels[name], strict=True))
     drawn = {}
     if name in sample.maps:
-        size = next(iter(by_rule.values())).shape
+        size = by_rule["anchor"].shape
         drawn[f"{name} · nearest anchor"] = enlarged(sample.maps[name].nearest, size)
     for rule, labels in by_rule.items():
         kept = percent(float((labels != IGNORE).mean()))
@@ -117,8 +101,8 @@ def _labelled_pictures(run: Run, name: str, sample: LabelledSample) -> list[Pict
     drawn = [(maps.truth, "truth", palette), (maps.nearest, "nearest anchor", palette)]
     for rule, labels in zip(RULES, rule_labels(run, name, maps) or (), strict=False):
         judged = _errors(labels, maps.truth)
-        right, wrong = ((judged == kind).sum() for kind in (0, 1))
-        precision = percent(right / (right + wrong) if right + wrong else None)
+        right, known = (judged == 0).sum(), (judged < 2).sum()
+        precision = percent(right / known if known else None)
         caption = f"{rule} label · {precision} % right"
         drawn += [(labels, f"{rule} label", palette), (judged, caption, JUDGED_COLORS)]
     size = sample.image.shape[:2]

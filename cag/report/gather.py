@@ -1,4 +1,4 @@
-"""Reads a run's artifacts for the report, and writes the report's folder."""
+"""Read a run's artifacts for the report, and write the report's folder."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from cag.analysis.threshold_curves import decimal, read_thresholds
 from cag.anchors import read_anchors
 from cag.config.base import RULES
 from cag.datasets.images import read_image, read_label
-from cag.datasets.prepared import evenly_spaced, read_label_space, read_manifest
+from cag.datasets.prepared import common_size, evenly_spaced, read_label_space, read_manifest
 from cag.features import (
     Sample,
     TargetStore,
@@ -27,7 +27,7 @@ from cag.features import (
     read_target_store,
     sample_pixels,
 )
-from cag.pseudo_labels import anchor_distances
+from cag.pseudo_labels import Pixels, measure
 from cag.report.contents import (
     Evaluation,
     Features,
@@ -44,9 +44,8 @@ from cag.report.tables import BASELINE, baseline_of
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_folder, inside
 
-FEATURES_PER_CLASS = 60  # of each domain that are drawn
-FEATURE_IMAGES = 200  # target images, evenly spaced, that they are drawn from
-SAMPLE_MAPS = ("nearest", "nearest_distance", "second_distance", "prediction", "probability")
+FEATURES_PER_CLASS = 60  # drawn of each domain
+FEATURE_IMAGES = 200  # target images, evenly spaced, to draw from
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,7 @@ class Folders:
 
 
 def collect(folders: Folders, params) -> Run:
-    """Read the contents of the page.
-
-    Args:
-        folders: Where the artifacts lie.
-        params: The parameters that the page shows or needs, in their sections.
+    """Read the contents of the page, for the parameters of an experiment.
 
     Raises:
         UserError: An artifact is missing or damaged.
@@ -86,6 +81,9 @@ def collect(folders: Folders, params) -> Run:
         rounds[name] = read_round(folders.rounds, name, params.rounds, features)
         maps[name] = training_maps(store, anchors, [row["name"] for row in shown])
     models = trained_models(params.rounds)
+    # A target without labels is the normal case: then nothing is evaluated.
+    scored = _evenly(validation, params.report.images if params.evaluated else 0)
+    compared = [baseline_of(params.evaluated), params.evaluated[-1]] if scored else []
     return Run(
         label_space=label_space,
         summary=_summary(params, models, label_space.num_classes, training, validation),
@@ -94,11 +92,7 @@ def collect(folders: Folders, params) -> Run:
         curves=read_curves(folders.curves, models),
         training=[_training_sample(folders, row, maps) for row in shown],
         labelled=labelled_samples(folders, validation, params.rounds),
-        validation=[
-            _validation_sample(folders, row, baseline_of(params.evaluated), params.evaluated[-1])
-            # A target without labels is the normal case: then nothing is evaluated.
-            for row in _evenly(validation, params.report.images if params.evaluated else 0)
-        ],
+        validation=[_validation_sample(folders, row, *compared) for row in scored],
         rules=params.pseudo_label,
         parameters=params.model_dump(),
         fingerprints=_checksums(folders),
@@ -107,7 +101,7 @@ def collect(folders: Folders, params) -> Run:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write the page and its figures; all of them appear, or none."""
+    """Write the page and its figures: all or none."""
     with atomic_folder(folder) as partial:
         (partial / "index.html").write_text(report_page(run), encoding="utf-8", newline="\n")
         for draw in drawable(run):
@@ -115,7 +109,7 @@ def write(run: Run, folder: Path) -> None:
 
 
 def read_evaluation(folders: Folders, model: str) -> Evaluation:
-    """Read the scores that `evaluate` wrote for a model."""
+    """Read a model's scores, as `evaluate` wrote them."""
     metrics, confusion = (
         _existing(folders.evaluation / model / name, f"evaluate@{model}")
         for name in ("metrics.json", "confusion.csv")
@@ -126,53 +120,43 @@ def read_evaluation(folders: Folders, model: str) -> Evaluation:
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
     """Read a round's tables from the folder of all rounds."""
-    coverage = _existing(folder / name / "coverage.csv", f"pseudo_label@{name}")
-    anchors = _existing(folder / name / "anchors.csv", f"anchors@{name}")
     # A class may be called "none" or "null": names are text, whatever they spell.
-    tables = [
-        pd.read_csv(
-            path,
-            dtype={"class": str, "nearest_anchor": str},
-            keep_default_na=False,
-            na_values={column: ["", "nan"] for column in numbers},
+    missing = dict.fromkeys(("recall", "norm", "distance", "nearest_anchor"), ["", "nan"])
+    options = {"dtype": dict.fromkeys(("class", "nearest_anchor"), str), "keep_default_na": False}
+    coverage, anchors = (
+        pd.read_csv(_existing(folder / name / file, stage), na_values=missing, **options)
+        for file, stage in (
+            ("coverage.csv", f"pseudo_label@{name}"),
+            ("anchors.csv", f"anchors@{name}"),
         )
-        for path, numbers in (
-            (coverage, ()),
-            (anchors, ("recall", "norm", "distance", "nearest_anchor")),
-        )
-    ]
+    )
     entry = rounds[name]
     path = folder / name / "threshold_curves.csv"
-    thresholds = quantile_thresholds(path, list(tables[0]["class"]))
-    return Round(entry.teacher, rounds[entry.anchors].teacher, *tables, thresholds, features)
+    thresholds = quantile_thresholds(path, list(coverage["class"]))
+    teachers = entry.teacher, rounds[entry.anchors].teacher
+    return Round(*teachers, coverage, anchors, thresholds, features)
 
 
 def quantile_thresholds(path: Path, classes: Sequence[str]) -> dict[float, np.ndarray]:
-    """Read the class thresholds at each quantile, float32 [K]."""
+    """Read the class thresholds float32 [K] by quantile."""
     grid, cuts = read_thresholds(path, classes)
-    columns = zip(grid["quantile"], cuts.T.numpy(), strict=True)
-    return {decimal(quantile): column for quantile, column in columns}
+    return dict(zip(map(decimal, grid["quantile"]), cuts.T.numpy(), strict=True))
 
 
 def read_features(folder: Path, store: TargetStore, anchors: torch.Tensor, seed: int) -> Features:
-    """Read a sample of a round's features: up to FEATURES_PER_CLASS of each class and domain."""
+    """Read up to FEATURES_PER_CLASS features of a round for each class and domain."""
     keys = ("sample_features", "sample_labels")
     with open_store(folder / "source.h5", keys) as file:
         features, labels = (read_array(file, key) for key in keys)
-    # The sample is ordered by class, and by the draw in each of them.
-    rank = torch.arange(len(labels)) - torch.searchsorted(labels, labels)
+    # The sample is ordered by class, then by draw.
+    kept = torch.arange(len(labels)) - torch.searchsorted(labels, labels) < FEATURES_PER_CLASS
+    source = features[kept].float().numpy(), labels[kept].numpy()
     drawn = target_sample(store, seed)
-    return Features(
-        anchors.numpy(),
-        features[rank < FEATURES_PER_CLASS].float().numpy(),
-        labels[rank < FEATURES_PER_CLASS].numpy(),
-        drawn.features.float().numpy(),
-        drawn.labels.numpy(),
-    )
+    return Features(anchors.numpy(), *source, drawn.features.float().numpy(), drawn.labels.numpy())
 
 
 def target_sample(store: TargetStore, seed: int) -> Sample:
-    """Draw target pixels by predicted class; one image is in memory at a time."""
+    """Draw target pixels by predicted class, with one image in memory at a time."""
     samples = []
     for index in evenly_spaced(len(store.names), FEATURE_IMAGES):
         features, prediction, _ = read_target_row(store, index)
@@ -185,19 +169,18 @@ def target_sample(store: TargetStore, seed: int) -> Sample:
 def training_maps(
     store: TargetStore, anchors: torch.Tensor, names: Iterable[str]
 ) -> dict[str, Maps]:
-    """Work out the maps of some training images from their features."""
+    """Work out the maps of training images from their features."""
     maps = {}
     for name in names:
-        features, *predicted = read_target_row(store, store.names.index(name))
-        parts = (*anchor_distances(features, anchors), *predicted)
-        maps[name] = Maps(*(part[0].numpy() for part in parts))
+        pixels = measure(*read_target_row(store, store.names.index(name)), anchors)
+        maps[name] = Maps(*(pixel_map[0].numpy() for pixel_map in pixels))
     return maps
 
 
 def labelled_samples(
     folders: Folders, rows: pd.DataFrame, rounds: Iterable[str]
 ) -> list[LabelledSample]:
-    """Open the labelled validation images that each round's rules were tried on."""
+    """Read the labelled validation images on which each round's rules were tried."""
     maps = {name: _labelled_maps(folders.labelled / name / "samples.h5") for name in rounds}
     names = dict.fromkeys(name for by_image in maps.values() for name in by_image)
     images = rows.set_index("name")["image"]
@@ -207,86 +190,80 @@ def labelled_samples(
             f"{folders.labelled}: samples of '{unknown[0]}', which is no validation image of "
             f"{folders.target}; run `dvc repro` first"
         )
-    return [
-        LabelledSample(
-            name,
-            read_image(inside(folders.target, images[name])),
-            {key: by_image[name] for key, by_image in maps.items() if name in by_image},
-        )
-        for name in names
-    ]
+    samples = []
+    for name in names:
+        by_round = {key: by_image[name] for key, by_image in maps.items() if name in by_image}
+        image = read_image(inside(folders.target, images[name]))
+        samples.append(LabelledSample(name, image, by_round))
+    return samples
 
 
 def _labelled_maps(path: Path) -> dict[str, Maps]:
-    """Read the maps of labelled validation images, by name; empty where there are none."""
+    """Read the maps of labelled validation images by name, if there are any."""
     if not path.is_file():
         return {}
     maps = {}
     with open_store(path, ()) as file:
         for key in sorted(file, key=int):
-            parts = (read_array(file, f"{key}/{part}").numpy() for part in (*SAMPLE_MAPS, "truth"))
+            parts = (
+                read_array(file, f"{key}/{part}").numpy() for part in (*Pixels._fields, "truth")
+            )
             maps[str(file[key].attrs.get("name"))] = Maps(*parts)
     return maps
 
 
 def read_curves(folder: Path, models: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Read the learning curves there are; a model passed through untrained has none."""
+    """Read the learning curves; an untrained model that was passed on has none."""
     paths = {model: folder / f"{model}.csv" for model in models}
     curves = {name: pd.read_csv(path) for name, path in paths.items() if path.is_file()}
     return {name: curve for name, curve in curves.items() if len(curve)}
 
 
 def trained_models(rounds: Mapping) -> list[str]:
-    """Name the models in the order of training."""
+    """The models in the order of training."""
     teachers = (entry.teacher for entry in rounds.values())
     return list(dict.fromkeys([BASELINE, *teachers, *rounds]))
 
 
 def _evenly(rows: pd.DataFrame, number: int) -> list[pd.Series]:
-    """Pick the manifest rows whose pictures are shown."""
+    """Pick rows of a manifest to show."""
     return [rows.iloc[index] for index in evenly_spaced(len(rows), number)]
 
 
 def _training_sample(
     folders: Folders, row: pd.Series, maps: Mapping[str, Mapping[str, Maps]]
 ) -> TrainingSample:
-    """Open a target training image and its pseudo-labels; it has no other labels."""
-    name = row["name"]
-    labels = {
-        key: tuple(
-            read_label(inside(folders.rounds / key / "pseudo_labels" / rule, f"{name}.png"))
-            for rule in RULES
-        )
-        for key in maps
-    }
+    """Read a target training image and its pseudo-labels; it has no other labels."""
+    name, labels = row["name"], {}
+    for key in maps:
+        paths = (folders.rounds / key / "pseudo_labels" / rule for rule in RULES)
+        labels[key] = tuple(read_label(inside(path, f"{name}.png")) for path in paths)
     image = read_image(inside(folders.target, row["image"]))
     return TrainingSample(name, image, labels, {key: part[name] for key, part in maps.items()})
 
 
 def _validation_sample(folders: Folders, row: pd.Series, *models: str) -> ValidationSample:
-    """Open a labelled target image with two models' predictions."""
-    predictions = (
-        read_label(inside(folders.evaluation / model / "predictions", f"{row['name']}.png"))
-        for model in models
-    )
+    """Read a labelled target image and two models' predictions."""
+    paths = (folders.evaluation / model / "predictions" for model in models)
+    predictions = (read_label(inside(path, f"{row['name']}.png")) for path in paths)
     image = read_image(inside(folders.target, row["image"]))
     truth = read_label(inside(folders.target, row["label"]))
     return ValidationSample(row["name"], image, *predictions, truth)
 
 
 def _checksums(folders: Folders) -> list[tuple[str, str]]:
-    """MD5 of each domain's manifest."""
-    stages = {folders.source: "prepare@source", folders.target: "prepare@target"}
-    paths = [_existing(folder / "manifest.csv", stage) for folder, stage in stages.items()]
+    """The MD5 of each domain's manifest."""
+    domains = {"source": folders.source, "target": folders.target}
+    paths = [_existing(domains[key] / "manifest.csv", f"prepare@{key}") for key in domains]
     return [(str(path), hashlib.md5(path.read_bytes()).hexdigest()) for path in paths]
 
 
 def _summary(
     params, models: Iterable[str], classes: int, training: pd.DataFrame, validation: pd.DataFrame
 ) -> dict[str, str]:
-    """State the main facts about the run."""
-    sizes = training[["width", "height"]].drop_duplicates()
-    size = " x ".join(str(side) for side in sizes.iloc[0]) if len(sizes) == 1 else "various sizes"
+    """The main facts about the run."""
+    common = common_size(training)
+    size = f"{common[1]} x {common[0]}" if common else "various sizes"
     return {
         "seed": str(params.seed),
         "models": " → ".join(models),
@@ -298,7 +275,7 @@ def _summary(
 
 
 def _locations(folders: Folders) -> list[tuple[str, str]]:
-    """Say where the artifacts lie; <round> and <model> stand for the names in the tables."""
+    """The paths of the artifacts; <round> and <model> stand for the names in the tables."""
     rounds, scores = f"{folders.rounds}/<round>", f"{folders.evaluation}/<model>"
     return [
         ("models", f"{folders.models}/<model>.safetensors"),

@@ -19,7 +19,7 @@
 
   function enlarge(picture) {
     const all = picture.closest("section").querySelectorAll(".pictures img");
-    shown = [...all].filter((picture) => picture.offsetParent !== null);
+    shown = [...all].filter((other) => other.offsetParent !== null);
     show(shown.indexOf(picture));
     viewer.showModal();
     byId("viewer-close").focus();
@@ -37,10 +37,9 @@
   }
   viewer.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (step) {
-      event.preventDefault();
-      show(current + step);
-    }
+    if (!step) return;
+    event.preventDefault();
+    show(current + step);
   });
   viewer.addEventListener("close", () => shown[current].focus());
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
@@ -51,14 +50,11 @@
   // One class of the feature space ------------------------------------------------------------
 
   for (const element of document.querySelectorAll(".scripted")) element.hidden = false;
-  const classChoice = byId("feature-class");
-  if (classChoice) {
-    classChoice.addEventListener("change", () => {
-      for (const mark of document.querySelectorAll(".of-class")) {
-        mark.classList.toggle("faded", !["", mark.dataset.class].includes(classChoice.value));
-      }
-    });
-  }
+  byId("feature-class")?.addEventListener("change", (event) => {
+    for (const mark of document.querySelectorAll(".of-class")) {
+      mark.classList.toggle("faded", !["", mark.dataset.class].includes(event.target.value));
+    }
+  });
 
   // The threshold explorer --------------------------------------------------------------------
 
@@ -94,7 +90,7 @@
     return chosen;
   }
 
-  // A pixel reaches as many of a slider's values as its code says.
+  // A pixel's code is the number of a slider's values that it passes.
   function label(sample, chosen) {
     const size = sample.height * sample.width;
     const labels = byRule(() => new Uint8Array(size).fill(IGNORE));
@@ -130,13 +126,13 @@
     return { total, kept, judged, right };
   }
 
-  // The row of a map that is shown at a row of the picture: aligned corners, as the labels are.
+  // For each row of the picture, the row of the map: with aligned corners, as the pipeline does.
   function enlargedIndex(old, size) {
     const gaps = Math.max(size - 1, 1);
     return Int32Array.from({ length: size }, (_, i) => Math.floor((2 * i * (old - 1) + gaps) / (2 * gaps)));
   }
 
-  // A colour as the four bytes of a pixel, in the order that every browser's machine has.
+  // A colour as a pixel's four bytes, on a little-endian machine.
   const packed = ([red, green, blue]) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
   const PALETTE = Uint32Array.from(data.palette, packed);
   const MARKED = packed([255, 255, 255]), UNKNOWN = packed([150, 150, 150]);
@@ -156,8 +152,8 @@
   function draw(rule, sample, labels) {
     const canvas = byId("canvas-" + rule), photo = byId(sample.photo);
     const image = byId("view-" + rule).querySelector("img");
-    const width = Number(photo.getAttribute("width")), height = Number(photo.getAttribute("height"));
-    if (image.getAttribute("src") !== photo.getAttribute("src")) image.setAttribute("src", photo.src);
+    const [width, height] = ["width", "height"].map((side) => Number(photo.getAttribute(side)));
+    if (image.src !== photo.src) image.src = photo.src;
     image.width = canvas.width = width;
     image.height = canvas.height = height;
     canvas.style.opacity = byId("opacity").value / 100;
@@ -181,7 +177,8 @@
     return made;
   }
 
-  function fillRow(row, name, counts, reduce, judge) {
+  function makeRow(name, counts, reduce, judge) {
+    const row = document.createElement("tr");
     cell(row, name, "th").scope = "row";
     for (const rule of RULES) {
       const kept = reduce(counts.kept[rule]);
@@ -208,7 +205,7 @@
     }
     table.tHead.replaceChildren(groups, head);
     const rows = data.names.map((name, i) => {
-      const row = fillRow(document.createElement("tr"), name, counts, (numbers) => numbers[i], judge);
+      const row = makeRow(name, counts, (numbers) => numbers[i], judge);
       const spot = document.createElement("i");
       spot.className = "swatch";
       spot.style.background = "rgb(" + data.palette[i] + ")";
@@ -216,9 +213,9 @@
       return row;
     });
     table.tBodies[0].replaceChildren(...rows);
-    const foot = document.createElement("tr");
+    const foot = makeRow("all classes", counts, sum, judge);
     foot.className = "total";
-    table.tFoot.replaceChildren(fillRow(foot, "all classes", counts, sum, judge));
+    table.tFoot.replaceChildren(foot);
   }
 
   function chosenValue(key) {
@@ -238,7 +235,7 @@
   function range(key, code) {
     const known = values(key), kind = data.kinds.find((other) => other.key === key);
     if (known.length === 0) return null;
-    // A larger code reaches a stricter value; of a falling kind that is a smaller sample.
+    // A larger code passes a stricter value, which is smaller where the kind is falling.
     if (kind && kind.falling) return code === 0 ? "above " + known[0] : "up to " + known[code - 1];
     if (code === 0) return (key === "probability" ? "at most " : "below ") + known[0];
     return code === known.length ? "from " + known[code - 1] : known[code - 1] + " to " + known[code];
@@ -282,7 +279,7 @@
     fillTable(count(select.scope.value === "all" ? same : [sample], chosen), judge);
     const text = command(chosen);
     byId("copy").disabled = text === null;
-    byId("command").textContent = text === null ? "at least sample kind of margin must be on"
+    byId("command").textContent = text === null ? "at least one kind of margin must be on"
       : text === "dvc exp run" ? text + "  (these are the values of params.yaml)" : text;
     byId("command").dataset.command = text === null ? "" : text;
     byId("copied").textContent = "";
@@ -314,6 +311,11 @@
     update();
   }
 
+  function leave() {
+    cursor = null;
+    update();
+  }
+
   function watch(view) {
     const point = (event) => {
       const box = view.getBoundingClientRect(), sample = chosenSample();
@@ -321,10 +323,8 @@
       move(place(event.clientY - box.top, box.height, sample.height),
         place(event.clientX - box.left, box.width, sample.width));
     };
-    view.addEventListener("pointermove", point);
-    view.addEventListener("pointerdown", point);
-    view.addEventListener("pointerleave", () => { cursor = null; update(); });
-    view.addEventListener("blur", () => { cursor = null; update(); });
+    for (const kind of ["pointermove", "pointerdown"]) view.addEventListener(kind, point);
+    for (const kind of ["pointerleave", "blur"]) view.addEventListener(kind, leave);
     view.addEventListener("keydown", (event) => {
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (!step) return;
@@ -350,14 +350,12 @@
     byId("agreement").checked = data.rules.agreement;
     select.round.value = data.rounds.length - 1;
     chooseRound(true);
-    select.round.addEventListener("change", () => { cursor = null; chooseRound(false); update(); });
-    select.image.addEventListener("change", () => { cursor = null; update(); });
+    select.round.addEventListener("change", () => { chooseRound(false); leave(); });
+    select.image.addEventListener("change", leave);
     for (const key of sliders) {
       byId(key).addEventListener("input", () => { byId(key).known = chosenValue(key); });
     }
-    for (const control of [...sliders, "agreement", "opacity"]) {
-      byId(control).addEventListener("input", update);
-    }
+    for (const key of [...sliders, "agreement", "opacity"]) byId(key).addEventListener("input", update);
     for (const choice of [select.colors, select.scope]) choice.addEventListener("change", update);
     for (const rule of RULES) watch(byId("view-" + rule));
     byId("copy").addEventListener("click", copy);

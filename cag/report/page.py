@@ -1,7 +1,7 @@
 """One HTML page that shows a run: tables, figures and pictures, all inside the file.
 
-Functions here and beside give each section's numbers and pictures as plain data. The templates say
-how they look: `templates/sections/<key>.html` is that of the section with this key.
+Functions here and beside give the sections' numbers and pictures as plain data, which the template
+`templates/sections/<key>.html` of a section lays out.
 """
 
 import base64
@@ -14,12 +14,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cag.analysis import plots
-from cag.config.base import dotted
+from cag.config.base import as_yaml, dotted
 from cag.report import explorer, feature_space, figures, gallery
 from cag.report.contents import Run
 from cag.report.pictures import css_color, figure
-from cag.report.tables import per_class_table, results_table
-from cag.report.texts import count, decimal, percent, points, text, yaml_text
+from cag.report.tables import iou_of, per_class_table, results_table
+from cag.report.texts import count, decimal, percent, points, text
 
 Section = tuple[str, str, Any]  # key, title, data of its template
 
@@ -30,14 +30,7 @@ LEAD = (
 
 
 def report_page(run: Run) -> str:
-    """Write a run as one HTML page that needs no network and no other file.
-
-    Args:
-        run: tables, pictures and texts; every text is escaped.
-
-    Returns:
-        the HTML document. The same run gives the same text.
-    """
+    """A run as a self-contained HTML page, with every text escaped; the same run, the same page."""
     sections = [
         ("results", "Results", _results(run)),
         ("classes", "Per-class IoU", _classes(run)),
@@ -54,14 +47,8 @@ def report_page(run: Run) -> str:
     ]
     shown = [section for section in sections if section[2]]
     colors = dict(zip(run.label_space.names, map(css_color, run.label_space.palette), strict=True))
-    return render(
-        ("Adaptation report", "Category anchor-guided adaptation", LEAD),
-        run.summary,
-        shown,
-        tiles=_tiles(run),
-        rounds=len(run.rounds),
-        colors=colors,
-    )
+    titles = ("Adaptation report", "Category anchor-guided adaptation", LEAD)
+    return render(titles, run.summary, shown, _tiles(run), len(run.rounds), colors)
 
 
 def render(
@@ -75,12 +62,12 @@ def render(
     """Fill the templates in.
 
     Args:
-        titles: the window's title, the heading, and the sentence below it.
-        summary: facts about the run, in a line below the tiles.
-        sections: key, title and data of each section; the key names its template.
-        tiles: label, value and note of the numbers on top; an empty list says that there are none.
-        rounds: number of rounds, of which a switch shows one.
-        colors: class -> its colour in CSS.
+        titles: The window's title, the heading, and the sentence below it.
+        summary: Facts about the run, below the tiles.
+        sections: Key, which names the template, title and data.
+        tiles: Label, value and note of the numbers on top; an empty list: nothing was evaluated.
+        rounds: Number of rounds, of which a switch shows one.
+        colors: Class -> its colour in CSS.
     """
     script = _read("page.js")
     environment = Environment(
@@ -93,11 +80,8 @@ def render(
     environment.globals["colors"] = colors or {}
     for text_filter in (count, decimal, percent, points, text):
         environment.filters[text_filter.__name__] = text_filter
-    title, heading, lead = titles
     return environment.get_template("page.html").render(
-        title=title,
-        heading=heading,
-        lead=lead,
+        **dict(zip(("title", "heading", "lead"), titles, strict=True)),
         tiles=tiles,
         summary=summary,
         sections=sections,
@@ -114,7 +98,7 @@ def _read(name: str) -> str:
 
 
 def _tiles(run: Run) -> list[dict[str, str]]:
-    """State the outcome in four numbers."""
+    """The outcome in four numbers."""
     if not run.evaluations:
         return []
     baseline, last = run.compared
@@ -146,8 +130,8 @@ def _results(run: Run) -> dict | None:
 
 
 def _class_changes(run: Run) -> pd.DataFrame:
-    iou = (run.scores[model]["iou"] for model in run.compared)
-    return per_class_table(*iou, run.label_space.names)
+    names = run.label_space.names
+    return per_class_table(*(iou_of(run.scores[model], names) for model in run.compared), names)
 
 
 def _classes(run: Run) -> dict | None:
@@ -165,20 +149,16 @@ def _classes(run: Run) -> dict | None:
 def _coverage(run: Run) -> dict | None:
     if not run.rounds:
         return None
-    shares = [
-        plots.coverage_shares(one_round.coverage).set_index("class")
-        for one_round in run.rounds.values()
+    tables = [
+        plots.coverage_shares(part.coverage).set_index("class") for part in run.rounds.values()
     ]
-    *rows, total = (
-        {"class": name, "colored": True, "shares": [v for table in shares for v in table.iloc[i]]}
-        for i, name in enumerate(shares[0].index)
-    )
+    *rows, total = pd.concat(tables, axis=1).itertuples(name=None)
     alt = "Share of each class's pixels kept by each rule, per round; the table has the numbers."
     return {
         "rounds": list(run.rounds),
-        "heads": [f"{rule} %" for _ in shares for rule in plots.MARKERS],
+        "heads": [f"{rule} %" for _ in tables for rule in plots.MARKERS],
         "rows": rows,
-        "total": {**total, "colored": False},
+        "total": total,
         "figure": figure(alt, figures.coverage, run),
     }
 
@@ -189,21 +169,15 @@ def _curves(run: Run) -> dict | None:
 
 
 def _confusion(run: Run) -> list[dict]:
-    return [
-        {
-            "name": name,
-            "open": name in run.compared,
-            "figure": figure(
-                f"Confusion matrix of {name}: rows are the truth, columns the prediction.",
-                plots.confusion_figure,
-                evaluation.confusion,
-                run.label_space.names,
-            ),
-        }
-        for name, evaluation in run.evaluations.items()
-    ]
+    models = []
+    for name, evaluation in run.evaluations.items():
+        alt = f"Confusion matrix of {name}: rows are the truth, columns the prediction."
+        matrix = evaluation.confusion, run.label_space.names
+        drawn = figure(alt, plots.confusion_figure, *matrix)
+        models.append({"name": name, "open": name in run.compared, "figure": drawn})
+    return models
 
 
 def _run(run: Run) -> dict:
-    parameters = [(key, yaml_text(value)) for key, value in dotted(run.parameters)]
+    parameters = [(key, as_yaml(value)) for key, value in dotted(run.parameters)]
     return {"fingerprints": run.fingerprints, "parameters": parameters}

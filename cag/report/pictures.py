@@ -12,12 +12,13 @@ from PIL import Image
 
 from cag.analysis import plots
 from cag.anchors import resize_labels
+from cag.datasets.images import full_palette
 
 THUMBNAIL = 512  # widest picture of the page, in pixels
 
 
 class Picture(NamedTuple):
-    """A picture of an image, for the template."""
+    """A picture for the template."""
 
     uri: str
     kind: str  # photo or labels
@@ -25,26 +26,24 @@ class Picture(NamedTuple):
     width: int
     caption: str
     alt: str
-    key: str = ""  # its id on the page, if it needs one
+    key: str = ""  # its id on the page, if any
 
 
 def css_color(color: Sequence[int]) -> str:
-    """A colour (red, green, blue) in 0..255 as CSS writes it."""
+    """A colour (red, green, blue) in 0..255, for CSS."""
     return f"rgb({','.join(str(int(part)) for part in color)})"
 
 
-def figure(alt: str, draw: Callable[..., Figure], *contents, **options) -> dict[str, str]:
-    """Draw a figure of `analysis.plots` for a light and a dark screen: two URIs and the text."""
-    themes = {"light": plots.LIGHT, "dark": plots.DARK}
-    uris = {
-        key: _uri(_reduced(draw(*contents, theme=theme, **options)))
-        for key, theme in themes.items()
-    }
-    return {"alt": alt, **uris}
+def figure(alt: str, draw: Callable[..., Figure], *contents) -> dict[str, str]:
+    """Draw a figure for light and for dark screens: two URIs and the alternative text."""
+    light, dark = (
+        _uri(_reduced(draw(*contents, theme=theme))) for theme in (plots.LIGHT, plots.DARK)
+    )
+    return {"alt": alt, "light": light, "dark": dark}
 
 
 def photo(image: np.ndarray, name: str, key: str = "") -> Picture:
-    """An image uint8 [H, W, 3], with an id if `key` is given."""
+    """A photograph uint8 [H, W, 3], with `key` as its id if there is one."""
     height, width = _shown_size(image.shape[:2])
     shown = Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
     uri = _uri(_encoded(shown, format="JPEG", quality=90), "jpeg")
@@ -55,27 +54,25 @@ def label_map(labels: np.ndarray, caption: str, name: str, palette: np.ndarray) 
     """A map of an image's size, uint8 [H, W], in colours uint8 [K, 3]; other values are black."""
     height, width = _shown_size(labels.shape)
     small = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = palette
-    small.putpalette(colors.tobytes())
+    small.putpalette(full_palette(palette).tobytes())
     uri = _uri(_encoded(small, format="PNG", optimize=True))
     return Picture(uri, "labels", height, width, caption, f"{name}: {caption}")
 
 
 def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map uint8 [h, w] of the features' size at that of a picture, as `resize_labels` does it."""
+    """A map uint8 [h, w] of the features' size, brought to the (height, width) of a picture."""
     return resize_labels(torch.from_numpy(labels)[None], size, align_corners=True)[0].numpy()
 
 
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width at which a picture of such a size is shown."""
+    """The height and width at which a picture is shown."""
     scale = min(1.0, THUMBNAIL / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 
 
 def _reduced(drawn: Figure) -> bytes:
-    """Encode a figure in 256 colours: a third of the size, and none of its hues is lost."""
+    """Encode a figure in 256 colours: a third of the size, without a lost hue."""
     picture = Image.open(io.BytesIO(plots.png_bytes(drawn))).convert("RGB")
     return _encoded(picture.quantize(256, dither=Image.Dither.NONE), format="PNG")
 

@@ -1,4 +1,4 @@
-"""The page of several seeds, as `cag results` writes it: scores, their spread, and the oracle."""
+"""The page of several seeds that `cag results` writes: scores, their spread, and the oracle."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ def spread(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation of each model's mIoU over the seeds.
 
     Args:
-        scores: A row for each seed: its `seed`, and the mIoU in [0, 1] of each model, in order. The
-            first model is the one the others are compared with.
+        scores: A row for each seed: columns `seed` and the models, in order, with mIoU in [0, 1].
 
     Returns:
-        Columns model, miou, deviation (NaN for one seed), change (from the first; NaN for it),
-        closed (the gain over the source-only model as a share of the oracle's) and share (of the
-        oracle's mIoU); NaN where there is no oracle.
+        Columns model, miou, deviation (NaN for one seed), change (from the first model; NaN for
+        it), closed (gain over the source-only model / the oracle's gain) and share (mIoU / the
+        oracle's); NaN without an oracle.
     """
     models = scores.drop(columns="seed")
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
     table["change"] = (table["miou"] - table["miou"].iloc[0]).where(table.index != table.index[0])
-    nan = float("nan")
-    oracle, gain = table["miou"].get(ORACLE, nan), table["miou"] - table["miou"].get(BASELINE, nan)
+    nan, miou = float("nan"), table["miou"]
+    oracle, gain = miou.get(ORACLE, nan), miou - miou.get(BASELINE, nan)
     gap = gain.get(ORACLE, nan)
     table["closed"] = (gain / gap).drop(BASELINE, errors="ignore") if gap > 0 else nan
     table["share"] = table["miou"] / oracle
@@ -42,29 +41,21 @@ def spread(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds_page(scores: pd.DataFrame, summary: Mapping[str, str]) -> str:
-    """Write the scores as one HTML page that needs no network and no other file.
-
-    Args:
-        scores: As for `spread`.
-        summary: Facts about the runs, as text.
-    """
+    """The scores, as for `spread`, and facts about the runs as a self-contained HTML page."""
     table = spread(scores)
     rows = table.assign(scores=[scores[model].tolist() for model in table["model"]])
+    alt = "Bar chart of the mean mIoU of each model; the numbers are in the table above."
     data = {
         "seeds": [f"seed {seed}" for seed in scores["seed"]],
         "rows": rows.to_dict("records"),
-        "figure": figure(
-            "Bar chart of the mean mIoU of each model; the numbers are in the table above.",
-            plots.miou_figure,
-            table,
-        ),
+        "figure": figure(alt, plots.miou_figure, table),
     }
     titles = ("Several seeds", "Category anchor-guided adaptation: several seeds", LEAD)
     return render(titles, summary, [("seeds", "Several seeds", data)])
 
 
 def write_seeds(scores: pd.DataFrame, summary: Mapping[str, str], folder: Path) -> None:
-    """Write the page, its figure and a table of the scores; all of them appear, or none."""
+    """Write the page, its figure and a table of the scores: all or none."""
     with atomic_folder(folder) as partial:
         page = seeds_page(scores, summary)
         (partial / "index.html").write_text(page, encoding="utf-8", newline="\n")

@@ -13,7 +13,7 @@ def percent(share: float | None) -> str:
 
 def points(difference: float | None) -> str:
     """A difference of shares in points."""
-    # A true minus sign is as wide as the plus, so that the columns align.
+    # A true minus sign is as wide as a plus, so that columns align.
     return NOTHING if _missing(difference) else f"{100 * difference:+.1f}".replace("-", MINUS)
 
 
@@ -28,19 +28,8 @@ def count(value: float | None) -> str:
 
 
 def text(value: object) -> str:
-    """A text from a table, where NaN means that there is none."""
+    """A text from a table; NaN means none."""
     return NOTHING if pd.isna(value) else str(value)
-
-
-def yaml_text(value: object) -> str:
-    """A value as YAML would write it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(yaml_text, value))}]"
-    return str(value)
 
 
 def _missing(value: float | None) -> bool:
