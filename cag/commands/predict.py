@@ -14,7 +14,7 @@ SHOWN_FAILURES = 30
 
 
 class PixelSize(click.ParamType):
-    """Two numbers, H,W, or the word own."""
+    """Height and width in pixels, or the word own."""
 
     name = "H,W|own"
 
@@ -96,11 +96,10 @@ def predict(
     with stdout_for_json(as_json):
         segmenter = load(model, device)
         labelled = label_photographs(segmenter, found, out, kinds, size, tile, batch)
+    counts = zip(segmenter.classes, labelled.pixels.tolist(), labelled.shares, strict=True)
     classes = [
-        {"class": name, "pixels": int(pixels), "share": round(float(share), 6)}
-        for name, pixels, share in zip(
-            segmenter.classes, labelled.pixels, labelled.shares, strict=True
-        )
+        {"class": name, "pixels": pixels, "share": round(float(share), 6)}
+        for name, pixels, share in counts
     ]
     if as_json:
         print_json(
@@ -114,8 +113,8 @@ def predict(
             }
         )
     elif labelled.images:
-        shares = {row["class"]: f"{100 * row['share']:.2f}" for row in classes}
-        print_rows([{"class": name, "pixels, %": share} for name, share in shares.items()])
+        shares = [(row["class"], f"{100 * row['share']:.2f}") for row in classes]
+        print_rows([{"class": name, "pixels, %": share} for name, share in shares])
     if failures := [error for _, error in labelled.failures]:
         shown = failures[:SHOWN_FAILURES]
         print(*(f"passed over: {error}" for error in shown), sep="\n", file=sys.stderr)
