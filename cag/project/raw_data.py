@@ -26,7 +26,7 @@ from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 
-COMPLETE = {  # images of the data sets as they are distributed
+COMPLETE = {  # images of the distributed data sets
     ("gta5", "train"): 24966,
     ("synthia", "train"): 9400,
     ("cityscapes", "train"): 2975,
@@ -95,10 +95,10 @@ def check_split(
         folder: The raw data set's folder.
         split: What they were listed from.
         class_map: Translates the labels.
-        complete: Number of images that there should be; None for any.
-        absent_is_wrong: Whether a class that the class map has values for, and no label has, is a
-            problem; the target's validation images may lack one.
-        one_size: Whether images of several sizes are a problem, as a feature store needs one.
+        complete: The expected number of images; None for any.
+        absent_is_wrong: Whether a class with values in the class map must occur; the target's
+            validation images may lack one.
+        one_size: Whether all images must have one size, as a feature store needs.
         on_item: Called after each item, in the calling thread.
     """
     result = SplitCheck(split.name, len(items))
@@ -213,7 +213,7 @@ def check_domain(
 
 
 class Disk(NamedTuple):
-    """Bytes that stages will write about a domain."""
+    """Bytes that stages will write."""
 
     prepare: int
     extract: int  # of all rounds together
@@ -239,15 +239,9 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """What `prepare` and the rounds' `extract` will write.
+    """The bytes that `prepare` and the rounds' `extract` will write about a domain.
 
-    Args:
-        domain: "source" or "target".
-        config: Its parameters.
-        checks: Its splits.
-        params: All parameters.
-        num_classes: K.
-        form: From `feature_form`.
+    `config` and `checks` are of this domain, `num_classes` is K, `form` comes from `feature_form`.
     """
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
@@ -279,9 +273,9 @@ def check_data(
         on_domain: Called after each domain, with its name and place, and its splits.
 
     Returns:
-        Plain values: `domains`, the splits of each; `disk_bytes`, what `prepare` and the rounds'
-        `extract` will write and what is `free`, counting what they will replace; `problems`, a
-        line each.
+        Plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
+        `extract` will write and that are `free`, with those they will replace; `problems`, a line
+        each.
 
     Raises:
         UserError: A class map cannot be read, or the network cannot be built.
