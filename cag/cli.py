@@ -18,31 +18,25 @@ TOUR = {
 }
 
 
-NAMES = 16  # characters
-
-
 class Tour(click.Group):
-    """A group whose help shows the commands by topic, in the order of use."""
+    """A group whose help shows the commands, and those of groups, by topic in the order of use."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The names in the order of use."""
         return [command.name for commands in TOUR.values() for command in commands]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a list of each topic; of a group, its commands."""
+        """Write a list for each topic."""
         for topic, commands in TOUR.items():
-            with formatter.section(topic):
-                formatter.write_dl([line for command in commands for line in _lines(command)])
-
-
-def _lines(command: click.Command) -> list[tuple[str, str]]:
-    """Name and short help, padded so that all topics line up; of a group, those of its commands."""
-    if not isinstance(command, click.Group):
-        return [(command.name.ljust(NAMES), command.short_help)]
-    return [
-        (f"{command.name} {name}".ljust(NAMES), below.short_help)
-        for name, below in command.commands.items()
-    ]
+            lines = {}
+            for command in commands:
+                if isinstance(command, click.Group):
+                    subcommands = command.commands.values()
+                    lines |= {f"{command.name} {sub.name}": sub.short_help for sub in subcommands}
+                else:
+                    lines[command.name] = command.short_help
+            with formatter.section(topic):  # 16 characters, so that all topics line up
+                formatter.write_dl([(name.ljust(16), about) for name, about in lines.items()])
 
 
 @click.group(cls=Tour, context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,18 +18,14 @@ from cag.runtime.errors import UserError
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; inspect-IMAGE-ROUND.png.")
 @json_option
 def inspect(
-    image: str,
-    round_name: str | None,
-    xy: str | None,
-    out: Path | None,
-    as_json: bool,
+    image: str, round_name: str | None, xy: str | None, out: Path | None, as_json: bool
 ) -> None:
     """Show what a round knows of IMAGE, a target training image, or of one of its pixels.
 
-    IMAGE is a name, a part of one, or a path. Printed are the pixels of each class by nearest
-    anchor and by pseudo-label and the quantiles of the margins; with --xy the distances to all
-    anchors, which thresholds of params.yaml the pixel passes, and its labels. A PNG shows the maps;
-    with --json only if --out names it.
+    IMAGE is a name, a part of one, or a path. The tables show the pixels of each class by nearest
+    anchor and by pseudo-label, and the quantiles of the margins; with --xy the distances to all
+    anchors, the thresholds of params.yaml that the pixel passes, and its labels. A PNG shows the
+    maps; with --json only if --out names it.
 
     \b
     Examples:

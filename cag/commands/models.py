@@ -48,19 +48,18 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
     with atomic_file(out) as partial:
         compared = exports.export(model, form, partial, images)
-        print_rows(
-            [
-                {
-                    "images": comparison.images,
-                    "size": "x".join(map(str, comparison.shape)),
-                    "difference": f"{comparison.difference:.1e}",
-                    "own rounding": f"{comparison.rounding:.1e}",
-                    "largest": f"{comparison.scale:.3g}",
-                    "equal labels": f"{comparison.agreement:.3%}",
-                }
-                for comparison in compared
-            ]
-        )
+        rows = [
+            {
+                "images": comparison.images,
+                "size": "x".join(map(str, comparison.shape)),
+                "difference": f"{comparison.difference:.1e}",
+                "own rounding": f"{comparison.rounding:.1e}",
+                "largest": f"{comparison.scale:.3g}",
+                "equal labels": f"{comparison.agreement:.3%}",
+            }
+            for comparison in compared
+        ]
+        print_rows(rows)
         if not all(comparison.passed for comparison in compared):
             raise UserError(
                 f"{out}: not kept: its logits differ from those of {model} by more than rounding; "

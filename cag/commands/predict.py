@@ -14,7 +14,7 @@ SHOWN_FAILURES = 30
 
 
 class PixelSize(click.ParamType):
-    """Two numbers, H,W, or the word own."""
+    """Height and width in pixels, or the word own."""
 
     name = "H,W|own"
 
@@ -86,8 +86,8 @@ def predict(
     from cag.deploy.image_files import list_images
 
     kinds = ["labels"] + ["overlays"] * overlay + ["confidence"] * confidence
-    found = list_images(images, [out / kind for kind in ("labels", "overlays", "confidence")])
-    if not model.is_file():  # said before torch is loaded
+    files = list_images(images, [out / kind for kind in ("labels", "overlays", "confidence")])
+    if not model.is_file():  # before torch is loaded
         raise UserError(f"{model}: no such model; `dvc repro` makes data/models/*.safetensors")
 
     from cag import load
@@ -95,12 +95,11 @@ def predict(
 
     with stdout_for_json(as_json):
         segmenter = load(model, device)
-        labelled = label_photographs(segmenter, found, out, kinds, size, tile, batch)
+        labelled = label_photographs(segmenter, files, out, kinds, size, tile, batch)
+    counts = zip(segmenter.classes, labelled.pixels.tolist(), labelled.shares, strict=True)
     classes = [
-        {"class": name, "pixels": int(pixels), "share": round(float(share), 6)}
-        for name, pixels, share in zip(
-            segmenter.classes, labelled.pixels, labelled.shares, strict=True
-        )
+        {"class": name, "pixels": pixels, "share": round(float(share), 6)}
+        for name, pixels, share in counts
     ]
     if as_json:
         print_json(
@@ -114,13 +113,13 @@ def predict(
             }
         )
     elif labelled.images:
-        shares = {row["class"]: f"{100 * row['share']:.2f}" for row in classes}
-        print_rows([{"class": name, "pixels, %": share} for name, share in shares.items()])
+        shares = [(row["class"], f"{100 * row['share']:.2f}") for row in classes]
+        print_rows([{"class": name, "pixels, %": share} for name, share in shares])
     if failures := [error for _, error in labelled.failures]:
         shown = failures[:SHOWN_FAILURES]
         print(*(f"passed over: {error}" for error in shown), sep="\n", file=sys.stderr)
         more = f", {len(shown)} of them" if len(failures) > len(shown) else ""
         raise UserError(
-            f"{len(failures)} of {len(found)} images could not be read; listed above{more}"
+            f"{len(failures)} of {len(files)} images could not be read; listed above{more}"
             + ("; the others are labelled" if labelled.images else "")
         )

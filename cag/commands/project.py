@@ -68,18 +68,14 @@ def preset(name: str | None, force: bool, effective: bool) -> None:
         abouts = {name: template.first_comment(path) for name, path in available.items()}
         print_rows([{"preset": name, "what it is": about} for name, about in abouts.items()])
     else:
-        _choose(available[name], force)
-
-
-def _choose(path: Path, force: bool) -> None:
-    load_all(path)
-    if template.params_have_changed() and not force:
-        changes = f"{template.PARAMS} has changes that no preset holds"
-        if not sys.stdin.isatty():
-            raise UserError(f"{changes}; --force overwrites it")
-        click.confirm(f"{changes}; overwrite it?", abort=True)
-    template.choose_preset(path)
-    print(f"{template.PARAMS} is now {path}; `dvc repro` runs it")
+        load_all(available[name])
+        if template.params_have_changed() and not force:
+            changes = f"{template.PARAMS} has changes that no preset holds"
+            if not sys.stdin.isatty():
+                raise UserError(f"{changes}; --force overwrites it")
+            click.confirm(f"{changes}; overwrite it?", abort=True)
+        template.choose_preset(available[name])
+        print(f"{template.PARAMS} is now {available[name]}; `dvc repro` runs it")
 
 
 @click.command(short_help="Write built-in scenes as raw data to look at.")
@@ -123,8 +119,8 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or else both.
 
     Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
-    `prepare` and `extract` will take. Labels of target training images are never opened. What is
-    wrong is listed, and the exit status is then 1.
+    `prepare` and `extract` will take. Labels of target training images are never opened. Problems
+    are listed; the exit status is then 1.
 
     \b
     Examples:
@@ -135,15 +131,15 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
     with stdout_for_json(as_json):
         params = load_all()
-        found = check_data(params, name, partial, _print_domain)
-        prepare, extract, free = (count / 1e9 for count in found["disk_bytes"].values())
+        checked = check_data(params, name, partial, _print_domain)
+        prepare, extract, free = (count / 1e9 for count in checked["disk_bytes"].values())
         print(
             f"disk: prepare {prepare:.1f} GB, extract {extract:.1f} GB in {len(params.rounds)} "
             f"rounds; free {free:.1f} GB"
         )
-    problems = found["problems"]
+    problems = checked["problems"]
     if as_json:
-        print_json(found)
+        print_json(checked)
     else:
         for problem in problems[:SHOWN_PROBLEMS]:
             print(f"wrong: {problem}")

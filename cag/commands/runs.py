@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,9 +28,9 @@ plots, report data/report/index.html"""
 def status(times: bool, as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
-    Stale: `dvc repro` will run it, or fetch its outputs from DVC's cache, as something that it
-    reads has changed. `ran`, `took` and `images/s` are those of its last run in this folder; what
-    came out of a cache did not run. --json prints all, also what --times adds.
+    Stale: something that it reads has changed, so `dvc repro` will run it, or fetch its outputs
+    from DVC's cache. `ran`, `took` and `images/s` are of its last run in this folder; an output
+    from a cache did not run. --json prints everything, also what --times adds.
 
     \b
     Examples:
@@ -46,26 +46,26 @@ def status(times: bool, as_json: bool) -> None:
     elif times:
         _print_times(statuses)
     else:
-        print_rows([_state_row(stage) for stage in statuses], styles=COLOURS)
+        rows = [
+            {
+                "stage": stage.stage,
+                "state": stage.state,
+                **_times(stage),
+                "size": f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else "",
+                "why": stage.why,
+            }
+            for stage in statuses
+        ]
+        print_rows(rows, styles=COLOURS)
         behind = sum(stage.state != FRESH for stage in statuses)
         size = sum(stage.bytes for stage in statuses) / 1e9
         rest = f"{behind} not fresh: `dvc repro` sees to them" if behind else "all fresh"
         print(f"{len(statuses)} stages, {size:.2f} GB, {rest}")
 
 
-def _state_row(stage: StageStatus) -> dict[str, Any]:
-    return {
-        "stage": stage.stage,
-        "state": stage.state,
-        **_times(stage),
-        "size": f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else "",
-        "why": stage.why,
-    }
-
-
-def _times(stage: StageStatus) -> dict[str, Any]:
-    times = [stage.record.get(key) for key in ("started", "seconds", "images_per_second")]
-    started, seconds, rate = times
+def _times(stage: StageStatus) -> dict[str, str]:
+    keys = ("started", "seconds", "images_per_second")
+    started, seconds, rate = map(stage.record.get, keys)
     return {
         "ran": "" if started is None else started[:16].replace("T", " "),
         "took": "" if seconds is None else f"{seconds:.1f} s",
@@ -80,18 +80,10 @@ def _print_times(statuses: list[StageStatus]) -> None:
     ran.sort(key=lambda stage: datetime.fromisoformat(stage.record["started"]))
     rows = []
     for stage in ran:
-        record = stage.record
-        share = record["waiting_share"]
-        rows.append(
-            {
-                "stage": stage.stage,
-                **_times(stage),
-                "images": record["images"],
-                "waiting": "" if share is None else f"{share:.0%}",
-                "processes": record["processes"],
-                "device": record["device"],
-            }
-        )
+        record, share = stage.record, stage.record["waiting_share"]
+        counts = {"images": record["images"], "waiting": "" if share is None else f"{share:.0%}"}
+        machine = {key: record[key] for key in ("processes", "device")}
+        rows.append({"stage": stage.stage, **_times(stage), **counts, **machine})
     print_rows(rows)
     versions = {" ".join(pair) for stage in ran for pair in stage.record["versions"].items()}
     seconds = sum(stage.record["seconds"] for stage in ran)
@@ -153,7 +145,7 @@ def results(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
-    load_all()  # what is wrong with params.yaml is said before anything runs
+    load_all()  # errors in params.yaml come before anything runs
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     scores = run_experiments(variants, numbers, jobs, oracle and grid is None)

@@ -22,14 +22,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def print_rows(
     rows: Sequence[Mapping[str, Any]], title: str | None = None, styles: Mapping[str, str] = {}
 ) -> None:
-    """Print rows of the same keys as a table; columns of numbers stand to the right.
+    """Print rows of the same keys, the columns' heads, as a table; numbers stand to the right.
 
-    Names of classes, files and variants are text, whatever they spell.
-
-    Args:
-        rows: The table, by the columns' heads.
-        title: What stands above it.
-        styles: Colours of cells by their text.
+    `styles` are colours of cells by their text. Cells are plain text, whatever they spell.
     """
     table = Table(box=None, title=title, title_justify="left")
     for key in rows[0] if rows else ():

@@ -26,10 +26,10 @@ from cag.runtime.errors import UserError
 from cag.scenes import render
 
 OPSET = 18
-# How much logits may differ: as a share of the largest, or times the network's own rounding error,
-# which is large where a deep network amplifies it; and the least share of equal labels.
+# Logits may differ by a share of the largest, or by so many times the network's own rounding error,
+# which is large if a deep network amplifies it. So many labels must be equal.
 TOLERANCE, ROUNDING, AGREEMENT = 1e-4, 10, 0.99
-LEAST_SIDE = 33  # pixels: of smaller images the encoder's last map has one, which is traced apart
+LEAST_SIDE = 33  # pixels: for smaller images the encoder's last map is one pixel, traced apart
 INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], H and W above 32; normalised inside"
 OUTPUT = "logits: float32 [B, K, H, W] at the images' size; their argmax over K is the train id"
 _EXAMPLE = (2, 3, 100, 157)  # no multiple of a network's stride, so that nothing is traced away
@@ -40,9 +40,8 @@ Run = Callable[[Tensor], Tensor]
 class FullResolution(nn.Module):
     """A network whose logits come at the images' size, in a form that is traced for all sizes.
 
-    What it computes is `prediction.upsampled` of the network's logits. The network itself pads and
-    crops by amounts that are sometimes 0, which a trace takes for always or never; here both are
-    always done.
+    It computes `prediction.upsampled` of the network's logits. The network itself sometimes pads
+    and crops by 0, which a trace takes for always or never; this module always does both.
 
     Args:
         network: In eval mode, on the CPU.
@@ -75,10 +74,10 @@ class FullResolution(nn.Module):
 class Comparison(NamedTuple):
     """An exported network's logits beside the network's own."""
 
-    images: str  # which they are
-    shape: tuple[int, ...]  # theirs, [B, 3, H, W]
+    images: str  # their name
+    shape: tuple[int, ...]  # [B, 3, H, W]
     difference: float  # largest absolute difference
-    rounding: float  # the same of the network's own to its logits computed in float64
+    rounding: float  # the same between the network's own logits and those computed in float64
     scale: float  # largest absolute logit
     agreement: float  # share of pixels with one label
 
@@ -110,11 +109,8 @@ def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> li
     return list(compare(network, load(path), compared_with))
 
 
-def comparison_images(given: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
-    """Random images of two sizes, and photographs or built-in scenes.
-
-    Args:
-        given: Files, folders or patterns, of which 4 images are taken; without any, two scenes.
+def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
+    """Random images of two sizes, and 4 images of files, folders or patterns, or else two scenes.
 
     Returns:
         Names, and float32 [B, 3, H, W] in [0, 1].
@@ -123,25 +119,20 @@ def comparison_images(given: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
         UserError: There is no image, or one is too small.
     """
     generator = torch.Generator().manual_seed(0)
-    random = [
-        ("random", torch.rand(shape, generator=generator))
-        for shape in ((1, 3, 96, 160), (2, 3, 125, 203))
-    ]
-    if given:
-        found = list_images(given)
-        chosen = [found[i] for i in evenly_spaced(len(found), 4)]
-        real = [(path.name, read_image(path)) for _, path in chosen]
+    shapes = ((1, 3, 96, 160), (2, 3, 125, 203))
+    images = [("random", torch.rand(shape, generator=generator)) for shape in shapes]
+    if patterns:
+        files = list_images(patterns)
+        paths = [files[i][1] for i in evenly_spaced(len(files), 4)]
+        real = [(path.name, read_image(path)) for path in paths]
     else:
-        real = [
-            (f"scene {look}", render(look, 0, 0, *size)[0])
-            for look, size in (("source", (128, 256)), ("target", (180, 300)))
-        ]
+        sizes = {"source": (128, 256), "target": (180, 300)}
+        real = [(f"scene {name}", render(name, 0, 0, *sizes[name])[0]) for name in sizes]
     for name, image in real:
         if min(image.shape[:2]) < LEAST_SIDE:
             raise UserError(f"{name}: is too small; compare with images above 32 pixels a side")
-    return random + [
-        (name, torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255) for name, image in real
-    ]
+        images.append((name, torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255))
+    return images
 
 
 def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
@@ -150,8 +141,7 @@ def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
     Raises:
         UserError: It cannot be traced.
     """
-    free = torch.export.Dim.DYNAMIC
-    shapes = {"images": {0: free, 2: free, 3: free}}
+    shapes = {"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     try:
         with _quiet():
             example = (torch.rand(_EXAMPLE),)
@@ -175,33 +165,24 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -
     free = {0: "batch", 2: "height", 3: "width"}
     try:
         with _quiet():
-            model = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["images"],
-                output_names=["logits"],
-                verbose=False,
-            )
+            names = {"input_names": ["images"], "output_names": ["logits"]}
+            options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
+            model = torch.onnx.export(program, **names, **options)
     except Exception as error:  # the translator raises many kinds
         raise _failed("this network cannot be translated to ONNX", error) from None
     for value in (*model.model.graph.inputs, *model.model.graph.outputs):
         value.shape = type(value.shape)([free.get(i, d) for i, d in enumerate(value.shape)])
     for key, entry in about.items():
-        text = entry if isinstance(entry, str) else json.dumps(entry)
-        model.model.metadata_props[key] = text
+        model.model.metadata_props[key] = entry if isinstance(entry, str) else json.dumps(entry)
     model.save(path, external_data=False)
 
 
 def metadata(classes: LabelSpace, size: tuple[int, int] | None) -> dict:
-    """What an exported model says of itself.
+    """An exported model's description: classes, palette, size, input and output.
 
     Args:
         classes: Its classes.
-        size: (height, width) of the images that it was trained on, if known.
-
-    Returns:
-        classes, palette, size ([height, width] or None), input and output.
+        size: (height, width) of the images that it was trained on, or None.
     """
     return {
         "classes": list(classes.names),
@@ -234,8 +215,8 @@ def compare(
 
     Args:
         network: In eval mode, on the CPU.
-        run: What was exported.
-        images: What they are, and float [B, 3, H, W] in [0, 1].
+        run: The exported network.
+        images: Names, and float [B, 3, H, W] in [0, 1].
     """
     exact = deepcopy(network).double()
     for name, batch in images:
@@ -268,9 +249,9 @@ def require_packages(*names: str) -> None:
             ) from None
 
 
-def _failed(what: str, error: Exception) -> UserError:
+def _failed(problem: str, error: Exception) -> UserError:
     text = " ".join(str(error).split())
-    return UserError(f"{what} ({type(error).__name__}: {text[:300]})")
+    return UserError(f"{problem} ({type(error).__name__}: {text[:300]})")
 
 
 @contextmanager

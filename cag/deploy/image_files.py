@@ -1,4 +1,4 @@
-"""Image files that a command was given: files, folders and patterns."""
+"""The image files of a command: files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cag.datasets.layouts import EXTENSIONS, Split, list_split
 from cag.runtime.errors import UserError
 
 
-def list_images(given: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
-    """The images that a command was given.
+def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
+    """The images that are meant by files, folders or patterns.
 
     Args:
-        given: A file is named by its stem; what lies in a folder, or matches a pattern, by its path
+        patterns: A file is named by its stem; an image in a folder, or of a pattern, by its path
             below the folder, or below the pattern's part without wildcards.
-        written: Folders that the command writes; what an earlier run wrote there is no input.
+        written: Folders that the command writes; the files of an earlier run there are no input.
 
     Returns:
         Names (posix paths without extension) and paths, sorted by name.
@@ -27,7 +27,7 @@ def list_images(given: Sequence[str], written: Sequence[Path] = ()) -> list[tupl
     """
     folders = [folder.resolve() for folder in written]
     paths: dict[str, Path] = {}
-    for text in given:
+    for text in patterns:
         for name, path, chosen in _expand(text):
             if any(path.resolve().is_relative_to(folder) for folder in folders):
                 if chosen:
@@ -40,7 +40,7 @@ def list_images(given: Sequence[str], written: Sequence[Path] = ()) -> list[tupl
                     "give the folder above both, or label them into two folders"
                 )
     if not paths:
-        raise UserError(f"{', '.join(given)}: no image found")
+        raise UserError(f"{', '.join(patterns)}: no image found")
     return sorted(paths.items())
 
 

@@ -58,23 +58,23 @@ class Labelled:
 
 def label_photographs(
     segmenter: Segmenter,
-    found: Sequence[tuple[str, Path]],
+    files: Sequence[tuple[str, Path]],
     out: Path,
     kinds: Sequence[str],
     size: Size | None = None,
     tile: int | None = None,
     batch: int = 4,
 ) -> Labelled:
-    """Predict images and write what is wanted of each, with a progress bar.
+    """Predict images and write the wanted kinds of files for each, with a progress bar.
 
     Args:
         segmenter: The model.
-        found: Names and paths, from `list_images`.
+        files: Names and paths, from `list_images`.
         out: The folder to write to.
         kinds: Of `OUTPUTS`; each is a folder below `out`.
-        size: As for a call of the segmenter.
-        tile: As for a call of the segmenter.
-        batch: Images of one size that are predicted together at most.
+        size: As for a call of the segmenter, like `tile`.
+        tile: Side of the tiles.
+        batch: The most images of one size that are predicted together.
 
     Raises:
         UserError: The tile is too small, or something cannot be written. An image that cannot be
@@ -95,8 +95,8 @@ def label_photographs(
         _write(out, photograph, labels, probability, kinds, segmenter.palette)
         return np.bincount(labels.ravel(), minlength=segmenter.num_classes)
 
-    with progress("predict", len(found), "images") as advance:
-        images = advance.waiting(_read(found, segmenter.seen_size(size), labelled.failures))
+    with progress("predict", len(files), "images") as advance:
+        images = advance.waiting(_read(files, segmenter.seen_size(size), labelled.failures))
         predicted = _predictions(segmenter, images, tile, batch, CONFIDENCE in kinds)
         with closing(predicted), closing(in_order(write, predicted, threads())) as written:
             for pixels in written:
@@ -108,11 +108,11 @@ def label_photographs(
 
 
 def _read(
-    found: Sequence[tuple[str, Path]],
+    files: Sequence[tuple[str, Path]],
     size: tuple[int, int] | None,
     failures: list[tuple[Path, str]],
 ) -> Iterator[Photograph]:
-    """Read images by threads, in order; those that cannot be read are noted and passed over."""
+    """Read images by threads, in order; unreadable ones go to `failures`."""
 
     def read(entry: tuple[str, Path]) -> Photograph | UserError:
         name, path = entry
@@ -124,8 +124,8 @@ def _read(
         except MemoryError:
             return UserError(f"{path}: too large for the memory; scale it down")
 
-    with closing(in_order(read, found, threads())) as images:
-        for (_, path), image in zip(found, images, strict=True):
+    with closing(in_order(read, files, threads())) as images:
+        for (_, path), image in zip(files, images, strict=True):
             if isinstance(image, UserError):
                 failures.append((path, str(image)))
             else:
@@ -133,7 +133,7 @@ def _read(
 
 
 def _batches(images: Iterator[Photograph], count: int) -> Iterator[list[Photograph]]:
-    """Put together neighbours of one size: up to `count`, and above one up to so many pixels."""
+    """Group neighbours of one size: up to `count`, and up to `WHOLE_PIXELS` if more than one."""
     batch: list[Photograph] = []
     for image in images:
         shape = image.given.shape

@@ -43,20 +43,20 @@ LEGACY = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 
 def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
-    """Read what the authors of the paper released.
+    """Read a file that the authors of the paper released.
 
     Args:
         path: A checkpoint `{"DeepLab": {"model_state": ...}, ...}`, or the file `category_anchors`:
-            `{"objective_vectors": [K, D], ...}`, or such an array alone. Written by torch.save, of
-            today or of 2019, or as a plain pickle.
+            `{"objective_vectors": [K, D], ...}`, or such an array alone. It is written by
+            torch.save, of today or of 2019, or as a plain pickle.
 
     Returns:
         The checkpoint's weights under the authors' keys, on the CPU; or the anchors, float32
         [K, D], with a row of NaN for a class that was never seen (theirs: zeros).
 
     Raises:
-        UserError: The file cannot be read, holds something else, or asks for anything but tensors,
-            arrays and numbers, which is then not run.
+        UserError: The file cannot be read, holds something else, or asks to run anything that
+            tensors, arrays and numbers do not need; nothing of it is then run.
     """
     content = _load(path)
     if isinstance(content, dict) and "DeepLab" in content:
@@ -77,10 +77,10 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
 
 
 def import_released(path: Path, out: Path, class_map: Path) -> str:
-    """Convert what the authors released: a checkpoint to a model, anchors to an array.
+    """Convert a file that `read_released` reads: a checkpoint to a model, anchors to an array.
 
     Args:
-        path: See `read_released`.
+        path: The file.
         out: The file to write: .safetensors for a model, .npy for anchors.
         class_map: The YAML file of the 19 classes.
 
@@ -118,11 +118,12 @@ def _described(content: Any) -> str:
 
 def _load(path: Path) -> Any:
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        return _load_torch(data) if data[:4] == ZIP or LEGACY in data[:32] else _load_pickle(data)
+        by_torch = data[:4] == ZIP or LEGACY in data[:32]
+        return _load_torch(data) if by_torch else _Pickle(io.BytesIO(data)).load()
     except Exception as error:  # damaged files raise many kinds
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
@@ -143,18 +144,14 @@ def _load_torch(data: bytes) -> Any:
 
 
 class _Pickle(pickle.Unpickler):
-    """Reads a plain pickle of tensors, arrays and numbers, and looks no other name up."""
+    """Reads a plain pickle of tensors, arrays and numbers; resolves no other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name that the file holds stands for."""
+        """Return the object that a name in the file stands for."""
         try:
             return PICKLE_GLOBALS[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}") from None
-
-
-def _load_pickle(data: bytes) -> Any:
-    return _Pickle(io.BytesIO(data)).load()
 
 
 PICKLE_GLOBALS = NUMPY_GLOBALS | {
@@ -210,11 +207,11 @@ def convert_released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
             f"DeepLab v3+ on ResNet-101; {first}"
         )
     for key, ours in released.items():
-        found, shape = state[key], list(expected[ours].shape)
-        if not isinstance(found, Tensor) or list(found.shape) != shape:
-            what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        value, shape = state[key], list(expected[ours].shape)
+        form = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if form != shape:
             raise UserError(
-                f"released weights: '{key}' is {what}, expected {shape}: the authors' "
+                f"released weights: '{key}' is {form}, expected {shape}: the authors' "
                 f"DeepLab v3+ on ResNet-101 with {RELEASED_CLASSES} classes"
             )
     return {ours: state[key] for key, ours in released.items()}

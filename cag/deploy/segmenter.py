@@ -33,14 +33,14 @@ class Segmenter:
         network: The network.
         classes: Its classes.
         device: See `cag.load`.
-        size: (height, width) of the images that it was trained on, if they had one.
+        size: (height, width) of the images that it was trained on, if all had one.
 
     Attributes:
         classes: Names of the classes, in the order of their train ids.
         palette: Their colours, uint8 [K, 3].
         num_classes: K.
         device: Where it computes.
-        size: (height, width) to predict at where a call does not say another, or None.
+        size: (height, width) to predict at unless a call gives another, or None.
     """
 
     def __init__(
@@ -97,15 +97,13 @@ class Segmenter:
             UserError: The file is missing or not an image.
             ValueError: An array has another form.
         """
-        logits, own = self._one(image, size, tile)
-        return full_resolution(logits, own)[0].cpu().numpy()
+        return full_resolution(*self._logits_and_size(image, size, tile))[0].cpu().numpy()
 
     def probabilities(
         self, image: Picture, size: Size | None = None, tile: int | None = None
     ) -> np.ndarray:
         """The probability of each class, float32 [K, H, W]; arguments as for a call."""
-        logits, own = self._one(image, size, tile)
-        return upsampled(logits, own).softmax(0).cpu().numpy()
+        return upsampled(*self._logits_and_size(image, size, tile)).softmax(0).cpu().numpy()
 
     @torch.inference_mode()
     def logits(self, images: Tensor, tile: int | None = None) -> Tensor:
@@ -114,10 +112,10 @@ class Segmenter:
         Args:
             images: uint8 [B, 3, H, W].
             tile: Side of the tiles in pixels, at least 64, rounded up to a multiple of 32; an image
-                within one is predicted whole. Tiles overlap by a quarter, where the means of their
-                probabilities, weighted by the distance from the tiles' borders, are taken; what
-                is returned is then the logarithm of probabilities. None: tiles of 1024 for images
-                above 4 million pixels; 0: always whole.
+                within one is predicted whole. Tiles overlap by a quarter. There the result is the
+                mean of their probabilities, weighted by the distance from the tiles' borders. Tiled
+                images get the logarithm of these probabilities as logits. None: tiles of 1024 for
+                images above 4 million pixels; 0: always whole.
 
         Raises:
             ValueError: The tile is too small.
@@ -151,18 +149,20 @@ class Segmenter:
         return (total / weights).clamp_min(1e-30).log()
 
     def seen_size(self, size: Size | None) -> Pixels | None:
-        """The size that images are brought to: what a call says, or `size`; None for their own."""
+        """The size that images are brought to: a call's, or else `self.size`; None: their own."""
         return None if size == OWN else size or self.size
 
-    def _one(self, image: Picture, size: Size | None, tile: int | None) -> tuple[Tensor, Pixels]:
+    def _logits_and_size(
+        self, image: Picture, size: Size | None, tile: int | None
+    ) -> tuple[Tensor, Pixels]:
         """Logits [K, h, w] of an image, and its own height and width."""
         pixels = as_rgb(image)  # (H, W, 3)
-        given = torch.from_numpy(resize(pixels, self.seen_size(size))).permute(2, 0, 1)[None]
-        return self.logits(given, tile)[0], pixels.shape[:2]
+        resized = torch.from_numpy(resize(pixels, self.seen_size(size))).permute(2, 0, 1)[None]
+        return self.logits(resized, tile)[0], pixels.shape[:2]
 
 
 def as_rgb(image: Picture) -> np.ndarray:
-    """What a `Segmenter` is given, as uint8 [H, W, 3].
+    """An image in any form that a `Segmenter` takes, as uint8 [H, W, 3].
 
     Raises:
         UserError: The file is missing or not an image.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ import yaml
 
 from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
 from cag.runtime.errors import UserError
-from cag.runtime.files import data_root
+from cag.runtime.files import data_root, fingerprint
 from cag.runtime.progress import progress
 
 SCRATCH = Path(".scratch/oracle")
@@ -53,18 +53,15 @@ def workspace_scores() -> dict[str, float | None]:
 
 def workspace_rows() -> list[dict[str, str]]:
     """The same as text in %, with the change against source only."""
-    scores = {
-        model: float("nan") if score is None else score
-        for model, score in workspace_scores().items()
-    }
-    before = scores.get(BASELINE, float("nan"))
+    percent = 100 * pd.Series(workspace_scores(), dtype=float)
+    gained = percent - percent.get(BASELINE, float("nan"))
     return [
         {
             "model": "source only (pretrain)" if model == BASELINE else model,
-            "mIoU": f"{100 * score:.1f}",
-            "against source only": "" if model == BASELINE else f"{100 * (score - before):+.1f}",
+            "mIoU": f"{score:.1f}",
+            "against source only": "" if model == BASELINE else f"{gained[model]:+.1f}",
         }
-        for model, score in scores.items()
+        for model, score in percent.items()
     ]
 
 
@@ -77,7 +74,7 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         UserError: The file cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
@@ -97,7 +94,7 @@ def run_experiments(
     """Run the pipeline once per variant and seed, each in a temporary copy, and read the scores.
 
     Args:
-        variants: Name -> what differs from params.yaml: "key=value" or "~key".
+        variants: Changes of params.yaml by name, as `read_grid` returns them.
         seeds: Values of `seed`.
         jobs: Experiments at a time.
         oracle: Also run the oracle.
@@ -108,20 +105,16 @@ def run_experiments(
     Raises:
         UserError: An experiment fails; its log is named.
     """
+    runs = {}
     # The first variant comes first, so that the others find its stages in DVC's run cache.
-    runs = {
-        _experiment(seed, overrides): (variant, seed, overrides)
-        for variant, overrides in variants.items()
-        for seed in seeds
-    }
-    for name, (_, seed, overrides) in runs.items():
+    for (variant, overrides), seed in product(variants.items(), seeds):
+        identity = fingerprint(overrides=sorted(overrides), time=time.time())
+        name = f"seed{seed}-{identity[:6]}"
         settings = [f"-Sseed={seed}", *(f"-S{entry}" for entry in overrides)]
         command("exp", "run", "--queue", "--name", name, *settings)
+        runs[name] = {"variant": variant, "seed": seed}
     _work(list(runs), jobs)
-    rows = [
-        {"variant": variant, "seed": seed, **_scores(name)}
-        for name, (variant, seed, _) in runs.items()
-    ]
+    rows = [run | _scores(name) for name, run in runs.items()]
     if oracle:
         for row, score in zip(rows, _oracles(list(runs), jobs), strict=True):
             row[ORACLE] = score
@@ -130,13 +123,11 @@ def run_experiments(
 
 
 def _oracles(revisions: list[str], jobs: int) -> list[float]:
-    """Scores of the oracles of experiments, some of them trained at the same time."""
+    """Scores of the oracles of experiments, `jobs` of them trained at the same time."""
     if jobs == 1:
         return [run_oracle(revision) for revision in revisions]
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        progress("oracles", len(revisions), "oracles") as advance,
-    ):
+    bar = progress("oracles", len(revisions), "oracles")
+    with ThreadPoolExecutor(jobs) as pool, bar as advance:
         futures = []
         for revision in revisions:
             _collect(revision)  # one at a time: DVC locks the repository
@@ -150,12 +141,12 @@ def _oracles(revisions: list[str], jobs: int) -> list[float]:
 def run_oracle(revision: str, jobs: int = 1) -> float:
     """Train with true target labels from an experiment's source-only model; the mIoU in [0, 1].
 
-    It is no stage of the pipeline, so that no `dvc repro` opens a label of a target training image:
-    what it needs of the experiment is put in a scratch folder, where `stages.oracle` runs.
+    `stages.oracle` runs in a scratch folder with what it needs of the experiment. It is no stage of
+    the pipeline, so that `dvc repro` never opens the label of a target training image.
 
     Args:
         revision: The experiment.
-        jobs: Oracles at the same time; of several, each writes a log beside its scratch folder.
+        jobs: Oracles at the same time. If several, each writes a log beside its scratch folder.
 
     Raises:
         UserError: The experiment lacks what it needs, or the training fails.
@@ -180,12 +171,12 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
 
 
 def _collect(revision: str) -> None:
-    """Put what the oracle needs of an experiment in its scratch folder."""
-    folder = SCRATCH / revision
+    """Copy the files of an experiment that the oracle needs to its scratch folder."""
     for path in ORACLE_NEEDS:
-        if not (folder / path).exists():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            command("get", ".", path, "--rev", revision, "--out", str(folder / path))
+        goal = SCRATCH / revision / path
+        if not goal.exists():
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            command("get", ".", path, "--rev", revision, "--out", str(goal))
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -194,13 +185,10 @@ def _environment(jobs: int) -> dict[str, str]:
 
 
 def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
-    """Mean, standard deviation and each seed's mIoU in %, and what that is beside the oracle's.
+    """Mean, standard deviation and each seed's mIoU in %, of one variant of `run_experiments`.
 
-    "gap closed" is the mean gain over source only as a share of the oracle's, "of the oracle" the
-    mean mIoU as a share of the oracle's.
-
-    Args:
-        scores: From `run_experiments`, of one variant.
+    "gap closed" is the mean gain over source only, "of the oracle" the mean mIoU, each as a share
+    of the oracle's.
     """
     percent = 100 * scores[scores.columns[2:]]
     gained = percent.sub(percent.get(BASELINE, float("nan")), axis=0).mean()  # of each model
@@ -234,19 +222,13 @@ def grid_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
     Args:
         scores: From `run_experiments`; NaN where a variant did not evaluate a model.
     """
-    rows, models = [], list(scores.columns[2:])
-    for variant, of_variant in scores.groupby("variant", sort=False):
-        values = 100 * of_variant[models]
-        last = values.columns[values.notna().all()][-1]
-        rows.append(
-            {
-                "variant": str(variant),
-                **{model: _spread(values[model]) for model in models},
-                "gained": f"{(values[last] - values[BASELINE]).mean():+.1f}"
-                if BASELINE in models
-                else "",
-            }
-        )
+    rows, percent = [], 100 * scores[scores.columns[2:]]
+    for variant, values in percent.groupby(scores["variant"], sort=False):
+        last, gained = values.columns[values.notna().all()][-1], ""
+        if BASELINE in values:
+            gained = f"{(values[last] - values[BASELINE]).mean():+.1f}"
+        spreads = {model: _spread(values[model]) for model in values}
+        rows.append({"variant": str(variant), **spreads, "gained": gained})
     return rows
 
 
@@ -255,11 +237,6 @@ def _spread(values: pd.Series) -> str:
     if pd.isna(mean):
         return ""
     return f"{mean:.1f}" if pd.isna(deviation) else f"{mean:.1f} ± {deviation:.1f}"
-
-
-def _experiment(seed: int, overrides: Sequence[str]) -> str:
-    text = json.dumps([sorted(overrides), time.time()])
-    return f"seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _work(names: list[str], jobs: int) -> None:

@@ -1,4 +1,4 @@
-"""What a round's artifacts hold about a target training image or a pixel of it."""
+"""The artifacts of a round, for one target training image or a pixel of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from cag.anchors import read_anchors
 from cag.config.base import RULES
 from cag.config.parameters import load_all
 from cag.datasets.images import colorize, read_image, read_label
-from cag.datasets.labels import LabelSpace
+from cag.datasets.labels import IGNORE, LabelSpace
 from cag.datasets.prepared import read_label_space, read_manifest
 from cag.features import read_target_row, read_target_store
 from cag.project.pseudo_labels import LABELS, ROUND, TARGET, chosen_round
@@ -53,7 +53,10 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     store = read_target_store(Path(STORE.format(chosen)))
     index = inspection.find_image(store.names, image)
     name = store.names[index]
-    row = _manifest_row(name)
+    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
+    if name not in rows.index:
+        raise UserError(f"{TARGET}: has no training image {name} any more; run `dvc repro` first")
+    row = rows.loc[name]
     size = int(row["height"]), int(row["width"])
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
     curves = read_thresholds(folder / "threshold_curves.csv", classes.names)
@@ -74,8 +77,8 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     }
     if point is not None:
         place = inspection.feature_pixel(point, size, maps.pixels.nearest.shape)
-        known = (maps, place, features, anchors, config, cuts, classes.names)
-        pixel = inspection.describe_pixel(*known, params.adapt.target_labels)
+        evidence = (maps, place, features, anchors, config, cuts, classes.names)
+        pixel = inspection.describe_pixel(*evidence, params.adapt.target_labels)
         description["pixel"] = {"x": point[0], "y": point[1], **pixel}
     return Inspected(description, inside(TARGET, row["image"]), maps, classes, point)
 
@@ -89,13 +92,6 @@ def _labelled_round(given: str | None, rounds: list[str]) -> str:
             f"{chosen} has no pseudo-labels; `dvc repro pseudo_label@{chosen}` makes them"
         )
     return chosen
-
-
-def _manifest_row(name: str) -> pd.Series:
-    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
-    if name not in rows.index:
-        raise UserError(f"{TARGET}: has no training image {name} any more; run `dvc repro` first")
-    return rows.loc[name]
 
 
 def _enlarged(pixel_map: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -118,11 +114,7 @@ def figure(inspected: Inspected) -> Figure:
         "anchor label": in_colour(maps.by_anchor),
         "probability label": in_colour(maps.by_probability),
     }
-    present = set(pixels.nearest.unique().tolist()) | set(maps.by_probability.unique().tolist())
-    legend = {
-        name: color
-        for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True))
-        if i in present
-    }
+    present = torch.cat([pixels.nearest, maps.by_probability]).unique().tolist()  # sorted
+    legend = {classes.names[i]: classes.palette[i] for i in present if i != IGNORE}
     title = f"{about['image']}, {about['round']}"
     return plots.inspection_figure(pictures, legend, inspected.point, title)

@@ -76,27 +76,22 @@ def labelled_split(params: OracleParams) -> Split:
 
 
 def prepare_labelled(params: OracleParams, raw: Path) -> None:
-    """Prepare these images in the scratch folder, label maps at the images' size."""
+    """Prepare the images of `labelled_split` in the scratch folder, labels at the images' size."""
     class_map = read_class_map(Path(params.target.class_map))
     with atomic_folder(LABELLED) as out:
         items = list_split(raw, labelled_split(params))
         with progress("prepare labelled target", len(items), "images") as advance:
-            rows = prepare_split(
-                items, raw, out, "train", class_map, params.target.size, on_item=advance
-            )
+            options = (class_map, params.target.size)
+            rows = prepare_split(items, raw, out, "train", *options, on_item=advance)
         write_manifest(out, rows, class_map.label_space)
 
 
 def fold_members(count: int, params: OracleParams) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(training, validation) indices of each fold.
+    """(training, validation) indices of each fold, of `count` images to train on.
 
-    Where the training images have labels there is one fold, all of both sets. Otherwise the
-    validation images are cut into contiguous parts, so that few neighbouring frames of a drive fall
-    on both sides, and each part is predicted by a network trained on the others.
-
-    Args:
-        count: Number of images to train on.
-        params: Which case it is, and the number of folds.
+    If the training images have labels, one fold holds both sets. Otherwise each contiguous part of
+    the validation images is predicted by a network trained on the other parts. Contiguous parts
+    leave few neighbouring frames of a drive on both sides.
     """
     validation = np.arange(len(PreparedImages(TARGET, "val", with_labels=True)))
     if params.training_has_labels:

@@ -26,11 +26,7 @@ SPLIT = "train"
 
 
 def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
-    """The round of a name, of a number from 1, or by default the last.
-
-    Args:
-        given: The name or number, or None.
-        rounds: The rounds of params.yaml, in their order.
+    """The round of params.yaml with a name or a number from 1; None for the last.
 
     Raises:
         UserError: There is no such round.
@@ -62,7 +58,7 @@ def export_cityscapes(
         The number of images, and the share of the pixels with a label.
 
     Raises:
-        UserError: The folder is not empty, a file is missing, or does not fit to the others.
+        UserError: The folder is not empty, a file is missing, or does not fit the others.
     """
     require_new(out)
     classes = read_label_space(TARGET)
@@ -78,10 +74,13 @@ def export_cityscapes(
             maps = [_read_map(inside(below, f"{row.name}.png"), row) for below in labels]
             train_ids = cityscapes.either(*maps) if len(maps) == 2 else maps[0]
             _put(TARGET / row.image, folder / cityscapes.image_path(new, SPLIT), copy)
-            _write_map(folder / cityscapes.label_path(new, SPLIT, "labelTrainIds"), train_ids)
+            written = {"labelTrainIds": train_ids}
             if decoding is not None:
-                path = folder / cityscapes.label_path(new, SPLIT, "labelIds")
-                _write_map(path, decoding[train_ids])
+                written["labelIds"] = decoding[train_ids]
+            for kind, pixels in written.items():
+                path = folder / cityscapes.label_path(new, SPLIT, kind)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, pixels)
             return np.bincount(train_ids.ravel(), minlength=IGNORE + 1)
 
         counts = np.zeros(IGNORE + 1, np.int64)
@@ -118,11 +117,6 @@ def _read_map(path: Path, row: Any) -> np.ndarray:
             f"{(row.height, row.width)}; run `dvc repro` first"
         )
     return labels
-
-
-def _write_map(path: Path, labels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, labels)
 
 
 def _put(source: Path, goal: Path, copy: bool) -> None:

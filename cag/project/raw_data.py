@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
+from cag.config.datasets import Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
 from cag.datasets.images import read_image
@@ -24,10 +23,10 @@ from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, free_bytes, inside, used_bytes
-from cag.runtime.overlap import in_order
+from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 
-COMPLETE = {  # images of the data sets as they are distributed
+COMPLETE = {  # images of the distributed data sets
     ("gta5", "train"): 24966,
     ("synthia", "train"): 9400,
     ("cityscapes", "train"): 2975,
@@ -41,18 +40,18 @@ _PROBE = 64  # side in pixels of the image that shows a network's stride
 
 @dataclass
 class SplitCheck:
-    """What was found in a split.
+    """The images, labels and problems of a split.
 
     Attributes:
         split: Its name.
-        images: Number of images, those that are left out included.
-        left_out: Number of images whose label has another size, where the layout leaves them out.
-        pixels: Pixels of all images that are kept.
+        images: Number of images, with those that are left out.
+        left_out: Number of images that the layout leaves out, as their label has another size.
+        pixels: Of all images that are kept.
         size: (height, width) of the first image that can be read.
-        values: Of the labels, by descending pixels: columns value, class, pixels, images (the
+        values: The labels' values by descending pixels: columns value, class, pixels, images (the
             number of images that have it), label (the first file that has it).
-        absent: Names of the classes without a pixel, where there are labels.
-        problems: What is wrong, one line each.
+        absent: Names of the classes without a pixel, if there are labels.
+        problems: One line each.
     """
 
     split: str
@@ -65,12 +64,11 @@ class SplitCheck:
     problems: list[str] = field(default_factory=list)
 
     def plain(self) -> dict:
-        """What was found, but for the problems, in plain values."""
-        values = None if self.values is None else self.values.drop(columns="label")
-        keys = ("split", "images", "left_out", "size", "absent")
-        return {key: getattr(self, key) for key in keys} | {
-            "values": None if values is None else values.to_dict("records")
-        }
+        """All but the problems, in plain values."""
+        fields = {key: getattr(self, key) for key in ("split", "images", "left_out", "size")}
+        values = self.values
+        rows = None if values is None else values.drop(columns="label").to_dict("records")
+        return {**fields, "absent": self.absent, "values": rows}
 
 
 class _ItemCheck(NamedTuple):
@@ -88,7 +86,6 @@ def check_split(
     complete: int | None = None,
     absent_is_wrong: bool = True,
     one_size: bool = False,
-    workers: int | None = None,
     on_item: Callable[[], None] | None = None,
 ) -> SplitCheck:
     """Read every image and label of a split. An item without a label path has no label opened.
@@ -98,11 +95,10 @@ def check_split(
         folder: The raw data set's folder.
         split: What they were listed from.
         class_map: Translates the labels.
-        complete: Number of images that there should be; None for any.
-        absent_is_wrong: Whether a class that the class map has values for, and no label has, is a
-            problem; the target's validation images may lack one.
-        one_size: Whether images of several sizes are a problem, as a feature store needs one.
-        workers: Number of threads; None for one for each core.
+        complete: The expected number of images; None for any.
+        absent_is_wrong: Whether a class with values in the class map must occur; the target's
+            validation images may lack one.
+        one_size: Whether all images must have one size, as a feature store needs.
         on_item: Called after each item, in the calling thread.
     """
     result = SplitCheck(split.name, len(items))
@@ -116,9 +112,10 @@ def check_split(
     def check(item: Item) -> _ItemCheck:
         return _check_item(item, folder, class_map, split.drop_mismatched)
 
-    with closing(in_order(check, items, workers or os.cpu_count() or 1)) as checked:
+    with closing(in_order(check, items, cores())) as checked:
         for item, (size, counts, left_out, problem) in zip(items, checked, strict=True):
-            result.problems += [] if problem is None else [problem]
+            if problem is not None:
+                result.problems.append(problem)
             result.left_out += left_out
             if size is not None:
                 if one_size and result.size not in (None, size):
@@ -190,12 +187,12 @@ def check_domain(
     """Check all splits of a domain, with a progress bar.
 
     Args:
-        domain: "source" or "target"; of the target's training images no label is opened.
-        config: Its parameters; not of the built-in scenes, which have no files.
+        domain: "source" or "target"; no label of the target's training images is opened.
+        config: Its parameters; not those of the built-in scenes, which have no files.
         folder: The raw data set's folder.
         class_map: Translates the labels.
-        partial: Whether a part of the data set is there on purpose: any number of images will do,
-            and a class may lack.
+        partial: Whether any number of images will do and a class may be absent, as a part of the
+            data set is there on purpose.
     """
     checks, listed = [], []
     for split in splits(domain, config):
@@ -215,14 +212,8 @@ def check_domain(
     return checks
 
 
-def rendered(config: ScenesSource | ScenesTarget) -> list[SplitCheck]:
-    """What `prepare` will render of the built-in scenes."""
-    counts = {"train": config.images, "val": getattr(config, "val_images", 0)}
-    return [SplitCheck(name, count, size=config.size) for name, count in counts.items() if count]
-
-
 class Disk(NamedTuple):
-    """Bytes that stages will write about a domain."""
+    """Bytes that stages will write."""
 
     prepare: int
     extract: int  # of all rounds together
@@ -248,15 +239,9 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """What `prepare` and the rounds' `extract` will write.
+    """The bytes that `prepare` and the rounds' `extract` will write about a domain.
 
-    Args:
-        domain: "source" or "target".
-        config: Its parameters.
-        checks: Its splits.
-        params: All parameters.
-        num_classes: K.
-        form: From `feature_form`.
+    `config` and `checks` are of this domain, `num_classes` is K, `form` comes from `feature_form`.
     """
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
@@ -285,12 +270,12 @@ def check_data(
         params: All parameters.
         name: "source" or "target"; None for both.
         partial: See `check_domain`.
-        on_domain: Called after each domain, with its name and place, and what was found.
+        on_domain: Called after each domain, with its name and place, and its splits.
 
     Returns:
-        Plain values: `domains`, the splits of each; `disk_bytes`, what `prepare` and the rounds'
-        `extract` will write and what is `free`, counting what they will replace; `problems`, a
-        line each.
+        Plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
+        `extract` will write and that are `free`, with those they will replace; `problems`, a line
+        each.
 
     Raises:
         UserError: A class map cannot be read, or the network cannot be built.
@@ -304,7 +289,9 @@ def check_data(
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":
-            place, checks = "rendered by prepare", rendered(config)
+            counts = {"train": config.images, "val": getattr(config, "val_images", 0)}
+            place = "rendered by prepare"
+            checks = [SplitCheck(*pair, size=config.size) for pair in counts.items() if pair[1]]
         else:
             place = inside(data_root(), config.folder)
             checks = check_domain(domain, config, place, class_maps[domain], partial)

@@ -30,7 +30,7 @@ class Stage(NamedTuple):
     name: str  # as in extract@round1
     outputs: Sequence[Path]
     needs: frozenset[str]  # the stages that come before it
-    changes: Sequence[str]  # what DVC finds changed about it
+    changes: Sequence[str]  # that DVC finds
 
 
 class Experiment(NamedTuple):
@@ -95,32 +95,25 @@ def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
 
 
 def _changes(entries: Sequence, always: bool) -> list[str]:
-    """What DVC finds changed about a stage, a line each.
+    """The changes that DVC finds about a stage, a line each.
 
-    A stage that always runs (the listing of raw files) mostly writes what it wrote before, and what
-    follows it is then skipped: of such a stage only its outputs count.
+    A stage that always runs (the listing of raw files) mostly writes what it wrote before. DVC then
+    skips the stages after it, so that only a change of its outputs counts.
     """
     lines = []
     for entry in entries:
         if isinstance(entry, str):
             lines += [] if always else [entry]
             continue
-        for group, changed in entry.items():
-            if always and group != "changed outs":
-                continue
-            for path, change in changed.items():
-                if isinstance(change, Mapping):  # parameters
-                    lines += [f"{key} {state}" for key, state in change.items()]
-                else:
-                    lines.append(f"{path} {change}")
+        groups = [entry.get("changed outs", {})] if always else entry.values()
+        for path, change in (pair for group in groups for pair in group.items()):
+            changes = change if isinstance(change, Mapping) else {path: change}  # or of parameters
+            lines += [f"{key} {state}" for key, state in changes.items()]
     return lines
 
 
 def read_experiments(all_commits: bool = False) -> list[Experiment]:
-    """The workspace and the experiments of the last commit.
-
-    Args:
-        all_commits: Also the experiments of earlier commits.
+    """The workspace and the experiments of the last commit, or of all commits.
 
     Raises:
         UserError: As `opened`, or this is not the project's folder, or there is no commit.
@@ -152,7 +145,7 @@ def _experiments(shown: Sequence[Mapping]) -> Iterator[Experiment]:
 def _experiment(name: str, state: str, commit: str | None, data: Mapping | None) -> Experiment:
     data = data or {}
     params = (data.get("params") or {}).get(PARAMS, {}).get("data") or {}
-    metrics = {path: found.get("data") for path, found in (data.get("metrics") or {}).items()}
+    metrics = {path: file.get("data") for path, file in (data.get("metrics") or {}).items()}
     return Experiment(name, state, commit, data.get("rev"), params, metrics)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ class StageStatus:
 
     Attributes:
         stage: DVC's name, as in extract@round1.
-        state: "fresh"; "stale": `dvc repro` will run it or fetch its outputs from DVC's cache, as
-            something it reads has changed or may change; "missing": it lacks an output.
-        why: What has changed; "after ..." names the stages where that began. Empty if fresh.
-        bytes: Size of its outputs that are there.
-        record: What `run_stage` recorded of its last run in this folder; empty if nothing.
+        state: "fresh"; "stale": something it reads has changed or may change, so `dvc repro` will
+            run it or fetch its outputs from DVC's cache; "missing": it lacks an output.
+        why: The changes; "after ..." names the stages where they began. Empty if fresh.
+        bytes: Size of its existing outputs.
+        record: From `run_stage`, of its last run in this folder; empty if there is none.
     """
 
     stage: str
@@ -45,8 +45,8 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
     """The state of each stage of a project, in the pipeline's order.
 
     Raises:
-        UserError: It is no DVC project, DVC is at work in it, or its dvc.yaml or params.yaml cannot
-            be understood.
+        UserError: It is no DVC project, DVC is at work in it, or cannot understand its dvc.yaml or
+            params.yaml.
     """
     root, stages = read_stages(project)
     records = read_records(root / RECORDS)
@@ -61,11 +61,10 @@ def _status(stage: Stage, stages: Mapping[str, Stage], record: Mapping[str, Any]
     else:
         state = STALE if causes or stage.changes else FRESH
     first = sorted(name for name in causes if not stages[name].needs & causes)
-    why = f"after {', '.join(first)}" if first else _abridged(stage.changes)
-    size = sum(used_bytes(path) for path in stage.outputs)
+    if first:
+        why = f"after {', '.join(first)}"
+    else:
+        more = len(stage.changes) - _SHOWN
+        why = "; ".join([*stage.changes[:_SHOWN], *([f"{more} more"] if more > 0 else [])])
+    size = sum(map(used_bytes, stage.outputs))
     return StageStatus(stage.name, state, why, size, record)
-
-
-def _abridged(lines: Sequence[str]) -> str:
-    more = len(lines) - _SHOWN
-    return "; ".join([*lines[:_SHOWN], f"{more} more"] if more > 0 else lines)

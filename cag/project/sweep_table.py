@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -27,54 +30,39 @@ from cag.project.repository import (
 from cag.runtime.errors import UserError
 from cag.runtime.program import RECORDS, read_records
 
+FIXED, TIME = ("experiment", "state"), ("seconds", "stages")
+_RESULTS = (".coverage.", ".precision.", ".miou")  # parts of columns, in their order
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
-FIXED = ("experiment", "state")
-TIME = ("seconds", "stages")
 
 
 def sweep_table(all_commits: bool = False) -> pd.DataFrame:
-    """Read the experiments and the workspace through DVC.
+    """Read the experiments of the last commit, or of all, and the workspace through DVC.
 
-    A number that an experiment has only from an earlier run, because the stage or one before it did
-    not run with its parameters, is left out.
-
-    Args:
-        all_commits: Also of earlier commits, not of the last one alone.
+    A number is left out if its stage, or one before it, did not run with the row's parameters: an
+    experiment has such numbers from an earlier run.
 
     Returns:
         A row for the workspace, then one for each experiment: experiment; state (finished, queued,
         running, failed); the parameters that differ between rows, by dotted names; for each round
         `round1.coverage.anchor` (share of the target training pixels) and `.probability`,
         `round1.precision.anchor` (on the labelled target validation images) and `.probability`;
-        `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and which these
-        were. NaN or None where something is not known.
+        `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and their names. NaN
+        or None where something is not known.
 
     Raises:
-        UserError: Not in the folder of a DVC repository, or it has no commit or cannot be read.
+        UserError: This is not the folder of a DVC repository, it has no commit, or cannot be read.
     """
     rows = [_row(experiment) for experiment in read_experiments(all_commits)]
     changed = _changed([row["params"] for row in rows])
-    table = pd.DataFrame(
-        [
-            {
-                **{key: row[key] for key in FIXED},
-                **{key: row["params"].get(key) for key in changed},
-                **row["results"],
-                **{key: row[key] for key in TIME},
-            }
-            for row in rows
-        ]
-    )
-    results = [key for key in table if key not in (*FIXED, *changed, *TIME)]
-    return table[[*FIXED, *changed, *sorted(results, key=_order), *TIME]]
+    results = dict.fromkeys(key for row in rows for key in row["results"])
+    columns = [*FIXED, *changed, *sorted(results, key=_order), *TIME]
+    return pd.DataFrame([row["params"] | row["results"] | row for row in rows], columns=columns)
 
 
 def changed_parameters(table: pd.DataFrame) -> list[str]:
     """The columns of `sweep_table` that are parameters."""
-    fixed = len(FIXED)
-    results = [i for i, key in enumerate(table) if _is_result(key)]
-    end = results[0] if results else table.shape[1] - len(TIME)
-    return list(table.columns[fixed:end])
+    others = (*FIXED, *TIME)
+    return [key for key in table if key not in others and _order(key) == len(_RESULTS)]
 
 
 def swept_parameter(table: pd.DataFrame, wanted: str | None = None) -> str:
@@ -83,20 +71,17 @@ def swept_parameter(table: pd.DataFrame, wanted: str | None = None) -> str:
     Raises:
         UserError: There is none, or the given one does not differ between experiments.
     """
-    parameters = changed_parameters(table)
-    numbers = [key for key in parameters if _numbers(table[key]).nunique() > 1]
+    numbers = [key for key in changed_parameters(table) if _numbers(table[key]).nunique() > 1]
     numbers.sort(key=lambda key: not key.startswith("pseudo_label."))  # stable
-    if wanted is not None:
-        if wanted not in numbers:
-            known = ", ".join(numbers) or "none"
-            raise UserError(f"{wanted} has not two values that are numbers; these have: {known}")
-        return wanted
+    if wanted is not None and wanted not in numbers:
+        known = ", ".join(numbers) or "none"
+        raise UserError(f"{wanted} has not two values that are numbers; these have: {known}")
     if not numbers:
         raise UserError(
             "no parameter has two values that are numbers; a sweep makes them, e.g. "
             "`dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0'`"
         )
-    return numbers[0]
+    return wanted or numbers[0]
 
 
 def swept_points(table: pd.DataFrame, parameter: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -109,17 +94,17 @@ def swept_points(table: pd.DataFrame, parameter: str) -> Iterator[tuple[str, pd.
     rows[parameter] = _numbers(rows[parameter])
     rows = rows.dropna(subset=[parameter])
     shown = rows[[key for key in changed_parameters(table) if key != parameter]].map(_text)
-    others = [key for key in shown if shown[key].nunique() > 1]
+    others = shown.loc[:, shown.nunique() > 1].to_dict("records")
     labels = [
         ", ".join(f"{key.split('.')[-1]} {value or 'null'}" for key, value in row.items())
-        for row in shown[others].to_dict("records")
+        for row in others
     ]
     for label, group in rows.groupby(pd.Series(labels, rows.index, dtype=str), sort=False):
         yield label, group.sort_values(parameter, kind="stable")
 
 
 def terminal_rows(table: pd.DataFrame) -> tuple[str, list[dict[str, str]]]:
-    """What fits a terminal: changed parameters, the last round's labels, every mIoU, time.
+    """The columns that fit a terminal: changed parameters, the last round's labels, mIoU, time.
 
     Returns:
         A title, and a row of text for each experiment, by the columns' heads.
@@ -137,39 +122,29 @@ def terminal_rows(table: pd.DataFrame) -> tuple[str, list[dict[str, str]]]:
     settings = {key: key for key in FIXED}
     for end, key in zip(ends, parameters, strict=True):
         settings[(end if ends.count(end) == 1 else key).replace("_", " ")] = key
-    rows = [
-        {
-            **{head: _text(row[key]) for head, key in settings.items()},
-            **{
-                head: "" if pd.isna(row[key]) else f"{100 * row[key]:.1f}"
-                for head, key in shares.items()
-            },
-            "minutes": "" if pd.isna(row["seconds"]) else f"{row['seconds'] / 60:.1f}",
-            "stages\nrun": str(len(_text(row["stages"]).split()) or ""),
-        }
-        for row in table.to_dict("records")
-    ]
+    cells = {head: table[key].map(_text) for head, key in settings.items()}
+    cells |= {head: _rounded(100 * table[key].astype(float)) for head, key in shares.items()}
+    cells["minutes"] = _rounded(table["seconds"].astype(float) / 60)
+    cells["stages\nrun"] = table["stages"].map(lambda names: str(len(_text(names).split()) or ""))
     labels = f"coverage and precision: {last}'s pseudo-labels; " if last else ""
-    return f"{labels}all in %", rows
+    return f"{labels}all in %", pd.DataFrame(cells).to_dict("records")
 
 
 def _row(experiment: Experiment) -> dict[str, Any]:
-    row = {"experiment": experiment.name, "state": experiment.state, "results": {}}
-    row |= {"params": dict(dotted(_effective(experiment.params))), "seconds": None, "stages": None}
-    if experiment.state == FINISHED and experiment.params:
-        row["results"], fresh = _results(experiment)
+    params, results, times = experiment.params, {}, pd.DataFrame()
+    if experiment.state == FINISHED and params:
+        results, fresh = _results(experiment)
         times = stages_run(_times(experiment, fresh))
-        if len(times):
-            row |= {"seconds": float(times["seconds"].sum()), "stages": " ".join(times["stage"])}
-    return row
-
-
-def _effective(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters with their defaults; those of another version of cag stay as they are."""
-    try:
-        return validated(Parameters, params, PARAMS).model_dump(mode="json")
-    except UserError:
-        return params
+    with suppress(UserError):  # parameters of another version of cag have no defaults
+        params = validated(Parameters, params, PARAMS).model_dump(mode="json")
+    return {
+        "experiment": experiment.name,
+        "state": experiment.state,
+        "params": dict(dotted(params)),
+        "results": results,
+        "seconds": float(times["seconds"].sum()) if len(times) else None,
+        "stages": " ".join(times["stage"]) if len(times) else None,
+    }
 
 
 def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
@@ -211,42 +186,29 @@ def _times(experiment: Experiment, fresh: set[str]) -> pd.DataFrame:
 
 
 def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]:
-    """The stages of a dvc.lock that ran with these parameters and on what is there.
+    """The stages of a dvc.lock that ran with these parameters and on the outputs listed there.
 
-    An experiment that ran a part of the pipeline has the other results of an earlier run.
+    If an experiment ran only a part of the pipeline, the other results are of an earlier run.
     """
     stages = lock.get("stages") or {}
-    producer = {
-        out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])
-    }
-    made = {out["path"]: out for stage in stages.values() for out in stage.get("outs", [])}
-    known: dict[str, bool] = {}
+    made = {out["path"]: (name, out) for name in stages for out in stages[name].get("outs", [])}
 
+    @cache
     def is_fresh(name: str) -> bool:
-        if name not in known:
-            stage = stages[name]
-            used = stage.get("params", {}).get(PARAMS, {})
-            known[name] = all(params.get(key) == value for key, value in used.items()) and all(
-                _same(dependency, made) and is_fresh(producer[out])
-                for dependency in stage.get("deps", [])
-                if (out := _output(dependency["path"], producer)) is not None
-            )
-        return known[name]
+        used = stages[name].get("params", {}).get(PARAMS, {})
+        same = all(params.get(key) == value for key, value in used.items())
+        return same and all(map(is_current, stages[name].get("deps", [])))
 
-    return {name for name in stages if is_fresh(name)}
+    def is_current(dependency: Mapping[str, Any]) -> bool:
+        path = PurePosixPath(dependency["path"])
+        place = next((place for place in (path, *path.parents) if str(place) in made), None)
+        if place is None:
+            return True
+        name, out = made[str(place)]
+        # What lies in an output has a hash of its own.
+        return (place != path or out.get("md5") == dependency.get("md5")) and is_fresh(name)
 
-
-def _output(path: str, producer: Mapping[str, str]) -> str | None:
-    """The output that a dependency is, or lies in."""
-    parts = path.split("/")
-    prefixes = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((prefix for prefix in prefixes if prefix in producer), None)
-
-
-def _same(dependency: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a dependency is what the lock's other stages made; a part of a folder may differ."""
-    out = made.get(dependency["path"])
-    return out is None or out.get("md5") == dependency.get("md5")
+    return set(filter(is_fresh, stages))
 
 
 def stages_run(times: pd.DataFrame) -> pd.DataFrame:
@@ -268,12 +230,8 @@ def _changed(params: list[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(values.get(key)) for values in known}) > 1]
 
 
-def _is_result(key: str) -> bool:
-    return key.endswith(".miou") or ".coverage." in key or ".precision." in key
-
-
 def _order(key: str) -> int:
-    return next(i for i, part in enumerate((".coverage.", ".precision.", ".miou")) if part in key)
+    return next((i for i, part in enumerate(_RESULTS) if part in key), len(_RESULTS))
 
 
 def _numbers(values: pd.Series) -> pd.Series:
@@ -281,6 +239,11 @@ def _numbers(values: pd.Series) -> pd.Series:
     return values.where(values.map(type).isin((int, float))).astype(float)
 
 
+def _rounded(values: pd.Series) -> pd.Series:
+    return values.map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+
+
 def _text(value: Any) -> str:
-    missing = value is None or (isinstance(value, float) and pd.isna(value))
-    return "" if missing else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value != value:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

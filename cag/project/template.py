@@ -1,4 +1,4 @@
-"""What a project starts from: the files of a new one, and the presets of its parameters."""
+"""The files that a new project starts from, and the presets of its parameters."""
 
 from __future__ import annotations
 
