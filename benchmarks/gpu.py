@@ -6,8 +6,6 @@ Needs no data: images, labels and weights are random, with the sizes and the net
 gta5_to_cityscapes. Takes minutes. Exit status 1: a check fails.
 """
 
-from __future__ import annotations
-
 import gc
 import subprocess
 import sys

@@ -5,8 +5,6 @@ around the 19 anchors in tests/golden; the images take turns and exceed a CPU's 
 1: results differ.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Times, rates and tables of the benchmarks."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile

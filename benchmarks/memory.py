@@ -4,8 +4,6 @@ Each stage runs as a separate program on small labelled images, a thousand and t
 each domain. Exit status 1: a stage takes over 10 % more memory for ten times the images.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Miniature projects for benchmarks and tests: a smaller preset `scenes`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

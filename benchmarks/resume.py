@@ -5,8 +5,6 @@ under a final name must have the bytes of an uninterrupted stage started by a us
 the cost of a checkpoint. Runs on the CPU, in a temporary folder.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

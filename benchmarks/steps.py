@@ -5,8 +5,6 @@ each image and class, and values read back from the device in between. Its monit
 copies label maps to the host, is left out.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

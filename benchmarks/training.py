@@ -4,8 +4,6 @@ The preset scenes with its batch and crop, random images, labels and weights. Th
 from the released one to ours, take turns, so that other load slows them alike.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import click

@@ -1,7 +1,5 @@
 """The objective of a round's student: its losses, and the target images and labels it sees."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Adversarial output-space alignment (AdaptSegNet, Tsai et al., CVPR 2018; METHOD step 2)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Class sums of features, and the anchors (one feature vector per class) made from them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

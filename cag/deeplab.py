@@ -1,7 +1,5 @@
 """DeepLab v3+ as the paper's authors built it; the library's has another pyramid and decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Predictions of a network at the labels' full resolution, and the scores derived from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path

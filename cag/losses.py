@@ -1,7 +1,5 @@
 """The losses of the adaptation step (paper section 3.4; METHOD steps 3c and 3d)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Confusion matrix, and the segmentation scores derived from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

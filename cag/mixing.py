@@ -1,7 +1,5 @@
 """Class mixing: regions of the source pasted onto target images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

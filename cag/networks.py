@@ -1,7 +1,5 @@
 """Segmentation networks: features before the classifier, logits, and models on disk."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from pathlib import Path

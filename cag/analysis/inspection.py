@@ -1,7 +1,5 @@
 """A target image or one of its pixels, as the rules see and label it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import PurePosixPath

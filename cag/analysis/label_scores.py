@@ -1,7 +1,5 @@
 """Scores of pseudo-labels where the true classes are known: at the thresholds in use and others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Pixels that each threshold alone labels, at many values, counted in one pass and flat memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

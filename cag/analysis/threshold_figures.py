@@ -1,7 +1,5 @@
 """Figures of the threshold curves: the share of pixels labelled, and labelled rightly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The command that shows all that is known of one target image or pixel."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Commands about models and weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """Commands about sweeps of parameters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """Parameters of a round's student: `adapt`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import NonNegativeFloat

@@ -1,7 +1,5 @@
 """Parameters of a round's anchors: `anchors`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from cag.config.base import PAPER, RELEASED, Fraction, Positive, Section, about

@@ -1,7 +1,5 @@
 """The parts of every section of `params.yaml`, and the one loader."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path

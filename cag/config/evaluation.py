@@ -1,7 +1,5 @@
 """Parameters of the evaluation, the report and the oracle."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt

@@ -1,7 +1,5 @@
 """Parameters of a round's features: `extract`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt

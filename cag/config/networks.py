@@ -1,7 +1,5 @@
 """Parameters of the network: `network`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import field_validator

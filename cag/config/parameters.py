@@ -1,7 +1,5 @@
 """The whole of `params.yaml`, and what its sections must agree on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cag.config.adaptation import Adapt

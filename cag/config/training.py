@@ -1,7 +1,5 @@
 """Parameters of the trainings, and those of `pretrain`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator

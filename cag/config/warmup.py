@@ -1,7 +1,5 @@
 """Parameters of the adversarial warm-up: `warmup`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator

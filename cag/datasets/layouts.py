@@ -1,7 +1,5 @@
 """Raw layouts: where the images and labels of a data set lie, and which belong together."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The Cityscapes folder layout, in which other programs look for images and labels."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Models for other programs: ONNX, and programs that PyTorch exports."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The image files of a command: files, folders and patterns."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Labels for files of photographs: read, predicted and written at once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The authors' released files: checkpoints and anchors, read without running what they contain."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import pickle

@@ -1,7 +1,5 @@
 """Scores of the last run, and of several seeds run through DVC's queue."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

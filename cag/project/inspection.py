@@ -1,7 +1,5 @@
 """The artifacts of a round, for one target training image or a pixel of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The oracle: the network when it may train on the target's true labels, for comparison."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

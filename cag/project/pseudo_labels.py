@@ -1,7 +1,5 @@
 """A round's pseudo-labels for other training programs."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Checks of raw data before any training: counts, files, sizes, label values, disk."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field

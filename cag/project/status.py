@@ -1,7 +1,5 @@
 """The state of a project: which stages are fresh, stale or missing, their times and sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What DVC's experiments changed and what came of it: coverage, precision, mIoU, time."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator, Mapping

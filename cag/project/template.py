@@ -1,7 +1,5 @@
 """The files that a new project starts from, and the presets of its parameters."""
 
-from __future__ import annotations
-
 import filecmp
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The page of several seeds that `cag results` writes: scores, their spread, and the oracle."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

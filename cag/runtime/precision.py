@@ -1,7 +1,5 @@
 """Full precision for the few computations that need it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """How the processes of a launch share the images of a stage."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

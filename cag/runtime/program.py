@@ -1,7 +1,5 @@
 """How a stage runs: one line for a user's error, and a record of the run."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Reading and validating files: errors are one line that says what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,8 +4,6 @@ Two looks, `source` (a simulator) and `target` (a camera in another city), share
 layout. Shapes, paints, light and camera differ: a domain gap without any download.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """People and two-wheelers, drawn as flat cards across the direction of view."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from cag.scenes.geometry import LABEL_ONLY, Colour, Corner, Model, Paint

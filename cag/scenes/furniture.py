@@ -1,7 +1,5 @@
 """Poles, traffic lights, signs and plants, drawn as flat cards that face the camera."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from cag.scenes.geometry import Colour, Limits, Model, Paint, Point

@@ -3,8 +3,6 @@
 World axes: x right, y up, z forward along the street, in metres; the camera is above the origin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The two looks of the built-in scenes: a simulator's, and a camera's in another city."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

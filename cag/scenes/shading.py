@@ -1,7 +1,5 @@
 """From the rasterised scene to a picture: materials, light, shadows, haze, the camera's grade."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Composition of a street: ground, frontages on both sides, furniture, traffic and people."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

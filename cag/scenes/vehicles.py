@@ -1,7 +1,5 @@
 """Vehicles, with their length along z and the front at positive z."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from cag.scenes.figures import HUB, RUBBER

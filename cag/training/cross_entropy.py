@@ -1,7 +1,5 @@
 """Cross-entropy over labelled pixels, and the weights of its classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

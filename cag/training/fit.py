@@ -1,7 +1,5 @@
 """A training as a stage makes it: devices, seed, samples, resume state, progress, curve."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Batch-norm statistics, means over labelled pixels and random draws are the globa
 number of processes changes only the order of floating-point sums.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """One training loop for every stage that trains: schedule, resume, learning curve."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Training samples: which image comes when, and how it is augmented, from the seed alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

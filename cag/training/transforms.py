@@ -1,7 +1,5 @@
 """Joint random transforms of a training image and its label maps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
