@@ -159,10 +159,8 @@ def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
             if BASELINE in percent and model != BASELINE:
                 gap = gained[ORACLE]
                 closed = f"{100 * gained[model] / gap:.0f} %" if gap > 0 else "no gap"
-        row = {
-            "model": "source only" if model == BASELINE else model,
-            "mean": f"{values.mean():.1f}",
-        }
+        name = "source only" if model == BASELINE else model
+        row = {"model": name, "mean": f"{values.mean():.1f}"}
         row["sd"] = f"{values.std():.1f}" if len(values) > 1 else ""
         row |= {f"seed {scores['seed'][i]}": f"{score:.1f}" for i, score in values.items()}
         row["gained"] = "" if model == BASELINE else f"{gained[model]:+.1f}"
@@ -193,6 +191,7 @@ def _spread(values: pd.Series) -> str:
 
 
 def _work(names: list[str], jobs: int) -> None:
+    """Have DVC's workers run the queued experiments, until none is left."""
     finished: dict[str, str] = {}
     with progress("experiments", len(names), "experiments") as advance:
         while len(finished) < len(names):

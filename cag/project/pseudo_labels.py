@@ -24,11 +24,7 @@ SPLIT = "train"
 
 
 def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
-    """The round of params.yaml with a name or a number from 1; None for the last.
-
-    Raises:
-        UserError: There is no such round.
-    """
+    """The round with a name or a number from 1, None for the last; UserError: there is none."""
     if not rounds:
         raise UserError("params.yaml: rounds is empty, so there are no pseudo-labels")
     if given is None:
@@ -43,20 +39,11 @@ def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
 def export_cityscapes(
     out: Path, round_name: str, rules: Sequence[str], class_map: Path, copy: bool
 ) -> tuple[int, float]:
-    """Write a round's pseudo-labels and their images in the layout of Cityscapes.
+    """Write a round's pseudo-labels and images to a new folder, as `cag pseudo export` says.
 
-    Args:
-        out: A new folder; see the help of `cag pseudo export`.
-        round_name: The round.
-        rules: One rule, or two for the label that either gives.
-        class_map: The target's; it gives the raw values of labelIds.
-        copy: Whether images are copied; else they are hard links where that is possible.
-
-    Returns:
-        The number of images, and the share of the pixels with a label.
-
-    Raises:
-        UserError: The folder is not empty, a file is missing, or does not fit the others.
+    Two rules give the label that either gives; the target's class map gives the raw values of
+    labelIds. Unless `copy`, images are hard links where possible. Returns the number of images and
+    the share of the pixels with a label. UserError: a file is missing or does not fit the others.
     """
     require_new(out)
     classes = read_label_space(TARGET)
@@ -99,9 +86,8 @@ def _decoding(path: Path, classes: LabelSpace) -> np.ndarray | None:
     if class_map.label_space.names != classes.names:
         raise UserError(f"{path}: has other classes than {TARGET}; run `dvc repro` first")
     decoding = class_map.decoding()
-    is_identity = decoding is not None and np.array_equal(
-        decoding[: classes.num_classes], np.arange(classes.num_classes)
-    )
+    values = np.arange(classes.num_classes)
+    is_identity = decoding is not None and np.array_equal(decoding[: len(values)], values)
     return None if is_identity else decoding
 
 

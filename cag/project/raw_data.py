@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
+from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
@@ -24,14 +25,9 @@ from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 
-COMPLETE = {  # images of the distributed data sets
-    ("gta5", "train"): 24966,
-    ("synthia", "train"): 9400,
-    ("cityscapes", "train"): 2975,
-    ("cityscapes", "val"): 500,
-}
+COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of the data sets
+COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
-DOMAINS = ("source", "target")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 _PROBE = 64  # side in pixels of the image that shows a network's stride
 
@@ -40,26 +36,18 @@ _PROBE = 64  # side in pixels of the image that shows a network's stride
 class SplitCheck:
     """The images, labels and problems of a split.
 
-    Attributes:
-        split: Its name.
-        images: Number of images, with those that are left out.
-        left_out: Number of images that the layout leaves out, as their label has another size.
-        pixels: Of all images that are kept.
-        size: (height, width) of the first image that can be read.
-        values: The labels' values by descending pixels: columns value, class, pixels, images (the
-            number of images that have it), label (the first file that has it).
-        absent: Names of the classes without a pixel, if there are labels.
-        problems: One line each.
+    `values` are the labels' by descending pixels: columns value, class, pixels, images (number of
+    those that have it), label (the first file that has it).
     """
 
-    split: str
-    images: int
-    left_out: int = 0
-    pixels: int = 0
-    size: tuple[int, int] | None = None
-    values: pd.DataFrame | None = None
-    absent: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    split: str  # its name
+    images: int  # with those that are left out
+    left_out: int = 0  # by the layout, as their label has another size
+    pixels: int = 0  # of all images that are kept
+    size: tuple[int, int] | None = None  # height, width of the first readable image
+    values: pd.DataFrame | None = None  # None without labels
+    absent: list[str] = field(default_factory=list)  # classes without a pixel, if there are labels
+    problems: list[str] = field(default_factory=list)  # a line each
 
     def plain(self) -> dict:
         """All but the problems, in plain values."""
@@ -67,6 +55,9 @@ class SplitCheck:
         values = self.values
         rows = None if values is None else values.drop(columns="label").to_dict("records")
         return {**fields, "absent": self.absent, "values": rows}
+
+
+OnDomain = Callable[[str, list[SplitCheck]], None]
 
 
 class _ItemCheck(NamedTuple):
@@ -84,20 +75,13 @@ def check_split(
     complete: int | None = None,
     absent_is_wrong: bool = True,
     one_size: bool = False,
-    on_item: Callable[[], None] | None = None,
+    on_item: Callable[[], object] = lambda: None,
 ) -> SplitCheck:
-    """Read every image and label of a split. An item without a label path has no label opened.
+    """Read every image of a split, and its label if it has a path.
 
-    Args:
-        items: From `layouts.list_split`.
-        folder: The raw data set's folder.
-        split: What they were listed from.
-        class_map: Translates the labels.
-        complete: The expected number of images; None for any.
-        absent_is_wrong: Whether a class with values in the class map must occur; the target's
-            validation images may lack one.
-        one_size: Whether all images must have one size, as a feature store needs.
-        on_item: Called after each item, in the calling thread.
+    `items` are from `list_split` for the folder and the split, `complete` is their expected number.
+    `absent_is_wrong`: each class with values in the class map must occur. `one_size`: all images
+    must have one, as a feature store needs. `on_item` is called after each in the calling thread.
     """
     result = SplitCheck(split.name, len(items))
     if complete is not None and len(items) != complete:
@@ -129,8 +113,7 @@ def check_split(
             for value, pixels in (counts or {}).items():
                 total, images, label = values.get(value, (0, 0, item.label))
                 values[value] = total + pixels, images + 1, label
-            if on_item:
-                on_item()
+            on_item()
     if split.labels is not None:
         _add_values(result, values, folder, class_map, absent_is_wrong)
     return result
@@ -182,15 +165,10 @@ def _add_values(
 def check_domain(
     domain: str, config: Source | Target, folder: Path, class_map: ClassMap, partial: bool = False
 ) -> list[SplitCheck]:
-    """Check all splits of a domain, with a progress bar.
+    """Check all splits of a domain (source or target) but scenes, which have no files.
 
-    Args:
-        domain: "source" or "target"; no label of the target's training images is opened.
-        config: Its parameters; not those of the built-in scenes, which have no files.
-        folder: The raw data set's folder.
-        class_map: Translates the labels.
-        partial: Whether any number of images will do and a class may be absent, as a part of the
-            data set is there on purpose.
+    No label of the target's training images is opened. If `partial`, the folder holds a part of the
+    data set on purpose: any number of images will do, and a class may be absent.
     """
     checks, listed = [], []
     for split in splits(domain, config):
@@ -201,12 +179,11 @@ def check_domain(
     total = sum(len(items) for _, items in listed)
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
-            options = {
-                "complete": None if partial else COMPLETE.get((config.layout, split.name)),
-                "absent_is_wrong": domain == "source" and not partial,
-                "one_size": domain == "target" and split.name == "train" and config.size is None,
-            }
-            checks.append(check_split(items, folder, split, class_map, **options, on_item=advance))
+            complete = None if partial else COMPLETE.get((config.layout, split.name))
+            absent_is_wrong = domain == "source" and not partial  # the target's val may lack one
+            one_size = domain == "target" and split.name == "train" and config.size is None
+            options = (class_map, complete, absent_is_wrong, one_size, advance)
+            checks.append(check_split(items, folder, split, *options))
     return checks
 
 
@@ -218,11 +195,7 @@ class Disk(NamedTuple):
 
 
 def feature_form(config: Network, num_classes: int) -> tuple[int, int]:
-    """The number of a network's feature channels and the stride of its features in pixels.
-
-    Raises:
-        UserError: The network cannot be built.
-    """
+    """A network's feature channels and their stride in pixels; UserError: it cannot be built."""
     network = build(config, num_classes).eval()
     with torch.inference_mode():
         features = network(torch.zeros(1, 3, _PROBE, _PROBE)).features  # (1, D, h, w)
@@ -237,10 +210,7 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """The bytes that `prepare` and the rounds' `extract` will write about a domain.
-
-    `config` and `checks` are of this domain, `num_classes` is K, `form` comes from `feature_form`.
-    """
+    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `feature_form`."""
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
     pixels = sum(check.pixels for check in checks)
@@ -256,19 +226,10 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-def check_data(
-    params: Parameters,
-    name: str | None,
-    partial: bool,
-    on_domain: Callable[[str, list[SplitCheck]], None],
-) -> dict:
-    """Check the raw data of a domain, or of both.
+def check_data(params: Parameters, name: str | None, partial: bool, on_domain: OnDomain) -> dict:
+    """Check the raw data of the domain `name`, or of both; see `check_domain`.
 
-    Args:
-        params: All parameters.
-        name: "source" or "target"; None for both.
-        partial: See `check_domain`.
-        on_domain: Called after each domain, with its name and place, and its splits.
+    `on_domain` is called after each, with its name and place, and its splits.
 
     Returns:
         Plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
