@@ -75,9 +75,8 @@ def _labelled_round(given: str | None, rounds: list[str]) -> str:
     ready = [name for name in rounds if (Path(ROUND.format(name)) / LABELS).is_dir()]
     chosen = chosen_round(given, ready if given is None and ready else rounds)
     if chosen not in ready:
-        raise UserError(
-            f"{chosen} has no pseudo-labels; `dvc repro pseudo_label@{chosen}` makes them"
-        )
+        hint = f"`dvc repro pseudo_label@{chosen}` makes them"
+        raise UserError(f"{chosen} has no pseudo-labels; {hint}")
     return chosen
 
 

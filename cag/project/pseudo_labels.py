@@ -96,10 +96,8 @@ def _read_map(path: Path, row: Any) -> np.ndarray:
         raise UserError(f"{path}: no such pseudo-label map; run `dvc repro` first")
     labels = read_label(path)
     if labels.shape != (row.height, row.width):
-        raise UserError(
-            f"{path}: height and width are {labels.shape}, the image has "
-            f"{(row.height, row.width)}; run `dvc repro` first"
-        )
+        problem = f"height and width are {labels.shape}, the image has {(row.height, row.width)}"
+        raise UserError(f"{path}: {problem}; run `dvc repro` first")
     return labels
 
 

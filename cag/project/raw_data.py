@@ -227,17 +227,12 @@ def disk_needed(
 
 
 def check_data(params: Parameters, name: str | None, partial: bool, on_domain: OnDomain) -> dict:
-    """Check the raw data of the domain `name`, or of both; see `check_domain`.
+    """Check the raw data of the domain `name`, or of both; `partial`: see `check_domain`.
 
-    `on_domain` is called after each, with its name and place, and its splits.
-
-    Returns:
-        Plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-        `extract` will write and that are `free`, with those they will replace; `problems`, a line
-        each.
-
-    Raises:
-        UserError: A class map cannot be read, or the network cannot be built.
+    `on_domain` is called after each domain, with its name and place, and its splits. The result, in
+    plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
+    `extract` will write and that are `free`, with those they will replace; `problems`, a line each.
+    UserError: a class map cannot be read, or the network cannot be built.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}

@@ -70,16 +70,14 @@ def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
 
     with opened(project) as repo:
         changed, graph = repo.status(), repo.index.graph
-        return Path(repo.root_dir), [
-            Stage(
-                stage.name,
-                [Path(output.fs_path) for output in stage.outs],
-                # An edge leads to what is needed.
-                frozenset(needed.name for needed in networkx.descendants(graph, stage)),
-                _changes(changed.get(stage.addressing, []), stage.always_changed),
-            )
-            for stage in repo.index.stages
-        ]
+        stages = []
+        for stage in repo.index.stages:
+            outputs = [Path(output.fs_path) for output in stage.outs]
+            # An edge leads to what is needed.
+            needs = frozenset(needed.name for needed in networkx.descendants(graph, stage))
+            changes = _changes(changed.get(stage.addressing, []), stage.always_changed)
+            stages.append(Stage(stage.name, outputs, needs, changes))
+        return Path(repo.root_dir), stages
 
 
 def _changes(entries: Sequence, always: bool) -> list[str]:
