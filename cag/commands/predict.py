@@ -78,9 +78,7 @@ def predict(model, images, out, overlay, confidence, size, tile, batch, device, 
         rate = round(labelled.images / labelled.seconds, 3)
         speed = {"seconds": round(labelled.seconds, 3), "images_per_second": rate}
         about = {"images": labelled.images, **speed, "device": str(segmenter.device)}
-        classes = [
-            {"class": name, "pixels": pixels, "share": share} for name, pixels, share in rows
-        ]
+        classes = [{"class": name, "pixels": count, "share": share} for name, count, share in rows]
         failed = [{"image": str(path), "error": error} for path, error in labelled.failures]
         print_json({**about, "classes": classes, "failed": failed})
     elif labelled.images:

@@ -93,9 +93,9 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
 
     require_new(folder)
     with progress("render scenes", 2 * images, "images") as advance:
-        for look in ("source", "target"):
+        for domain in ("source", "target"):
             for index in range(images):
-                write_dataset(folder / look, look, seed, 1, height, width, first=index)
+                write_dataset(folder / domain, domain, seed, 1, height, width, first=index)
                 advance()
     print(f"{folder}/source and {folder}/target: {images} images and labels each")
 

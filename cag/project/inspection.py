@@ -71,9 +71,9 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     return Inspected(description, inside(TARGET, row["image"]), maps, classes, point)
 
 
-def _labelled_round(given: str | None, rounds: list[str]) -> str:
+def _labelled_round(wanted: str | None, rounds: list[str]) -> str:
     ready = [name for name in rounds if (Path(ROUND.format(name)) / LABELS).is_dir()]
-    chosen = chosen_round(given, ready if given is None and ready else rounds)
+    chosen = chosen_round(wanted, ready if wanted is None and ready else rounds)
     if chosen not in ready:
         hint = f"`dvc repro pseudo_label@{chosen}` makes them"
         raise UserError(f"{chosen} has no pseudo-labels; {hint}")

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ TARGET, ROUND, LABELS = Path("data/prepared/target"), "data/rounds/{}", "pseudo_
 SPLIT = "train"
 
 
-def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
+def chosen_round(wanted: str | None, rounds: Sequence[str]) -> str:
     """The round with a name or a number from 1, None for the last; UserError: there is none."""
     if not rounds:
         raise UserError("params.yaml: rounds is empty, so there are no pseudo-labels")
-    if given is None:
+    if wanted is None:
         return rounds[-1]
-    if given in rounds:
-        return given
-    if given.isdecimal() and 1 <= int(given) <= len(rounds):
-        return rounds[int(given) - 1]
-    raise UserError(f"--round is '{given}'; params.yaml has {', '.join(rounds)}")
+    if wanted in rounds:
+        return wanted
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(rounds):
+        return rounds[int(wanted) - 1]
+    raise UserError(f"--round is '{wanted}'; params.yaml has {', '.join(rounds)}")
 
 
 def export_cityscapes(
@@ -50,13 +50,13 @@ def export_cityscapes(
     decoding = _decoding(class_map, classes)
     rows = read_manifest(TARGET).query(f"split == '{SPLIT}'").sort_values("name")
     names = cityscapes.cityscapes_names(rows["name"].tolist())
-    labels = [Path(ROUND.format(round_name)) / LABELS / rule for rule in rules]
+    label_folders = [Path(ROUND.format(round_name)) / LABELS / rule for rule in rules]
 
     with atomic_folder(out) as folder, progress("export", len(rows), "images") as advance:
 
         def write(pair: tuple[Any, str]) -> np.ndarray:
             row, new = pair
-            maps = [_read_map(inside(below, f"{row.name}.png"), row) for below in labels]
+            maps = [_read_map(inside(place, f"{row.name}.png"), row) for place in label_folders]
             train_ids = cityscapes.either(*maps) if len(maps) == 2 else maps[0]
             _put(TARGET / row.image, folder / cityscapes.image_path(new, SPLIT), copy)
             written = {"labelTrainIds": train_ids}
@@ -104,11 +104,8 @@ def _read_map(path: Path, row: Any) -> np.ndarray:
 def _put(source: Path, goal: Path, copy: bool) -> None:
     goal.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
-        try:
-            os.link(os.path.realpath(source), goal)
-            return
-        except OSError:  # another disk, or one without hard links
-            pass
+        with suppress(OSError):  # another disk, or one without hard links
+            return os.link(os.path.realpath(source), goal)
     try:
         shutil.copyfile(source, goal)
     except FileNotFoundError:

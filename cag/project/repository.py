@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,10 +138,9 @@ def reader(revision: str | None) -> Callable[[str], str | None]:
     files = DVCFileSystem(repo=".", rev=revision)
 
     def read(path: str) -> str | None:
-        try:
+        with suppress(FileNotFoundError):
             return files.read_text(path, encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        return None
 
     return read
 

@@ -1,4 +1,4 @@
-"""What DVC's experiments changed and what came of it: coverage, precision, mIoU, time."""
+"""Changes and results of DVC's experiments: coverage, precision, mIoU, time."""
 
 import io
 import json

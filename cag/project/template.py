@@ -72,12 +72,12 @@ def effective_yaml(path: Path) -> str:
     return "\n".join(_lines(values, read_parameters(path)))
 
 
-def _lines(values: Mapping[str, Any], given: Any, indent: str = "") -> Iterator[str]:
+def _lines(values: Mapping[str, Any], written: Any, indent: str = "") -> Iterator[str]:
     for key, value in values.items():
-        listed = isinstance(given, Mapping) and key in given
+        listed = isinstance(written, Mapping) and key in written
         comment = "" if listed else "  # default"
         if isinstance(value, Mapping) and value:
             yield f"{indent}{key}:{comment}"
-            yield from _lines(value, given[key] if listed else None, f"{indent}  ")
+            yield from _lines(value, written[key] if listed else None, f"{indent}  ")
         else:
             yield f"{indent}{key}: {as_yaml(value)}{comment}"
