@@ -63,8 +63,8 @@ def _times(stage: StageStatus) -> dict[str, str]:
     started, seconds = stage.record.get("started", ""), stage.record.get("seconds")
     rate = stage.record.get("images_per_second")
     took = "" if seconds is None else f"{seconds:.1f} s"
-    rates = {"images/s": "" if rate is None else f"{rate:.1f}"}
-    return {"ran": started[:16].replace("T", " "), "took": took, **rates}
+    rate = "" if rate is None else f"{rate:.1f}"
+    return {"ran": started[:16].replace("T", " "), "took": took, "images/s": rate}
 
 
 def _print_times(statuses: list[StageStatus]) -> None:

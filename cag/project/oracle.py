@@ -63,10 +63,8 @@ def labelled_split(params: OracleParams) -> Split:
         return replace(train, labels=params.oracle.labels)
     if validation:
         return validation[0]
-    raise UserError(
-        "oracle: the target has no labels: set oracle.labels, or give the target labelled "
-        "validation images"
-    )
+    hint = "set oracle.labels, or give the target labelled validation images"
+    raise UserError(f"oracle: the target has no labels: {hint}")
 
 
 def prepare_labelled(params: OracleParams, raw: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,15 +86,10 @@ def check_split(
     """
     result = SplitCheck(split.name, len(items))
     if complete is not None and len(items) != complete:
-        result.problems.append(
-            f"{folder / split.images}: {len(items)} images, the data set has {complete}; "
-            "fetch what is missing (--partial accepts a part)"
-        )
+        problem = f"{len(items)} images, the data set has {complete}; fetch what is missing"
+        result.problems.append(f"{folder / split.images}: {problem} (--partial accepts a part)")
     values: dict = {}
-
-    def check(item: Item) -> _ItemCheck:
-        return _check_item(item, folder, class_map, split.drop_mismatched)
-
+    check = partial(_check_item, folder=folder, split=split, class_map=class_map)
     with closing(in_order(check, items, cores())) as checked:
         for item, (size, counts, left_out, problem) in zip(items, checked, strict=True):
             if problem is not None:
@@ -101,10 +97,9 @@ def check_split(
             result.left_out += left_out
             if size is not None:
                 if one_size and result.size not in (None, size):
-                    (height, width), (first_height, first_width) = size, result.size
                     result.problems.append(
-                        f"{folder / item.image}: {width} x {height} pixels, those before it "
-                        f"{first_width} x {first_height}; the rounds need one size of target "
+                        f"{folder / item.image}: {size[1]} x {size[0]} pixels, those before it "
+                        f"{result.size[1]} x {result.size[0]}; the rounds need one size of target "
                         "images: set target.size to [height, width]"
                     )
                     one_size = False  # once is enough
@@ -119,12 +114,12 @@ def check_split(
     return result
 
 
-def _check_item(item: Item, folder: Path, class_map: ClassMap, drop_mismatched: bool) -> _ItemCheck:
+def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> _ItemCheck:
     try:
         size = read_image(inside(folder, item.image)).shape[:2]
         if item.label is None:
             return _ItemCheck(size)
-        raw = read_raw_label(item, folder, None if drop_mismatched else size)
+        raw = read_raw_label(item, folder, None if split.drop_mismatched else size)
         if raw.shape[:2] != size:
             return _ItemCheck(left_out=True)
     except UserError as error:
@@ -145,10 +140,9 @@ def _add_values(
         name = {None: UNKNOWN, IGNORE: IGNORED}.get(train_id) or names[train_id]
         rows.append([value, name, pixels, images, label])
         if train_id is None:
-            result.problems.append(
-                f"{folder / label}: label value {value} (in {images} images) not in the class "
-                "map; list it under a class's 'values' or under 'ignore'"
-            )
+            hint = "list it under a class's 'values' or under 'ignore'"
+            problem = f"label value {value} (in {images} images) not in the class map; {hint}"
+            result.problems.append(f"{folder / label}: {problem}")
     table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
@@ -163,11 +157,11 @@ def _add_values(
 
 
 def check_domain(
-    domain: str, config: Source | Target, folder: Path, class_map: ClassMap, partial: bool = False
+    domain: str, config: Source | Target, folder: Path, class_map: ClassMap, is_part: bool = False
 ) -> list[SplitCheck]:
     """Check all splits of a domain (source or target) but scenes, which have no files.
 
-    No label of the target's training images is opened. If `partial`, the folder holds a part of the
+    No label of the target's training images is opened. If `is_part`, the folder holds a part of the
     data set on purpose: any number of images will do, and a class may be absent.
     """
     checks, listed = [], []
@@ -179,8 +173,8 @@ def check_domain(
     total = sum(len(items) for _, items in listed)
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
-            complete = None if partial else COMPLETE.get((config.layout, split.name))
-            absent_is_wrong = domain == "source" and not partial  # the target's val may lack one
+            complete = None if is_part else COMPLETE.get((config.layout, split.name))
+            absent_is_wrong = domain == "source" and not is_part  # the target's val may lack one
             one_size = domain == "target" and split.name == "train" and config.size is None
             options = (class_map, complete, absent_is_wrong, one_size, advance)
             checks.append(check_split(items, folder, split, *options))
@@ -226,8 +220,8 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-def check_data(params: Parameters, name: str | None, partial: bool, on_domain: OnDomain) -> dict:
-    """Check the raw data of the domain `name`, or of both; `partial`: see `check_domain`.
+def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
+    """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
@@ -248,7 +242,7 @@ def check_data(params: Parameters, name: str | None, partial: bool, on_domain: O
             checks = [SplitCheck(*pair, size=config.size) for pair in counts.items() if pair[1]]
         else:
             place = inside(data_root(), config.folder)
-            checks = check_domain(domain, config, place, class_maps[domain], partial)
+            checks = check_domain(domain, config, place, class_maps[domain], is_part)
         on_domain(f"{domain}: {config.layout}, {place}", checks)
         domains[domain] = [check.plain() for check in checks]
         problems += [problem for check in checks for problem in check.problems]
@@ -257,9 +251,7 @@ def check_data(params: Parameters, name: str | None, partial: bool, on_domain: O
     written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
     free = free_bytes(PREPARED) + written
     if sum(needed) > free:
-        problems.append(
-            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
-            "or take fewer rounds or a smaller size"
-        )
+        hint = "free some space, or take fewer rounds or a smaller size"
+        problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
     return {"domains": domains, "disk_bytes": disk_bytes, "problems": problems}

@@ -53,10 +53,9 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
         with Repo(project) as repo:
             yield repo
     except LockError:
-        raise UserError(
-            "DVC is running in this project, and its state is changing; ask again when it is done "
-            "(after a kill: delete .dvc/tmp/rwlock)"
-        ) from None
+        hint = "ask again when it is done (after a kill: delete .dvc/tmp/rwlock)"
+        problem = "DVC is running in this project, and its state is changing"
+        raise UserError(f"{problem}; {hint}") from None
     except NotDvcRepoError:
         hint = "no DVC project; run this in the folder of one (`cag init`)"
         raise UserError(f"{project.resolve()}: {hint}") from None
