@@ -96,7 +96,7 @@ def test_without_a_commit_one_line_says_so():
 def test_what_the_cache_has_lost_is_not_known(monkeypatch):
     class Files:
         def read_text(self, path, encoding):
-            if path != repository.LOCK:
+            if path != sweeps.LOCK:
                 raise FileNotFoundError(path)
             return yaml.safe_dump({"stages": {"pseudo_label@round1": stage(), "report": stage()}})
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cag.commands.terminal import json_option, print_json, print_rows
+from cag.config.base import RULES
 from cag.runtime.errors import UserError
 
 
@@ -15,9 +16,7 @@ from cag.runtime.errors import UserError
 @click.option("--xy", help="A pixel X,Y of the prepared image, from 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; inspect-IMAGE-ROUND.png.")
 @json_option
-def inspect(
-    image: str, round_name: str | None, xy: str | None, out: Path | None, as_json: bool
-) -> None:
+def inspect(image, round_name, xy, out, as_json) -> None:
     """Show what a round knows of IMAGE, a target training image, or of one of its pixels.
 
     IMAGE is a name, a part of one, or a path. The tables show the pixels of each class by nearest
@@ -55,10 +54,8 @@ def _point(xy: str) -> tuple[int, int]:
 
 
 def _print(about: dict[str, Any]) -> None:
-    print(
-        f"{about['image']} in {about['round']} (teacher {about['teacher']}): "
-        f"{about['width']} x {about['height']} pixels, {about['pixels']} of the features"
-    )
+    size = f"{about['width']} x {about['height']} pixels, {about['pixels']} of the features"
+    print(f"{about['image']} in {about['round']} (teacher {about['teacher']}): {size}")
     if not about["as_written"]:
         print("its label PNGs have other thresholds than params.yaml now; the tables have the new")
     if "pixel" in about:
@@ -69,17 +66,13 @@ def _print(about: dict[str, Any]) -> None:
 
 def _print_pixel(pixel: dict[str, Any]) -> None:
     place, labels = pixel["feature_pixel"], pixel["labels"]
-    training = " and ".join(labels["training"])
+    training = " and ".join(labels["training"]) or "none"
     print(f"pixel {pixel['x']},{pixel['y']}: row {place['row']}, column {place['column']}")
     print_rows(pixel["distances"])
-    print(
-        f"nearest {pixel['nearest']}: d1 {pixel['nearest_distance']:.4g}, "
-        f"d2 {pixel['second_distance']:.4g}, margin {pixel['margin']:.4g}, "
-        f"relative margin {pixel['relative_margin']:.4f}"
-    )
+    distances = f"d1 {pixel['nearest_distance']:.4g}, d2 {pixel['second_distance']:.4g}"
+    margins = f"margin {pixel['margin']:.4g}, relative margin {pixel['relative_margin']:.4f}"
+    print(f"nearest {pixel['nearest']}: {distances}, {margins}")
     print(f"predicted {pixel['prediction']}: probability {pixel['probability']:.4f}")
     print_rows(pixel["rules"])
-    print(
-        f"label by anchor: {labels['anchor'] or 'none'}; by probability: "
-        f"{labels['probability'] or 'none'}; trained on: {training or 'none'}"
-    )
+    anchor, probability = (labels[rule] or "none" for rule in RULES)
+    print(f"label by anchor: {anchor}; by probability: {probability}; trained on: {training}")

@@ -8,6 +8,9 @@ from cag.commands.terminal import print_rows
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
 
+IMAGES = """Photographs to compare with too: a file, a folder or a pattern; 4 are taken.
+[default: two built-in scenes]"""
+
 
 @click.command(short_help="A model as ONNX or pt2 for other programs.")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -15,12 +18,7 @@ from cag.runtime.files import atomic_file
     "--format", "form", type=click.Choice(["onnx", "pt2"]), required=True, help="Of the file."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
-@click.option(
-    "--images",
-    multiple=True,
-    help="Photographs to compare with too: a file, a folder or a pattern; 4 are taken. "
-    "[default: two built-in scenes]",
-)
+@click.option("--images", multiple=True, help=IMAGES)
 def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     """Write MODEL for other programs: ONNX, or pt2 for torch.export.load.
 
@@ -45,24 +43,16 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
     with atomic_file(out) as partial:
-        compared = exports.export(model, form, partial, images)
-        rows = [
-            {
-                "images": comparison.images,
-                "size": "x".join(map(str, comparison.shape)),
-                "difference": f"{comparison.difference:.1e}",
-                "own rounding": f"{comparison.rounding:.1e}",
-                "largest": f"{comparison.scale:.3g}",
-                "equal labels": f"{comparison.agreement:.3%}",
-            }
-            for comparison in compared
-        ]
+        rows, compared = [], exports.export(model, form, partial, images)
+        for result in compared:
+            size = "x".join(map(str, result.shape))
+            row = {"images": result.images, "size": size, "difference": f"{result.difference:.1e}"}
+            row |= {"own rounding": f"{result.rounding:.1e}", "largest": f"{result.scale:.3g}"}
+            rows.append(row | {"equal labels": f"{result.agreement:.3%}"})
         print_rows(rows)
-        if not all(comparison.passed for comparison in compared):
-            raise UserError(
-                f"{out}: not kept: its logits differ from those of {model} by more than rounding; "
-                "see the table above"
-            )
+        if not all(result.passed for result in compared):
+            reason = f"its logits differ from those of {model} by more than rounding"
+            raise UserError(f"{out}: not kept: {reason}; see the table above")
     opset = f", opset {exports.OPSET}" if form == "onnx" else ""
     print(f"{out}: {model}, {out.stat().st_size / 1e6:.1f} MB{opset}")
 

@@ -9,21 +9,26 @@ from cag.commands.terminal import json_option, print_json, print_rows, stdout_fo
 from cag.runtime.errors import UserError
 
 SHOWN_FAILURES = 30
+SIZE = """Predict at this size, or at each image's own.
+[default: that of the images trained on, which the model knows]"""
+TILE = """Side of overlapping tiles in pixels, at least 64; 0: images whole.
+[default: 1024 for images above 4 million pixels]"""
+BATCH = "Images of one size that are predicted together, of up to 4 million pixels."
 
 
 class PixelSize(click.ParamType):
-    """Height and width in pixels, or the word own."""
+    """(height, width) in pixels, or the word own."""
 
     name = "H,W|own"
 
     def convert(self, value, param, ctx):
-        """Return (height, width), or "own"."""
+        """Parse the option's text."""
         if isinstance(value, tuple) or value == "own":
             return value
         sides = value.replace("x", ",").split(",")
         if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
-            expected = "height,width in pixels, such as 512,1024, nor own"
-            self.fail(f"{value!r} is neither {expected}", param, ctx)
+            problem = f"{value!r} is neither height,width in pixels, such as 512,1024, nor own"
+            self.fail(problem, param, ctx)
         return int(sides[0]), int(sides[1])
 
 
@@ -33,39 +38,12 @@ class PixelSize(click.ParamType):
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 @click.option("--overlay/--no-overlay", default=True, help="Write overlays/ too.")
 @click.option("--confidence", is_flag=True, help="Write confidence/ too.")
-@click.option(
-    "--size",
-    type=PixelSize(),
-    help="Predict at this size, or at each image's own. [default: that of the images trained on, "
-    "which the model knows]",
-)
-@click.option(
-    "--tile",
-    type=int,
-    help="Side of overlapping tiles in pixels, at least 64; 0: images whole. "
-    "[default: 1024 for images above 4 million pixels]",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Images of one size that are predicted together, of up to 4 million pixels.",
-)
+@click.option("--size", type=PixelSize(), help=SIZE)
+@click.option("--tile", type=int, help=TILE)
+@click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help=BATCH)
 @click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best there is]")
 @json_option
-def predict(
-    model: Path,
-    images: tuple[str, ...],
-    out: Path,
-    overlay: bool,
-    confidence: bool,
-    size: tuple[int, int] | str | None,
-    tile: int | None,
-    batch: int,
-    device: str | None,
-    as_json: bool,
-) -> None:
+def predict(model, images, out, overlay, confidence, size, tile, batch, device, as_json) -> None:
     """Label IMAGES (files, folders with all below them, or quoted patterns) with MODEL.
 
     Below the folder --out, at each image's own size and under its path below the folder given:
@@ -94,30 +72,21 @@ def predict(
     with stdout_for_json(as_json):
         segmenter = load(model, device)
         labelled = label_photographs(segmenter, files, out, kinds, size, tile, batch)
-    counts = zip(segmenter.classes, labelled.pixels.tolist(), labelled.shares, strict=True)
-    classes = [
-        {"class": name, "pixels": pixels, "share": round(float(share), 6)}
-        for name, pixels, share in counts
-    ]
+    shares = [round(float(share), 6) for share in labelled.shares]
+    rows = list(zip(segmenter.classes, labelled.pixels.tolist(), shares, strict=True))
     if as_json:
-        print_json(
-            {
-                "images": labelled.images,
-                "seconds": round(labelled.seconds, 3),
-                "images_per_second": round(labelled.images / labelled.seconds, 3),
-                "device": str(segmenter.device),
-                "classes": classes,
-                "failed": [{"image": str(p), "error": error} for p, error in labelled.failures],
-            }
-        )
+        rate = round(labelled.images / labelled.seconds, 3)
+        speed = {"seconds": round(labelled.seconds, 3), "images_per_second": rate}
+        about = {"images": labelled.images, **speed, "device": str(segmenter.device)}
+        classes = [{"class": name, "pixels": count, "share": share} for name, count, share in rows]
+        failed = [{"image": str(path), "error": error} for path, error in labelled.failures]
+        print_json({**about, "classes": classes, "failed": failed})
     elif labelled.images:
-        shares = [(row["class"], f"{100 * row['share']:.2f}") for row in classes]
-        print_rows([{"class": name, "pixels, %": share} for name, share in shares])
+        print_rows([{"class": name, "pixels, %": f"{100 * share:.2f}"} for name, _, share in rows])
     if failures := [error for _, error in labelled.failures]:
         shown = failures[:SHOWN_FAILURES]
         print(*(f"passed over: {error}" for error in shown), sep="\n", file=sys.stderr)
         more = f", {len(shown)} of them" if len(failures) > len(shown) else ""
-        raise UserError(
-            f"{len(failures)} of {len(files)} images could not be read; listed above{more}"
-            + ("; the others are labelled" if labelled.images else "")
-        )
+        rest = "; the others are labelled" if labelled.images else ""
+        problem = f"{len(failures)} of {len(files)} images could not be read"
+        raise UserError(f"{problem}; listed above{more}{rest}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cag.project.raw_data import SplitCheck
 
 SHOWN_VALUES, SHOWN_PROBLEMS = 60, 30
+EFFECTIVE = "Change nothing; print all values of NAME, or of params.yaml, with the defaults."
+PARTIAL = "A part of the data set on purpose: any count will do."
 
 
 @click.command(short_help="Start a project of your own.")
@@ -34,16 +36,10 @@ def init(folder: Path) -> None:
 
 @click.command(short_help="Choose a parameter file (params.yaml).")
 @click.argument(
-    "name",
-    required=False,
-    shell_complete=lambda context, parameter, begun: list(template.presets(begun)),
+    "name", required=False, shell_complete=lambda _, __, begun: list(template.presets(begun))
 )
 @click.option("--force", is_flag=True, help="Overwrite a changed params.yaml without asking.")
-@click.option(
-    "--effective",
-    is_flag=True,
-    help="Change nothing; print all values of NAME, or of params.yaml, with the defaults.",
-)
+@click.option("--effective", is_flag=True, help=EFFECTIVE)
 def preset(name: str | None, force: bool, effective: bool) -> None:
     """Copy presets/NAME.yaml over params.yaml; without NAME, list the presets.
 
@@ -97,9 +93,9 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
 
     require_new(folder)
     with progress("render scenes", 2 * images, "images") as advance:
-        for look in ("source", "target"):
+        for domain in ("source", "target"):
             for index in range(images):
-                write_dataset(folder / look, look, seed, 1, height, width, first=index)
+                write_dataset(folder / domain, domain, seed, 1, height, width, first=index)
                 advance()
     print(f"{folder}/source and {folder}/target: {images} images and labels each")
 
@@ -111,9 +107,7 @@ def data() -> None:
 
 @data.command(short_help="Read the raw data before they are used.")
 @click.argument("name", type=click.Choice(["source", "target"]), required=False)
-@click.option(
-    "--partial", is_flag=True, help="A part of the data set on purpose: any count will do."
-)
+@click.option("--partial", is_flag=True, help=PARTIAL)
 @json_option
 def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or else both.
@@ -132,11 +126,9 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     with stdout_for_json(as_json):
         params = load_all()
         checked = check_data(params, name, partial, _print_domain)
-        prepare, extract, free = (count / 1e9 for count in checked["disk_bytes"].values())
-        print(
-            f"disk: prepare {prepare:.1f} GB, extract {extract:.1f} GB in {len(params.rounds)} "
-            f"rounds; free {free:.1f} GB"
-        )
+        prepare, extract, free = (f"{n / 1e9:.1f} GB" for n in checked["disk_bytes"].values())
+        rounds = f"{len(params.rounds)} rounds"
+        print(f"disk: prepare {prepare}, extract {extract} in {rounds}; free {free}")
     problems = checked["problems"]
     if as_json:
         print_json(checked)

@@ -7,6 +7,12 @@ import click
 from cag.config.base import RULES
 
 BOTH = "both"
+RULE = "both: the label that either rule gives; where they give two, none."
+
+
+def choice(*values: str) -> dict:
+    """The keywords of an option with some values, of which the last is the default."""
+    return {"type": click.Choice(values), "default": values[-1], "show_default": True}
 
 
 @click.group()
@@ -16,22 +22,9 @@ def pseudo() -> None:
 
 @pseudo.command(short_help="Pseudo-labels for other training programs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["cityscapes"]),
-    default="cityscapes",
-    show_default=True,
-    help="Folder layout.",
-)
+@click.option("--format", "layout", **choice("cityscapes"), help="Folder layout.")
 @click.option("--round", "round_name", help="Its name or number. [default: the last]")
-@click.option(
-    "--rule",
-    type=click.Choice([*RULES, BOTH]),
-    default=BOTH,
-    show_default=True,
-    help="both: the label that either rule gives; where they give two, none.",
-)
+@click.option("--rule", **choice(*RULES, BOTH), help=RULE)
 @click.option("--copy", is_flag=True, help="Copy the images; else they are hard links if possible.")
 def export(out: Path, layout: str, round_name: str | None, rule: str, copy: bool) -> None:
     """Write a round's pseudo-labels and their images in the layout of Cityscapes.

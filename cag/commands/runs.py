@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cag.project.status import StageStatus
 
 RESULTS = Path("data/results")
+WITH_ORACLE = "Also train with true target labels (not in a grid)."
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 SUMMARY = """\
 pseudo-labels data/rounds/<round>/pseudo_labels/
@@ -46,16 +47,11 @@ def status(times: bool, as_json: bool) -> None:
     elif times:
         _print_times(statuses)
     else:
-        rows = [
-            {
-                "stage": stage.stage,
-                "state": stage.state,
-                **_times(stage),
-                "size": f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else "",
-                "why": stage.why,
-            }
-            for stage in statuses
-        ]
+        rows = []
+        for stage in statuses:
+            size = f"{stage.bytes / 1e6:.1f} MB" if stage.bytes else ""
+            row = {"stage": stage.stage, "state": stage.state, **_times(stage)}
+            rows.append({**row, "size": size, "why": stage.why})
         print_rows(rows, styles=COLOURS)
         behind = sum(stage.state != FRESH for stage in statuses)
         size = sum(stage.bytes for stage in statuses) / 1e9
@@ -64,21 +60,18 @@ def status(times: bool, as_json: bool) -> None:
 
 
 def _times(stage: StageStatus) -> dict[str, str]:
-    keys = ("started", "seconds", "images_per_second")
-    started, seconds, rate = map(stage.record.get, keys)
-    return {
-        "ran": "" if started is None else started[:16].replace("T", " "),
-        "took": "" if seconds is None else f"{seconds:.1f} s",
-        "images/s": "" if rate is None else f"{rate:.1f}",
-    }
+    started, seconds = stage.record.get("started", ""), stage.record.get("seconds")
+    rate = stage.record.get("images_per_second")
+    took = "" if seconds is None else f"{seconds:.1f} s"
+    rate = "" if rate is None else f"{rate:.1f}"
+    return {"ran": started[:16].replace("T", " "), "took": took, "images/s": rate}
 
 
 def _print_times(statuses: list[StageStatus]) -> None:
-    ran = [stage for stage in statuses if stage.record]
+    ran, rows = [stage for stage in statuses if stage.record], []
     if not ran:
         raise UserError("no stage has run in this folder; `dvc repro` runs them")
     ran.sort(key=lambda stage: datetime.fromisoformat(stage.record["started"]))
-    rows = []
     for stage in ran:
         record, share = stage.record, stage.record["waiting_share"]
         counts = {"images": record["images"], "waiting": "" if share is None else f"{share:.0%}"}
@@ -113,18 +106,9 @@ def summary(as_json: bool) -> None:
 @click.option("--set", "-S", "overrides", multiple=True, help="As `dvc exp run -S key=value`.")
 @click.option("--grid", type=click.Path(path_type=Path), help="YAML file of variants to compare.")
 @click.option("--jobs", default=1, show_default=True, help="Experiments at the same time.")
-@click.option(
-    "--oracle/--no-oracle", default=True, help="Also train with true target labels (not in a grid)."
-)
+@click.option("--oracle/--no-oracle", default=True, help=WITH_ORACLE)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the scores as CSV too.")
-def results(
-    seeds: str,
-    overrides: tuple[str, ...],
-    grid: Path | None,
-    jobs: int,
-    oracle: bool,
-    out: Path | None,
-) -> None:
+def results(seeds, overrides, grid, jobs, oracle, out) -> None:
     """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
 
     With --grid, each variant of a file runs with each seed: its name, then a list of key=value.

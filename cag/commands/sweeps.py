@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import json_option, print_json, print_rows
+from cag.runtime.files import write_csv
 
 
 @click.group()
@@ -18,9 +19,7 @@ def sweep() -> None:
 @click.option("--x", help="Parameter to draw against; the first threshold that differs.")
 @click.option("--all-commits", is_flag=True, help="Experiments of earlier commits, too.")
 @json_option
-def show(
-    csv: Path | None, plot: Path | None, x: str | None, all_commits: bool, as_json: bool
-) -> None:
+def show(csv, plot, x, all_commits, as_json) -> None:
     """Print what each of DVC's experiments changed and what came of it.
 
     The parameters that differ, the share of the target pixels that each rule labels, the precision
@@ -38,8 +37,6 @@ def show(
 
     table = sweeps.sweep_table(all_commits)
     if csv is not None:
-        from cag.runtime.files import write_csv
-
         write_csv(csv, table)
     if plot is not None:
         from cag.analysis import plots

@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def print_rows(
     rows: Sequence[Mapping[str, Any]], title: str | None = None, styles: Mapping[str, str] = {}
 ) -> None:
-    """Print rows of the same keys, the columns' heads, as a table; numbers stand to the right.
+    """Print rows as a table; the first one's keys are the heads, numbers stand to the right.
 
     `styles` are colours of cells by their text. Cells are plain text, whatever they spell.
     """
@@ -30,13 +30,9 @@ def print_rows(
     for key in rows[0] if rows else ():
         texts = [_text(row[key]) for row in rows]
         numbers = any(texts) and all(map(_NUMBER.match, texts))
-        spaces = any(" " in text for text in texts)
-        table.add_column(
-            key,
-            justify="right" if numbers else "left",
-            no_wrap=numbers or not spaces,
-            overflow="fold",
-        )
+        no_wrap = numbers or not any(" " in text for text in texts)
+        justify = "right" if numbers else "left"
+        table.add_column(key, justify=justify, no_wrap=no_wrap, overflow="fold")
     for row in rows:
         table.add_row(*(Text(text, styles.get(text, "")) for text in map(_text, row.values())))
     width = None if sys.stdout.isatty() else FILE_WIDTH

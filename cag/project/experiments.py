@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -21,13 +22,8 @@ from cag.runtime.progress import progress
 
 SCRATCH = Path(".scratch/oracle")
 ORACLE_METRICS = "data/oracle/metrics.json"
-ORACLE_NEEDS = (
-    PARAMS,
-    "classes",
-    "data/prepared/source",
-    "data/prepared/target",
-    "data/models/pretrain.safetensors",
-)
+MODEL = "data/models/pretrain.safetensors"
+ORACLE_NEEDS = (PARAMS, "classes", "data/prepared/source", "data/prepared/target", MODEL)
 BASELINE, ORACLE = "pretrain", "oracle"
 TITLE = "mIoU on the labelled target validation images, %"
 FINISHED = {"Success", "Failed"}
@@ -35,11 +31,7 @@ POLL_SECONDS = 10
 
 
 def workspace_scores() -> dict[str, float | None]:
-    """The mIoU of each model of the last run, in [0, 1]; None where no pixel has a known label.
-
-    Raises:
-        UserError: There is no run.
-    """
+    """The last run's mIoU by model in [0, 1], None without known labels; UserError: no run."""
     paths = sorted(Path().glob(METRICS.format("*")))
     if not paths:
         raise UserError(
@@ -52,30 +44,22 @@ def workspace_scores() -> dict[str, float | None]:
 def workspace_rows() -> list[dict[str, str]]:
     """The same as text in %, with the change against source only."""
     percent = 100 * pd.Series(workspace_scores(), dtype=float)
-    gained = percent - percent.get(BASELINE, float("nan"))
-    return [
-        {
-            "model": "source only (pretrain)" if model == BASELINE else model,
-            "mIoU": f"{score:.1f}",
-            "against source only": "" if model == BASELINE else f"{gained[model]:+.1f}",
-        }
-        for model, score in percent.items()
-    ]
+    gained = (percent - percent.get(BASELINE, float("nan"))).map("{:+.1f}".format)
+    table = pd.DataFrame({"mIoU": percent.map("{:.1f}".format), "against source only": gained})
+    table.loc[table.index == BASELINE, "against source only"] = ""
+    table = table.rename({BASELINE: "source only (pretrain)"}).reset_index(names="model")
+    return table.to_dict("records")
 
 
 def read_grid(path: Path) -> dict[str, list[str]]:
-    """Read variants of the parameters: a YAML mapping of each one's name to a list of changes.
+    """Read the variants of a YAML file: lists of changes by name; UserError for anything else.
 
     A change is "key=value", or "~key" to leave a key out, as after `dvc exp run -S`.
-
-    Raises:
-        UserError: The file cannot be read or holds something else.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as YAML ({reason})") from None
+        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected names of variants, each with a list of key=value")
     for name, entries in content.items():
@@ -89,26 +73,16 @@ def read_grid(path: Path) -> dict[str, list[str]]:
 def run_experiments(
     variants: Mapping[str, Sequence[str]], seeds: Sequence[int], jobs: int, oracle: bool = False
 ) -> pd.DataFrame:
-    """Run the pipeline once per variant and seed, each in a temporary copy, and read the scores.
+    """Run the pipeline and, if wanted, the oracle once per variant (see `read_grid`) and seed.
 
-    Args:
-        variants: Changes of params.yaml by name, as `read_grid` returns them.
-        seeds: Values of `seed`.
-        jobs: Experiments at a time.
-        oracle: Also run the oracle.
-
-    Returns:
-        Columns variant and seed, then the mIoU in [0, 1] of each evaluated model and of the oracle.
-
-    Raises:
-        UserError: An experiment fails; its log is named.
+    Each runs in a temporary copy, `jobs` at a time. The columns are variant, seed, then the mIoU in
+    [0, 1] of each evaluated model and of the oracle. A UserError names a failed experiment's log.
     """
     runs = {}
     # The first variant comes first, so that the others find its stages in DVC's run cache.
     for (variant, overrides), seed in product(variants.items(), seeds):
-        identity = fingerprint(overrides=sorted(overrides), time=time.time())
-        name = f"seed{seed}-{identity[:6]}"
-        settings = [f"-Sseed={seed}", *(f"-S{entry}" for entry in overrides)]
+        name = f"seed{seed}-{fingerprint(overrides=sorted(overrides), time=time.time())[:6]}"
+        settings = [f"-S{entry}" for entry in (f"seed={seed}", *overrides)]
         command("exp", "run", "--queue", "--name", name, *settings)
         runs[name] = {"variant": variant, "seed": seed}
     _work(list(runs), jobs)
@@ -121,12 +95,10 @@ def run_experiments(
 
 
 def _oracles(revisions: list[str], jobs: int) -> list[float]:
-    """Scores of the oracles of experiments, `jobs` of them trained at the same time."""
     if jobs == 1:
         return [run_oracle(revision) for revision in revisions]
-    bar = progress("oracles", len(revisions), "oracles")
+    futures, bar = [], progress("oracles", len(revisions), "oracles")
     with ThreadPoolExecutor(jobs) as pool, bar as advance:
-        futures = []
         for revision in revisions:
             _collect(revision)  # one at a time: DVC locks the repository
             futures.append(pool.submit(run_oracle, revision, jobs))
@@ -140,25 +112,16 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
     """Train with true target labels from an experiment's source-only model; the mIoU in [0, 1].
 
     `stages.oracle` runs in a scratch folder with what it needs of the experiment. It is no stage of
-    the pipeline, so that `dvc repro` never opens the label of a target training image.
-
-    Args:
-        revision: The experiment.
-        jobs: Oracles at the same time. If several, each writes a log beside its scratch folder.
-
-    Raises:
-        UserError: The experiment lacks what it needs, or the training fails.
+    the pipeline, so that `dvc repro` never opens the label of a target training image. With several
+    `jobs` at a time, each writes a log beside its scratch folder. UserError: it fails.
     """
     _collect(revision)
     folder, log = SCRATCH / revision, SCRATCH / f"{revision}.log"
     roots = {"CAG_DATA": str(data_root()), "PYTHONPATH": str(Path.cwd())}
-    program = [sys.executable, "-m", "stages.oracle"]
-    options = {"cwd": folder, "env": {**_environment(jobs), **roots}, "check": False}
-    if jobs == 1:
-        done = subprocess.run(program, **options)
-    else:
-        with open(log, "w", encoding="utf-8") as file:
-            done = subprocess.run(program, stdout=file, stderr=subprocess.STDOUT, **options)
+    program, environment = [sys.executable, "-m", "stages.oracle"], {**_environment(jobs), **roots}
+    with nullcontext() if jobs == 1 else open(log, "w", encoding="utf-8") as file:
+        streams = {"stdout": file, "stderr": file and subprocess.STDOUT}
+        done = subprocess.run(program, cwd=folder, env=environment, **streams, check=False)
     if done.returncode:
         where = "see above" if jobs == 1 else f"{log} shows why"
         raise UserError(f"the oracle of experiment {revision} failed; {where}")
@@ -178,15 +141,13 @@ def _collect(revision: str) -> None:
 
 
 def _environment(jobs: int) -> dict[str, str]:
-    """The environment of one of several programs that share the cores."""
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
 def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
     """Mean, standard deviation and each seed's mIoU in %, of one variant of `run_experiments`.
 
-    "gap closed" is the mean gain over source only, "of the oracle" the mean mIoU, each as a share
-    of the oracle's.
+    "gap closed" is the share of the oracle's gain over source only, "of the oracle" of its mIoU.
     """
     percent = 100 * scores[scores.columns[2:]]
     gained = percent.sub(percent.get(BASELINE, float("nan")), axis=0).mean()  # of each model
@@ -198,27 +159,19 @@ def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
             if BASELINE in percent and model != BASELINE:
                 gap = gained[ORACLE]
                 closed = f"{100 * gained[model] / gap:.0f} %" if gap > 0 else "no gap"
-        rows.append(
-            {
-                "model": "source only" if model == BASELINE else model,
-                "mean": f"{values.mean():.1f}",
-                "sd": f"{values.std():.1f}" if len(values) > 1 else "",
-                **{f"seed {scores['seed'][row]}": f"{score:.1f}" for row, score in values.items()},
-                "gained": "" if model == BASELINE else f"{gained[model]:+.1f}",
-                "gap closed": closed,
-                "of the oracle": share,
-            }
-        )
+        name = "source only" if model == BASELINE else model
+        row = {"model": name, "mean": f"{values.mean():.1f}"}
+        row["sd"] = f"{values.std():.1f}" if len(values) > 1 else ""
+        row |= {f"seed {scores['seed'][i]}": f"{score:.1f}" for i, score in values.items()}
+        row["gained"] = "" if model == BASELINE else f"{gained[model]:+.1f}"
+        rows.append({**row, "gap closed": closed, "of the oracle": share})
     return rows
 
 
 def grid_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
-    """Mean ± standard deviation over the seeds of each variant's models, mIoU in %.
+    """Mean ± standard deviation over the seeds of the mIoU in %, for `run_experiments`' variants.
 
-    "gained" is the mean gain of a variant's last model over source only.
-
-    Args:
-        scores: From `run_experiments`; NaN where a variant did not evaluate a model.
+    NaN: a variant lacks a model. "gained" is its last model's mean gain over source only.
     """
     rows, percent = [], 100 * scores[scores.columns[2:]]
     for variant, values in percent.groupby(scores["variant"], sort=False):
@@ -259,7 +212,6 @@ def _work(names: list[str], jobs: int) -> None:
 
 
 def _scores(revision: str) -> dict[str, float]:
-    """The mIoU of each model that an experiment evaluated."""
     read = reader(revision)
     models = yaml.safe_load(read(PARAMS))["evaluated"]
     texts = {model: read(METRICS.format(model)) for model in models}

@@ -35,15 +35,10 @@ class Inspected(NamedTuple):
 
 
 def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -> Inspected:
-    """Read what a round knows of a target training image, or of one of its pixels.
+    """Read what a round knows of a target training image, or of the pixel (x, y) of it.
 
-    Args:
-        image: A name, a part of one, or a path.
-        round_name: Name or number; None for the last round with pseudo-labels.
-        point: x and y of a pixel of the prepared image, or None.
-
-    Raises:
-        UserError: There is no such image, round or pixel, or an artifact is missing.
+    `image` is a name, a part of one, or a path; `round_name` a name, a number, or None for the last
+    round with pseudo-labels. UserError: one of them does not exist, or an artifact is missing.
     """
     params = load_all()
     config, chosen = params.pseudo_label, _labelled_round(round_name, list(params.rounds))
@@ -63,16 +58,11 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     maps = inspection.inspect_image(features, prediction, probability, anchors, config, cuts)
     written = [read_label(inside(folder / LABELS / rule, f"{name}.png")) for rule in RULES]
     computed = [_enlarged(labels, size) for labels in (maps.by_anchor, maps.by_probability)]
-    description = {
-        "image": name,
-        "round": chosen,
-        "teacher": params.rounds[chosen].teacher,
-        "height": size[0],
-        "width": size[1],
-        # Otherwise the PNGs are of other thresholds than params.yaml has now.
-        "as_written": all(map(np.array_equal, written, computed)),
-        **inspection.describe_image(maps, classes.names),
-    }
+    description = {"image": name, "round": chosen, "teacher": params.rounds[chosen].teacher}
+    description |= {"height": size[0], "width": size[1]}
+    # Otherwise the PNGs are of other thresholds than params.yaml has now.
+    description["as_written"] = all(map(np.array_equal, written, computed))
+    description |= inspection.describe_image(maps, classes.names)
     if point is not None:
         place = inspection.feature_pixel(point, size, maps.pixels.nearest.shape)
         evidence = (maps, place, features, anchors, config, cuts, classes.names)
@@ -81,14 +71,12 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     return Inspected(description, inside(TARGET, row["image"]), maps, classes, point)
 
 
-def _labelled_round(given: str | None, rounds: list[str]) -> str:
-    """The round that is meant: by name, by number from 1, or the last one that has labels."""
+def _labelled_round(wanted: str | None, rounds: list[str]) -> str:
     ready = [name for name in rounds if (Path(ROUND.format(name)) / LABELS).is_dir()]
-    chosen = chosen_round(given, ready if given is None and ready else rounds)
+    chosen = chosen_round(wanted, ready if wanted is None and ready else rounds)
     if chosen not in ready:
-        raise UserError(
-            f"{chosen} has no pseudo-labels; `dvc repro pseudo_label@{chosen}` makes them"
-        )
+        hint = f"`dvc repro pseudo_label@{chosen}` makes them"
+        raise UserError(f"{chosen} has no pseudo-labels; {hint}")
     return chosen
 
 
@@ -98,14 +86,14 @@ def _enlarged(pixel_map: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 def figure(inspected: Inspected) -> Figure:
     """The image and its maps side by side."""
-    about, maps, classes = inspected.description, inspected.maps, inspected.classes
+    about, image, maps, classes, point = inspected
     size, pixels = (about["height"], about["width"]), maps.pixels
 
     def in_colour(labels: Tensor) -> np.ndarray:
         return colorize(_enlarged(labels, size), classes.palette_array)
 
     pictures = {
-        "image": read_image(inspected.image),
+        "image": read_image(image),
         "nearest anchor": in_colour(pixels.nearest),
         "relative margin": _enlarged(pixels.relative_margin(), size),
         "probability": _enlarged(pixels.probability, size),
@@ -115,4 +103,4 @@ def figure(inspected: Inspected) -> Figure:
     present = torch.cat([pixels.nearest, maps.by_probability]).unique().tolist()  # sorted
     legend = {classes.names[i]: classes.palette[i] for i in present if i != IGNORE}
     title = f"{about['image']}, {about['round']}"
-    return plots.inspection_figure(pictures, legend, inspected.point, title)
+    return plots.inspection_figure(pictures, legend, point, title)

@@ -55,11 +55,7 @@ class OracleParams(Run):
 
 
 def labelled_split(params: OracleParams) -> Split:
-    """The target's images with labels that are trained on.
-
-    Raises:
-        UserError: There are none.
-    """
+    """The target's images with labels that are trained on; UserError: there are none."""
     train, *validation = splits("target", params.target)
     if params.target.layout == "scenes":
         return replace(train, labels="train/labels")
@@ -67,10 +63,8 @@ def labelled_split(params: OracleParams) -> Split:
         return replace(train, labels=params.oracle.labels)
     if validation:
         return validation[0]
-    raise UserError(
-        "oracle: the target has no labels: set oracle.labels, or give the target labelled "
-        "validation images"
-    )
+    hint = "set oracle.labels, or give the target labelled validation images"
+    raise UserError(f"oracle: the target has no labels: {hint}")
 
 
 def prepare_labelled(params: OracleParams, raw: Path) -> None:
@@ -87,9 +81,9 @@ def prepare_labelled(params: OracleParams, raw: Path) -> None:
 def fold_members(count: int, params: OracleParams) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training, validation) indices of each fold, of `count` images to train on.
 
-    If the training images have labels, one fold holds both sets. Otherwise each contiguous part of
-    the validation images is predicted by a network trained on the other parts. Contiguous parts
-    leave few neighbouring frames of a drive on both sides.
+    If the training images have labels, one fold holds both sets. Otherwise a network trained on the
+    other parts predicts each part of the validation images. The parts are contiguous, so that few
+    neighbouring frames of a drive are on both sides.
     """
     validation = np.arange(len(PreparedImages(TARGET, "val", with_labels=True)))
     if params.training_has_labels:
@@ -110,7 +104,6 @@ def run_folds(params: OracleParams, classes: LabelSpace) -> tuple[Tensor, int]:
 
 
 def _run_fold(fold, members, validation, params: OracleParams, classes: LabelSpace) -> Tensor:
-    """Train the pretrained network on the source and the members; score the validation images."""
     network = load_model(MODEL, classes).network
     fit = Fit(f"oracle fold {fold + 1}", params, params.schedule, [3, fold])
     source, weights = fit.source(SOURCE, classes.num_classes)

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +23,40 @@ TARGET, ROUND, LABELS = Path("data/prepared/target"), "data/rounds/{}", "pseudo_
 SPLIT = "train"
 
 
-def chosen_round(given: str | None, rounds: Sequence[str]) -> str:
-    """The round of params.yaml with a name or a number from 1; None for the last.
-
-    Raises:
-        UserError: There is no such round.
-    """
+def chosen_round(wanted: str | None, rounds: Sequence[str]) -> str:
+    """The round with a name or a number from 1, None for the last; UserError: there is none."""
     if not rounds:
         raise UserError("params.yaml: rounds is empty, so there are no pseudo-labels")
-    if given is None:
+    if wanted is None:
         return rounds[-1]
-    if given in rounds:
-        return given
-    if given.isdecimal() and 1 <= int(given) <= len(rounds):
-        return rounds[int(given) - 1]
-    raise UserError(f"--round is '{given}'; params.yaml has {', '.join(rounds)}")
+    if wanted in rounds:
+        return wanted
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(rounds):
+        return rounds[int(wanted) - 1]
+    raise UserError(f"--round is '{wanted}'; params.yaml has {', '.join(rounds)}")
 
 
 def export_cityscapes(
     out: Path, round_name: str, rules: Sequence[str], class_map: Path, copy: bool
 ) -> tuple[int, float]:
-    """Write a round's pseudo-labels and their images in the layout of Cityscapes.
+    """Write a round's pseudo-labels and images to a new folder, as `cag pseudo export` says.
 
-    Args:
-        out: A new folder; see the help of `cag pseudo export`.
-        round_name: The round.
-        rules: One rule, or two for the label that either gives.
-        class_map: The target's; it gives the raw values of labelIds.
-        copy: Whether images are copied; else they are hard links where that is possible.
-
-    Returns:
-        The number of images, and the share of the pixels with a label.
-
-    Raises:
-        UserError: The folder is not empty, a file is missing, or does not fit the others.
+    Two rules give the label that either gives; the target's class map gives the raw values of
+    labelIds. Unless `copy`, images are hard links where possible. Returns the number of images and
+    the share of the pixels with a label. UserError: a file is missing or does not fit the others.
     """
     require_new(out)
     classes = read_label_space(TARGET)
     decoding = _decoding(class_map, classes)
     rows = read_manifest(TARGET).query(f"split == '{SPLIT}'").sort_values("name")
     names = cityscapes.cityscapes_names(rows["name"].tolist())
-    labels = [Path(ROUND.format(round_name)) / LABELS / rule for rule in rules]
+    label_folders = [Path(ROUND.format(round_name)) / LABELS / rule for rule in rules]
 
     with atomic_folder(out) as folder, progress("export", len(rows), "images") as advance:
 
         def write(pair: tuple[Any, str]) -> np.ndarray:
             row, new = pair
-            maps = [_read_map(inside(below, f"{row.name}.png"), row) for below in labels]
+            maps = [_read_map(inside(place, f"{row.name}.png"), row) for place in label_folders]
             train_ids = cityscapes.either(*maps) if len(maps) == 2 else maps[0]
             _put(TARGET / row.image, folder / cityscapes.image_path(new, SPLIT), copy)
             written = {"labelTrainIds": train_ids}
@@ -99,9 +86,8 @@ def _decoding(path: Path, classes: LabelSpace) -> np.ndarray | None:
     if class_map.label_space.names != classes.names:
         raise UserError(f"{path}: has other classes than {TARGET}; run `dvc repro` first")
     decoding = class_map.decoding()
-    is_identity = decoding is not None and np.array_equal(
-        decoding[: classes.num_classes], np.arange(classes.num_classes)
-    )
+    values = np.arange(classes.num_classes)
+    is_identity = decoding is not None and np.array_equal(decoding[: len(values)], values)
     return None if is_identity else decoding
 
 
@@ -110,21 +96,16 @@ def _read_map(path: Path, row: Any) -> np.ndarray:
         raise UserError(f"{path}: no such pseudo-label map; run `dvc repro` first")
     labels = read_label(path)
     if labels.shape != (row.height, row.width):
-        raise UserError(
-            f"{path}: height and width are {labels.shape}, the image has "
-            f"{(row.height, row.width)}; run `dvc repro` first"
-        )
+        problem = f"height and width are {labels.shape}, the image has {(row.height, row.width)}"
+        raise UserError(f"{path}: {problem}; run `dvc repro` first")
     return labels
 
 
 def _put(source: Path, goal: Path, copy: bool) -> None:
     goal.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
-        try:
-            os.link(os.path.realpath(source), goal)
-            return
-        except OSError:  # another disk, or one without hard links
-            pass
+        with suppress(OSError):  # another disk, or one without hard links
+            return os.link(os.path.realpath(source), goal)
     try:
         shutil.copyfile(source, goal)
     except FileNotFoundError:

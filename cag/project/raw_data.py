@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 
+from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
@@ -24,14 +26,9 @@ from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 
-COMPLETE = {  # images of the distributed data sets
-    ("gta5", "train"): 24966,
-    ("synthia", "train"): 9400,
-    ("cityscapes", "train"): 2975,
-    ("cityscapes", "val"): 500,
-}
+COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of the data sets
+COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
-DOMAINS = ("source", "target")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 _PROBE = 64  # side in pixels of the image that shows a network's stride
 
@@ -40,26 +37,18 @@ _PROBE = 64  # side in pixels of the image that shows a network's stride
 class SplitCheck:
     """The images, labels and problems of a split.
 
-    Attributes:
-        split: Its name.
-        images: Number of images, with those that are left out.
-        left_out: Number of images that the layout leaves out, as their label has another size.
-        pixels: Of all images that are kept.
-        size: (height, width) of the first image that can be read.
-        values: The labels' values by descending pixels: columns value, class, pixels, images (the
-            number of images that have it), label (the first file that has it).
-        absent: Names of the classes without a pixel, if there are labels.
-        problems: One line each.
+    `values` are the labels' by descending pixels: columns value, class, pixels, images (number of
+    those that have it), label (the first file that has it).
     """
 
-    split: str
-    images: int
-    left_out: int = 0
-    pixels: int = 0
-    size: tuple[int, int] | None = None
-    values: pd.DataFrame | None = None
-    absent: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    split: str  # its name
+    images: int  # with those that are left out
+    left_out: int = 0  # by the layout, as their label has another size
+    pixels: int = 0  # of all images that are kept
+    size: tuple[int, int] | None = None  # height, width of the first readable image
+    values: pd.DataFrame | None = None  # None without labels
+    absent: list[str] = field(default_factory=list)  # classes without a pixel, if there are labels
+    problems: list[str] = field(default_factory=list)  # a line each
 
     def plain(self) -> dict:
         """All but the problems, in plain values."""
@@ -67,6 +56,9 @@ class SplitCheck:
         values = self.values
         rows = None if values is None else values.drop(columns="label").to_dict("records")
         return {**fields, "absent": self.absent, "values": rows}
+
+
+OnDomain = Callable[[str, list[SplitCheck]], None]
 
 
 class _ItemCheck(NamedTuple):
@@ -84,32 +76,20 @@ def check_split(
     complete: int | None = None,
     absent_is_wrong: bool = True,
     one_size: bool = False,
-    on_item: Callable[[], None] | None = None,
+    on_item: Callable[[], object] = lambda: None,
 ) -> SplitCheck:
-    """Read every image and label of a split. An item without a label path has no label opened.
+    """Read every image of a split, and its label if it has a path.
 
-    Args:
-        items: From `layouts.list_split`.
-        folder: The raw data set's folder.
-        split: What they were listed from.
-        class_map: Translates the labels.
-        complete: The expected number of images; None for any.
-        absent_is_wrong: Whether a class with values in the class map must occur; the target's
-            validation images may lack one.
-        one_size: Whether all images must have one size, as a feature store needs.
-        on_item: Called after each item, in the calling thread.
+    `items` are from `list_split` for the folder and the split, `complete` is their expected number.
+    `absent_is_wrong`: each class with values in the class map must occur. `one_size`: all images
+    must have one, as a feature store needs. `on_item` is called after each in the calling thread.
     """
     result = SplitCheck(split.name, len(items))
     if complete is not None and len(items) != complete:
-        result.problems.append(
-            f"{folder / split.images}: {len(items)} images, the data set has {complete}; "
-            "fetch what is missing (--partial accepts a part)"
-        )
+        problem = f"{len(items)} images, the data set has {complete}; fetch what is missing"
+        result.problems.append(f"{folder / split.images}: {problem} (--partial accepts a part)")
     values: dict = {}
-
-    def check(item: Item) -> _ItemCheck:
-        return _check_item(item, folder, class_map, split.drop_mismatched)
-
+    check = partial(_check_item, folder=folder, split=split, class_map=class_map)
     with closing(in_order(check, items, cores())) as checked:
         for item, (size, counts, left_out, problem) in zip(items, checked, strict=True):
             if problem is not None:
@@ -117,10 +97,9 @@ def check_split(
             result.left_out += left_out
             if size is not None:
                 if one_size and result.size not in (None, size):
-                    (height, width), (first_height, first_width) = size, result.size
                     result.problems.append(
-                        f"{folder / item.image}: {width} x {height} pixels, those before it "
-                        f"{first_width} x {first_height}; the rounds need one size of target "
+                        f"{folder / item.image}: {size[1]} x {size[0]} pixels, those before it "
+                        f"{result.size[1]} x {result.size[0]}; the rounds need one size of target "
                         "images: set target.size to [height, width]"
                     )
                     one_size = False  # once is enough
@@ -129,19 +108,18 @@ def check_split(
             for value, pixels in (counts or {}).items():
                 total, images, label = values.get(value, (0, 0, item.label))
                 values[value] = total + pixels, images + 1, label
-            if on_item:
-                on_item()
+            on_item()
     if split.labels is not None:
         _add_values(result, values, folder, class_map, absent_is_wrong)
     return result
 
 
-def _check_item(item: Item, folder: Path, class_map: ClassMap, drop_mismatched: bool) -> _ItemCheck:
+def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> _ItemCheck:
     try:
         size = read_image(inside(folder, item.image)).shape[:2]
         if item.label is None:
             return _ItemCheck(size)
-        raw = read_raw_label(item, folder, None if drop_mismatched else size)
+        raw = read_raw_label(item, folder, None if split.drop_mismatched else size)
         if raw.shape[:2] != size:
             return _ItemCheck(left_out=True)
     except UserError as error:
@@ -162,10 +140,9 @@ def _add_values(
         name = {None: UNKNOWN, IGNORE: IGNORED}.get(train_id) or names[train_id]
         rows.append([value, name, pixels, images, label])
         if train_id is None:
-            result.problems.append(
-                f"{folder / label}: label value {value} (in {images} images) not in the class "
-                "map; list it under a class's 'values' or under 'ignore'"
-            )
+            hint = "list it under a class's 'values' or under 'ignore'"
+            problem = f"label value {value} (in {images} images) not in the class map; {hint}"
+            result.problems.append(f"{folder / label}: {problem}")
     table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
@@ -180,17 +157,12 @@ def _add_values(
 
 
 def check_domain(
-    domain: str, config: Source | Target, folder: Path, class_map: ClassMap, partial: bool = False
+    domain: str, config: Source | Target, folder: Path, class_map: ClassMap, is_part: bool = False
 ) -> list[SplitCheck]:
-    """Check all splits of a domain, with a progress bar.
+    """Check all splits of a domain (source or target) but scenes, which have no files.
 
-    Args:
-        domain: "source" or "target"; no label of the target's training images is opened.
-        config: Its parameters; not those of the built-in scenes, which have no files.
-        folder: The raw data set's folder.
-        class_map: Translates the labels.
-        partial: Whether any number of images will do and a class may be absent, as a part of the
-            data set is there on purpose.
+    No label of the target's training images is opened. If `is_part`, the folder holds a part of the
+    data set on purpose: any number of images will do, and a class may be absent.
     """
     checks, listed = [], []
     for split in splits(domain, config):
@@ -201,12 +173,11 @@ def check_domain(
     total = sum(len(items) for _, items in listed)
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
-            options = {
-                "complete": None if partial else COMPLETE.get((config.layout, split.name)),
-                "absent_is_wrong": domain == "source" and not partial,
-                "one_size": domain == "target" and split.name == "train" and config.size is None,
-            }
-            checks.append(check_split(items, folder, split, class_map, **options, on_item=advance))
+            complete = None if is_part else COMPLETE.get((config.layout, split.name))
+            absent_is_wrong = domain == "source" and not is_part  # the target's val may lack one
+            one_size = domain == "target" and split.name == "train" and config.size is None
+            options = (class_map, complete, absent_is_wrong, one_size, advance)
+            checks.append(check_split(items, folder, split, *options))
     return checks
 
 
@@ -218,11 +189,7 @@ class Disk(NamedTuple):
 
 
 def feature_form(config: Network, num_classes: int) -> tuple[int, int]:
-    """The number of a network's feature channels and the stride of its features in pixels.
-
-    Raises:
-        UserError: The network cannot be built.
-    """
+    """A network's feature channels and their stride in pixels; UserError: it cannot be built."""
     network = build(config, num_classes).eval()
     with torch.inference_mode():
         features = network(torch.zeros(1, 3, _PROBE, _PROBE)).features  # (1, D, h, w)
@@ -237,10 +204,7 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """The bytes that `prepare` and the rounds' `extract` will write about a domain.
-
-    `config` and `checks` are of this domain, `num_classes` is K, `form` comes from `feature_form`.
-    """
+    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `feature_form`."""
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
     pixels = sum(check.pixels for check in checks)
@@ -256,27 +220,13 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-def check_data(
-    params: Parameters,
-    name: str | None,
-    partial: bool,
-    on_domain: Callable[[str, list[SplitCheck]], None],
-) -> dict:
-    """Check the raw data of a domain, or of both.
+def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
+    """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
-    Args:
-        params: All parameters.
-        name: "source" or "target"; None for both.
-        partial: See `check_domain`.
-        on_domain: Called after each domain, with its name and place, and its splits.
-
-    Returns:
-        Plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-        `extract` will write and that are `free`, with those they will replace; `problems`, a line
-        each.
-
-    Raises:
-        UserError: A class map cannot be read, or the network cannot be built.
+    `on_domain` is called after each domain, with its name and place, and its splits. The result, in
+    plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
+    `extract` will write and that are `free`, with those they will replace; `problems`, a line each.
+    UserError: a class map cannot be read, or the network cannot be built.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}
@@ -292,7 +242,7 @@ def check_data(
             checks = [SplitCheck(*pair, size=config.size) for pair in counts.items() if pair[1]]
         else:
             place = inside(data_root(), config.folder)
-            checks = check_domain(domain, config, place, class_maps[domain], partial)
+            checks = check_domain(domain, config, place, class_maps[domain], is_part)
         on_domain(f"{domain}: {config.layout}, {place}", checks)
         domains[domain] = [check.plain() for check in checks]
         problems += [problem for check in checks for problem in check.problems]
@@ -301,9 +251,7 @@ def check_data(
     written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
     free = free_bytes(PREPARED) + written
     if sum(needed) > free:
-        problems.append(
-            f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; free some space, "
-            "or take fewer rounds or a smaller size"
-        )
+        hint = "free some space, or take fewer rounds or a smaller size"
+        problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
     return {"domains": domains, "disk_bytes": disk_bytes, "problems": problems}

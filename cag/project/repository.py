@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,10 +17,7 @@ from cag.runtime.errors import UserError
 if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not spend
     from dvc.repo import Repo
 
-PARAMS, LOCK = "params.yaml", "dvc.lock"
-COVERAGE = "data/rounds/{}/coverage.csv"
-PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
-METRICS = "data/evaluation/{}/metrics.json"
+PARAMS, METRICS = "params.yaml", "data/evaluation/{}/metrics.json"
 WORKSPACE, FINISHED = "workspace", "finished"
 
 
@@ -46,11 +43,7 @@ class Experiment(NamedTuple):
 
 @contextmanager
 def opened(project: Path = Path()) -> Iterator[Repo]:
-    """A project as DVC understands it.
-
-    Raises:
-        UserError: It is no DVC project, DVC is at work in it, or DVC cannot understand its files.
-    """
+    """A project as DVC sees it; UserError: it is none, DVC is at work in it, or a file is bad."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -60,38 +53,30 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
         with Repo(project) as repo:
             yield repo
     except LockError:
-        raise UserError(
-            "DVC is running in this project, and its state is changing; ask again when it is done "
-            "(after a kill: delete .dvc/tmp/rwlock)"
-        ) from None
+        hint = "ask again when it is done (after a kill: delete .dvc/tmp/rwlock)"
+        problem = "DVC is running in this project, and its state is changing"
+        raise UserError(f"{problem}; {hint}") from None
     except NotDvcRepoError:
-        raise UserError(
-            f"{project.resolve()}: no DVC project; run this in the folder of one (`cag init`)"
-        ) from None
+        hint = "no DVC project; run this in the folder of one (`cag init`)"
+        raise UserError(f"{project.resolve()}: {hint}") from None
     except DvcException as error:
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
 
 
 def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
-    """The folder of a project, and its stages in the pipeline's order.
-
-    Raises:
-        UserError: As `opened`.
-    """
+    """The folder of a project and its stages in the pipeline's order; errors as of `opened`."""
     import networkx
 
     with opened(project) as repo:
         changed, graph = repo.status(), repo.index.graph
-        return Path(repo.root_dir), [
-            Stage(
-                stage.name,
-                [Path(output.fs_path) for output in stage.outs],
-                # An edge leads to what is needed.
-                frozenset(needed.name for needed in networkx.descendants(graph, stage)),
-                _changes(changed.get(stage.addressing, []), stage.always_changed),
-            )
-            for stage in repo.index.stages
-        ]
+        stages = []
+        for stage in repo.index.stages:
+            outputs = [Path(output.fs_path) for output in stage.outs]
+            # An edge leads to what is needed.
+            needs = frozenset(needed.name for needed in networkx.descendants(graph, stage))
+            changes = _changes(changed.get(stage.addressing, []), stage.always_changed)
+            stages.append(Stage(stage.name, outputs, needs, changes))
+        return Path(repo.root_dir), stages
 
 
 def _changes(entries: Sequence, always: bool) -> list[str]:
@@ -115,8 +100,7 @@ def _changes(entries: Sequence, always: bool) -> list[str]:
 def read_experiments(all_commits: bool = False) -> list[Experiment]:
     """The workspace and the experiments of the last commit, or of all commits.
 
-    Raises:
-        UserError: As `opened`, or this is not the project's folder, or there is no commit.
+    UserError: as of `opened`, or this is not the project's folder, or there is no commit.
     """
     with opened() as repo:
         if not os.path.samefile(repo.root_dir, "."):  # DVC's paths are of the root
@@ -133,13 +117,10 @@ def _experiments(shown: Sequence[Mapping]) -> Iterator[Experiment]:
     for commit in commits:
         for entry in commit["experiments"] or []:
             state = (entry["executor"] or {}).get("state", "success")
+            state = FINISHED if state == "success" else state
             newest = entry["revs"][0]  # of the checkpoints that older versions of DVC made
-            yield _experiment(
-                entry["name"] or newest["rev"][:7],
-                FINISHED if state == "success" else state,
-                commit.get("rev"),
-                newest["data"],
-            )
+            name = entry["name"] or newest["rev"][:7]
+            yield _experiment(name, state, commit.get("rev"), newest["data"])
 
 
 def _experiment(name: str, state: str, commit: str | None, data: Mapping | None) -> Experiment:
@@ -150,29 +131,21 @@ def _experiment(name: str, state: str, commit: str | None, data: Mapping | None)
 
 
 def reader(revision: str | None) -> Callable[[str], str | None]:
-    """A function that reads a text file of an experiment or, with None, of the workspace.
-
-    It returns None where there is no such file, or where DVC's cache has lost it.
-    """
+    """A reader of an experiment's text files (None: the workspace's); None for a lost file."""
     from dvc.api import DVCFileSystem
 
     files = DVCFileSystem(repo=".", rev=revision)
 
     def read(path: str) -> str | None:
-        try:
+        with suppress(FileNotFoundError):
             return files.read_text(path, encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        return None
 
     return read
 
 
 def command(*arguments: str) -> str:
-    """Run a command of DVC in a process of its own; return what it prints.
-
-    Raises:
-        UserError: It fails.
-    """
+    """Run a command of DVC in a process of its own; its output, or a UserError if it fails."""
     program = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     if done.returncode:

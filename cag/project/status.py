@@ -1,9 +1,8 @@
 """The state of a project: which stages are fresh, stale or missing, their times and sizes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cag.project.repository import Stage, read_stages
 from cag.runtime.files import used_bytes
@@ -13,39 +12,28 @@ FRESH, STALE, MISSING = "fresh", "stale", "missing"
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class StageStatus:
+class StageStatus(NamedTuple):
     """One stage of the pipeline.
 
-    Attributes:
-        stage: DVC's name, as in extract@round1.
-        state: "fresh"; "stale": something it reads has changed or may change, so `dvc repro` will
-            run it or fetch its outputs from DVC's cache; "missing": it lacks an output.
-        why: The changes; "after ..." names the stages where they began. Empty if fresh.
-        bytes: Size of its existing outputs.
-        record: From `run_stage`, of its last run in this folder; empty if there is none.
+    It is missing if it lacks an output, stale if something it reads has changed or may change:
+    `dvc repro` then runs it, or fetches its outputs from DVC's cache.
     """
 
-    stage: str
-    state: str
-    why: str
-    bytes: int
-    record: Mapping[str, Any]
+    stage: str  # DVC's name, as in extract@round1
+    state: str  # fresh, stale or missing
+    why: str  # the changes; "after ..." names the stages where they began
+    bytes: int  # of its existing outputs
+    record: Mapping[str, Any]  # of its last run in this folder, from `run_stage`; or empty
 
     def plain(self) -> dict[str, Any]:
         """All of it in one level, for JSON; null where nothing is known of its times."""
         times = dict.fromkeys(("started", "seconds", "images_per_second"))
-        fields = {key: value for key, value in vars(self).items() if key != "record"}
-        return {**fields, **times, **self.record}
+        fields = self._asdict() | times
+        return fields | fields.pop("record")
 
 
 def pipeline_status(project: Path = Path()) -> list[StageStatus]:
-    """The state of each stage of a project, in the pipeline's order.
-
-    Raises:
-        UserError: It is no DVC project, DVC is at work in it, or cannot understand its dvc.yaml or
-            params.yaml.
-    """
+    """The state of each stage of a project, in the pipeline's order; errors as of `opened`."""
     root, stages = read_stages(project)
     records = read_records(root / RECORDS)
     by_name = {stage.name: stage for stage in stages}
@@ -54,15 +42,14 @@ def pipeline_status(project: Path = Path()) -> list[StageStatus]:
 
 def _status(stage: Stage, stages: Mapping[str, Stage], record: Mapping[str, Any]) -> StageStatus:
     causes = {name for name in stage.needs if stages[name].changes}
+    state = STALE if causes or stage.changes else FRESH
     if not all(path.exists() for path in stage.outputs):
         state = MISSING
-    else:
-        state = STALE if causes or stage.changes else FRESH
     first = sorted(name for name in causes if not stages[name].needs & causes)
     if first:
         why = f"after {', '.join(first)}"
     else:
         more = len(stage.changes) - _SHOWN
-        why = "; ".join([*stage.changes[:_SHOWN], *([f"{more} more"] if more > 0 else [])])
+        why = "; ".join([*stage.changes[:_SHOWN], *[f"{more} more"] * (more > 0)])
     size = sum(map(used_bytes, stage.outputs))
     return StageStatus(stage.name, state, why, size, record)

@@ -1,4 +1,4 @@
-"""What DVC's experiments changed and what came of it: coverage, precision, mIoU, time."""
+"""Changes and results of DVC's experiments: coverage, precision, mIoU, time."""
 
 import io
 import json
@@ -13,44 +13,29 @@ import yaml
 
 from cag.config.base import RULES, dotted, validated
 from cag.config.parameters import Parameters
-from cag.project.repository import (
-    COVERAGE,
-    FINISHED,
-    LOCK,
-    METRICS,
-    PARAMS,
-    PRECISION,
-    WORKSPACE,
-    Experiment,
-    read_experiments,
-    reader,
-)
+from cag.project import repository
+from cag.project.repository import FINISHED, METRICS, PARAMS, WORKSPACE, Experiment
 from cag.runtime.errors import UserError
 from cag.runtime.program import RECORDS, read_records
 
+LOCK, COVERAGE = "dvc.lock", "data/rounds/{}/coverage.csv"
+PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
 FIXED, TIME = ("experiment", "state"), ("seconds", "stages")
 _RESULTS = (".coverage.", ".precision.", ".miou")  # parts of columns, in their order
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
 
 
 def sweep_table(all_commits: bool = False) -> pd.DataFrame:
-    """Read the experiments of the last commit, or of all, and the workspace through DVC.
+    """A row for the workspace, then one for each experiment of the last commit, or of all.
 
-    A number is left out if its stage, or one before it, did not run with the row's parameters: an
-    experiment has such numbers from an earlier run.
-
-    Returns:
-        A row for the workspace, then one for each experiment: experiment; state (finished, queued,
-        running, failed); the parameters that differ between rows, by dotted names; for each round
-        `round1.coverage.anchor` (share of the target training pixels) and `.probability`,
-        `round1.precision.anchor` (on the labelled target validation images) and `.probability`;
-        `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and their names. NaN
-        or None where something is not known.
-
-    Raises:
-        UserError: This is not the folder of a DVC repository, it has no commit, or cannot be read.
+    Columns: experiment; state (finished, queued, running, failed); the parameters that differ, by
+    dotted names; for each round `round1.coverage.anchor` (share of the target training pixels) and
+    `.probability`, `round1.precision.anchor` (on the labelled target validation images) and
+    `.probability`; `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and
+    their names. What is not known is NaN or None. So is a number whose stage, or one before it, did
+    not run with the row's parameters: it is of an earlier run. Errors as of `read_experiments`.
     """
-    rows = [_row(experiment) for experiment in read_experiments(all_commits)]
+    rows = [_row(experiment) for experiment in repository.read_experiments(all_commits)]
     changed = _changed([row["params"] for row in rows])
     results = dict.fromkeys(key for row in rows for key in row["results"])
     columns = [*FIXED, *changed, *sorted(results, key=_order), *TIME]
@@ -64,10 +49,9 @@ def changed_parameters(table: pd.DataFrame) -> list[str]:
 
 
 def swept_parameter(table: pd.DataFrame, wanted: str | None = None) -> str:
-    """The parameter to draw against: the given one, else the first threshold with two numbers.
+    """The parameter to draw against: the wanted one, else the first threshold with two numbers.
 
-    Raises:
-        UserError: There is none, or the given one does not differ between experiments.
+    UserError: there is none, or the wanted one has not two.
     """
     numbers = [key for key in changed_parameters(table) if _numbers(table[key]).nunique() > 1]
     numbers.sort(key=lambda key: not key.startswith("pseudo_label."))  # stable
@@ -75,18 +59,15 @@ def swept_parameter(table: pd.DataFrame, wanted: str | None = None) -> str:
         known = ", ".join(numbers) or "none"
         raise UserError(f"{wanted} has not two values that are numbers; these have: {known}")
     if not numbers:
-        raise UserError(
-            "no parameter has two values that are numbers; a sweep makes them, e.g. "
-            "`dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0'`"
-        )
+        hint = "a sweep makes them, e.g. `dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0'`"
+        raise UserError(f"no parameter has two values that are numbers; {hint}")
     return wanted or numbers[0]
 
 
 def swept_points(table: pd.DataFrame, parameter: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The experiments in groups that differ in this parameter alone, each sorted by it.
+    """Groups of experiments that differ in this parameter alone, each sorted by it.
 
-    Yields:
-        The values of the other parameters as text, and the rows with numbers in `parameter`.
+    Yields the values of the other parameters as text, and the rows with numbers in `parameter`.
     """
     rows = table[table["state"] == FINISHED].copy()
     rows[parameter] = _numbers(rows[parameter])
@@ -102,11 +83,7 @@ def swept_points(table: pd.DataFrame, parameter: str) -> Iterator[tuple[str, pd.
 
 
 def terminal_rows(table: pd.DataFrame) -> tuple[str, list[dict[str, str]]]:
-    """The columns that fit a terminal: changed parameters, the last round's labels, mIoU, time.
-
-    Returns:
-        A title, and a row of text for each experiment, by the columns' heads.
-    """
+    """A title and rows of text, by heads, that fit a terminal: only the last round's labels."""
     rounds = [key.split(".")[0] for key in table if ".coverage." in key]
     last = rounds[-1] if rounds else ""
     shares = {}  # columns by their heads
@@ -135,19 +112,16 @@ def _row(experiment: Experiment) -> dict[str, Any]:
         times = stages_run(_times(experiment, fresh))
     with suppress(UserError):  # parameters of another version of cag have no defaults
         params = validated(Parameters, params, PARAMS).model_dump(mode="json")
-    return {
-        "experiment": experiment.name,
-        "state": experiment.state,
-        "params": dict(dotted(params)),
-        "results": results,
-        "seconds": float(times["seconds"].sum()) if len(times) else None,
-        "stages": " ".join(times["stage"]) if len(times) else None,
-    }
+    seconds = float(times["seconds"].sum()) if len(times) else None
+    stages = " ".join(times["stage"]) if len(times) else None
+    row = {"experiment": experiment.name, "state": experiment.state, "params": dict(dotted(params))}
+    return row | {"results": results, "seconds": seconds, "stages": stages}
 
 
 def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
     """Coverage, precision and mIoU by column, and the stages that ran with its parameters."""
-    read, params, metrics = reader(experiment.revision), experiment.params, experiment.metrics
+    read = repository.reader(experiment.revision)
+    params, metrics = experiment.params, experiment.metrics
     lock = read(LOCK)
     if lock is None:
         return {}, set()
@@ -184,10 +158,7 @@ def _times(experiment: Experiment, fresh: set[str]) -> pd.DataFrame:
 
 
 def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]:
-    """The stages of a dvc.lock that ran with these parameters and on the outputs listed there.
-
-    If an experiment ran only a part of the pipeline, the other results are of an earlier run.
-    """
+    """The stages of a dvc.lock that ran with these parameters and on the outputs listed there."""
     stages = lock.get("stages") or {}
     made = {out["path"]: (name, out) for name in stages for out in stages[name].get("outs", [])}
 
@@ -210,11 +181,7 @@ def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]
 
 
 def stages_run(times: pd.DataFrame) -> pd.DataFrame:
-    """The stages that ran together with `index`, which always runs first, in their order.
-
-    Args:
-        times: Columns stage, started (ISO) and seconds.
-    """
+    """The stages (columns stage, started in ISO form, seconds) since `index`, which runs first."""
     started = pd.to_datetime(times["started"], format="ISO8601", utc=True)
     times = times.assign(started=started).sort_values("started", kind="stable")
     first = times.loc[times["stage"] == "index", "started"]
@@ -222,7 +189,6 @@ def stages_run(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changed(params: list[dict[str, Any]]) -> list[str]:
-    """The keys whose values differ, of the rows whose parameters are known."""
     known = [values for values in params if values]
     keys = dict.fromkeys(key for values in known for key in values)
     return [key for key in keys if len({json.dumps(values.get(key)) for values in known}) > 1]
@@ -233,7 +199,6 @@ def _order(key: str) -> int:
 
 
 def _numbers(values: pd.Series) -> pd.Series:
-    """NaN where a value is no number."""
     return values.where(values.map(type).isin((int, float))).astype(float)
 
 

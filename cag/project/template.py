@@ -15,38 +15,21 @@ from cag.runtime.files import atomic_file, require_new
 
 PACKAGES = Path(__file__).resolve().parents[2]
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
-TEMPLATE = (
-    "dvc.yaml",
-    "params.yaml",
-    ".dvcignore",
-    ".gitignore",
-    ".dvc/config",
-    ".dvc/.gitignore",
-    "presets",
-    "classes",
-    "data/README.md",
-)
+TEMPLATE = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config")
+TEMPLATE += (".dvc/.gitignore", "presets", "classes", "data/README.md")
 
 
 def template() -> Path:
-    """The folder with `dvc.yaml`, `presets/` and `classes/`: a checkout, or what pip installed.
-
-    Raises:
-        UserError: There is neither.
-    """
-    checkout, installed = PACKAGES, Path(sysconfig.get_path("data")) / "share/cag"
-    for folder in (checkout, installed):
+    """The folder with `dvc.yaml`, `presets/`, `classes/`: a checkout, or what pip installed."""
+    installed = Path(sysconfig.get_path("data")) / "share/cag"
+    for folder in (PACKAGES, installed):
         if (folder / "dvc.yaml").is_file():
             return folder
     raise UserError(f"{installed}: not found; install cag again with pip")
 
 
 def start_project(folder: Path) -> None:
-    """Make a new project: pipeline, parameters, presets, code, and an empty git repository.
-
-    Raises:
-        UserError: The folder is not empty.
-    """
+    """Fill an empty folder: pipeline, parameters, presets, code, and an empty git repository."""
     require_new(folder)
     sources = {name: template() / name for name in TEMPLATE}
     sources |= {name: PACKAGES / name for name in ("cag", "stages")}
@@ -84,21 +67,17 @@ def choose_preset(path: Path) -> None:
 
 
 def effective_yaml(path: Path) -> str:
-    """All parameters that a file stands for, as YAML; a comment marks the defaults.
-
-    Raises:
-        UserError: The file is not valid.
-    """
+    """All parameters that a file stands for, as YAML; a comment marks the defaults."""
     values = load_all(path).model_dump(mode="json")
     return "\n".join(_lines(values, read_parameters(path)))
 
 
-def _lines(values: Mapping[str, Any], given: Any, indent: str = "") -> Iterator[str]:
+def _lines(values: Mapping[str, Any], written: Any, indent: str = "") -> Iterator[str]:
     for key, value in values.items():
-        listed = isinstance(given, Mapping) and key in given
+        listed = isinstance(written, Mapping) and key in written
         comment = "" if listed else "  # default"
         if isinstance(value, Mapping) and value:
             yield f"{indent}{key}:{comment}"
-            yield from _lines(value, given[key] if listed else None, f"{indent}  ")
+            yield from _lines(value, written[key] if listed else None, f"{indent}  ")
         else:
             yield f"{indent}{key}: {as_yaml(value)}{comment}"
