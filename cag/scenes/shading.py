@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from cag.scenes.geometry import Buffers, Camera
-from cag.scenes.looks import Grade, Look, between
+from cag.scenes.looks import Grade, Look, Rng, between
 
 PLAIN, FACADE, PAVING, ASPHALT, GRASS, LEAVES, BRICK, SKY_DOME, PLANKS = range(9)
 GROUND = np.isin(np.arange(9), (PAVING, ASPHALT, GRASS))
@@ -54,7 +54,7 @@ class Surface(NamedTuple):
     t: np.ndarray  # metres up the surface
 
 
-def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
+def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
     """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
     height, width = buffers.face.shape
     sun = _sun(rng)
@@ -88,7 +88,7 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
     return colour.reshape(height, width, 3)
 
 
-def _sun(rng: np.random.Generator) -> np.ndarray:
+def _sun(rng: Rng) -> np.ndarray:
     """Unit vector towards the sun, at one side and behind the camera."""
     sun = np.array([0.7 if rng.random() < 0.5 else -0.7, 0.65, -0.45])
     return sun / np.linalg.norm(sun)
@@ -163,9 +163,7 @@ def _soft(shadow: np.ndarray) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.BoxBlur(image.width / 220)), np.float32) / 255
 
 
-def _sky(
-    colour: np.ndarray, buffers: Buffers, material: np.ndarray, look: Look, rng: np.random.Generator
-) -> None:
+def _sky(colour: np.ndarray, buffers: Buffers, material: np.ndarray, look: Look, rng: Rng) -> None:
     """Zenith to horizon, with clouds in the target city."""
     height, width = buffers.face.shape
     index = np.flatnonzero(material == SKY_DOME)
@@ -183,7 +181,7 @@ def _sky(
     colour[index] = sky
 
 
-def grade(picture: np.ndarray, settings: Grade, rng: np.random.Generator) -> np.ndarray:
+def grade(picture: np.ndarray, settings: Grade, rng: Rng) -> np.ndarray:
     """The camera's rendering of a picture [H, W, 3] in [0, 255]; uint8."""
     height, width = picture.shape[:2]
     first, last = (np.array(c, np.float32) for c in settings.cast)

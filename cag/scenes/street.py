@@ -6,21 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cag.scenes import figures, furniture, vehicles
-from cag.scenes.geometry import LABEL_ONLY, Limits, Model, Paint, Scene
-from cag.scenes.looks import (
-    BUILDING,
-    FENCE,
-    ROAD,
-    SIDEWALK,
-    TERRAIN,
-    VEGETATION,
-    WALL,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.classes import BUILDING, FENCE, ROAD, SIDEWALK, TERRAIN, VEGETATION, WALL
+from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
+from cag.scenes.looks import Limits, Look, Rng, between, pick, tinted, varied
 from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
 
 FAR = 170.0  # metres to the end of the street
@@ -73,10 +61,10 @@ class Site(NamedTuple):
     scene: Scene
     street: Street
     look: Look
-    rng: np.random.Generator
+    rng: Rng
 
 
-def compose(look: Look, rng: np.random.Generator) -> Scene:
+def compose(look: Look, rng: Rng) -> Scene:
     """A street of the look's city."""
     street = Street(
         left=-between((5.0, 8.0), rng),
@@ -175,7 +163,7 @@ def _backdrop(site: Site) -> None:
 # Frontages, behind the sidewalk.
 
 
-def _facade(look: Look, rng: np.random.Generator) -> Paint:
+def _facade(look: Look, rng: Rng) -> Paint:
     """A wall with windows: brick in the target city, sometimes a glass tower in the source city."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from cag.scenes.classes import BUS, CAR, TRAIN, TRUCK
 from cag.scenes.figures import HUB, RUBBER
-from cag.scenes.geometry import Limits, Model, Paint, Point
-from cag.scenes.looks import BUS, CAR, TRAIN, TRUCK, Look, between, pick, tinted, varied
+from cag.scenes.geometry import Model, Paint, Point
+from cag.scenes.looks import Limits, Look, Rng, between, pick, tinted, varied
 
 
 def _wheels(
@@ -58,7 +59,7 @@ CAR_CABINS = {  # (z, y) over length and height, from the back bottom round to t
 }
 
 
-def car(look: Look, rng: np.random.Generator) -> Model:
+def car(look: Look, rng: Rng) -> Model:
     """A passenger car, about 4 m long."""
     shape = pick(("hatch", "estate", "van", "hatch") if look.foreign else ("saloon", "sports"), rng)
     height = {"van": 1.85, "estate": 1.55, "sports": 1.3}.get(shape, 1.48)
@@ -100,7 +101,7 @@ def _car_windows(model: Model, cabin: list, half: float, glass: Paint, centre: P
             model.face(pane, glass, centre=centre, level=2)
 
 
-def truck(look: Look, rng: np.random.Generator) -> Model:
+def truck(look: Look, rng: Rng) -> Model:
     """A lorry: a cab in front of a tall load."""
     model = Model()
     half, length = 1.2, between((6.5, 8.5), rng)
@@ -148,7 +149,7 @@ def _tipper(model: Model, half: float, back: float, front: float, load: Paint) -
     _end_plate(model, box, (-half, half), (1.45, 1.6), back - 0.01, rib)
 
 
-def bus(look: Look, rng: np.random.Generator) -> Model:
+def bus(look: Look, rng: Rng) -> Model:
     """A city bus; half of the source city's have two decks."""
     model = Model()
     half, length = 1.27, between((9.5, 11.5), rng)
@@ -187,7 +188,7 @@ def _bus_glass(
     _end_plate(model, body, (-0.03, 0.03), (y[0] - 0.15, y[1]), z[1] + 0.02, post)
 
 
-def tram(look: Look, rng: np.random.Generator) -> Model:
+def tram(look: Look, rng: Rng) -> Model:
     """A two-car train on street rails, with window band, doors and a pantograph."""
     model = Model()
     paint, band = (Paint(colour, TRAIN) for colour in pick(look.trains, rng))
