@@ -1,6 +1,5 @@
 """Composition of a street: ground, frontages on both sides, furniture, traffic and people."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +30,7 @@ WINDOWS = {
 }
 
 
-@dataclass(frozen=True)
-class Street:
+class Street(NamedTuple):
     """Measures of a street, in metres; x = 0 is the camera's place."""
 
     left: float  # edge of the road
@@ -93,29 +91,28 @@ def compose(look: Look, rng: Rng) -> Scene:
 
 def _strip(scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND) -> None:
     """A rectangle on the ground."""
-    model = Model()
-    model.face([(x[0], 0, z[0]), (x[1], 0, z[0]), (x[1], 0, z[1]), (x[0], 0, z[1])], paint)
-    scene.add(model, distance=(z[0] + z[1]) / 2, layer=layer)
+    (x0, x1), (z0, z1), model = sorted(x), z, Model()
+    model.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], paint)
+    scene.add(model, distance=(z0 + z1) / 2, layer=layer)
 
 
 def _ground(site: Site) -> None:
     scene, street, look, rng = site
     grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
     asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
-    paving, pattern = varied(look.paving, rng, 0.06), (1.2, 1.2, 0.07, 0.0, 1.0)
-    slabs = Paint(paving, SIDEWALK, PAVING, pattern=pattern)
+    paving = varied(look.paving, rng, 0.06)
+    slabs = Paint(paving, SIDEWALK, PAVING, pattern=(1.2, 1.2, 0.07, 0.0, 1.0))
     curb = Paint(tinted(slabs.colour, 1.12), SIDEWALK, PAVING, pattern=(9.0, 1.5, 0.03, 0.0, 0.6))
     _strip(scene, (-300, 300), (-1, 420), grass, layer=LAYER_BACK)
     for side in (-1, 1):
-        walk = sorted((street.edge(side), street.front(side)))
-        _strip(scene, tuple(walk), (-1, FAR), slabs)
+        _strip(scene, (street.edge(side), street.front(side)), (-1, FAR), slabs)
     _strip(scene, (street.left, street.right), (-1, 400), asphalt)
     cross = (street.crossing, street.crossing + 8)
     _strip(scene, (street.front(-1) - 60, street.front(1) + 60), cross, asphalt, LAYER_GROUND + 1)
     for side in (-1, 1):
         x = street.edge(side)
         for z in ((-1, cross[0]), (cross[1], FAR)):
-            _strip(scene, tuple(sorted((x, x + side * 0.3))), z, curb, LAYER_GROUND + 1)
+            _strip(scene, (x, x + side * 0.3), z, curb, LAYER_GROUND + 1)
     _markings(site, asphalt, cross)
 
 
@@ -200,8 +197,7 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
     paint = _facade(look, rng)
     low = paint.pattern[4]
     floors = int(rng.integers(2, 6 if look.foreign else 9))
-    if back:
-        floors = int(rng.integers(2, 4))
+    floors = int(rng.integers(2, 4)) if back else floors
     tall = low + floors * paint.pattern[1] + 0.5
     model = Model()
     x0, x1 = sorted((x, x + side * deep))
@@ -210,13 +206,18 @@ def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) ->
     model.box((x0, 0, z0), (x1, tall, z1), paint)
     roof = Paint(varied(look.roofs, rng), BUILDING)
     if pitched:
-        _gable(model, (x0, x1), (z0, z1), tall, roof, flat)
+        ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
+        options = {"centre": (middle, tall, (z0 + z1) / 2), "level": 1}
+        for x_low in (x0 - 0.3, x1 + 0.3):
+            eaves = [(x_low, tall - 0.2, z0), (x_low, tall - 0.2, z1)]
+            model.face([*eaves, (middle, ridge, z1), (middle, ridge, z0)], roof, **options)
+        for z in (z0, z1):
+            model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], flat, **options)
     else:
         model.box((x0 - 0.2, tall - 0.1, z0), (x1 + 0.2, tall + 0.45, z1), flat, level=1)
     if low and rng.random() < 0.6:
         awning = Paint(varied(look.cars, rng), BUILDING)
-        edge = x - side * 1.1
-        near, far = z0 + 0.5, z1 - 0.5
+        near, far, edge = z0 + 0.5, z1 - 0.5, x - side * 1.1
         corners = [(x, 3.1, near), (x, 3.1, far), (edge, 2.6, far), (edge, 2.6, near)]
         model.face(corners, awning, level=2)
     scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
@@ -234,21 +235,6 @@ def _house_shadows(site: Site, side: int) -> None:
         edge = x - side * reach * between((0.7, 1.1), rng)
         scene.shadows.append([(x, z), (edge, z + 2), (edge, end + 2), (x, end)])
         z = end + (between((1.0, 6.0), rng) if rng.random() < 0.4 else 0.0)
-
-
-def _gable(
-    model: Model, across: Limits, along: Limits, tall: float, roof: Paint, wall: Paint
-) -> None:
-    """A pitched roof whose ridge runs along the street."""
-    (x0, x1), (z0, z1) = across, along
-    ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
-    centre = (middle, tall, (z0 + z1) / 2)
-    for x in (x0 - 0.3, x1 + 0.3):
-        low = tall - 0.2
-        slope = [(x, low, z0), (x, low, z1), (middle, ridge, z1), (middle, ridge, z0)]
-        model.face(slope, roof, centre=centre, level=1)
-    for z in (z0, z1):
-        model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], wall, centre=centre, level=1)
 
 
 def _walled(site: Site, side: int, z0: float, z1: float) -> None:
@@ -349,7 +335,7 @@ def _verge(site: Site, side: int) -> None:
         if rng.random() < 0.5:
             start = street.edge(side) + side * (0.3 + wide)
         grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
-        x = tuple(sorted((start, start - side * wide)))
+        x = (start, start - side * wide)
         _strip(scene, x, (-1, street.crossing), grass, 2)
         _strip(scene, x, (street.crossing + 8, FAR), grass, 2)
 
@@ -368,8 +354,7 @@ def _parked(site: Site, side: int) -> None:
         x = street.edge(side) - side * 1.05
         for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
             if rng.random() < look.car and abs(z - street.crossing - 4) > 8:
-                heading = 0.0 if side > 0 else np.pi
-                _drive(scene, vehicles.car(look, rng), x, z, heading, 0.95, 2.2)
+                _drive(site, "car", x, z, 0.0 if side > 0 else np.pi)
     for kind, share in (("bicycle", look.bicycle), ("motorcycle", look.motorcycle)):
         if rng.random() < share * 0.5:
             start = between((6.0, 15.0), rng)
@@ -381,14 +366,16 @@ def _parked(site: Site, side: int) -> None:
                 _blob(scene, x, z, 0.7, 0.35)
 
 
-def _drive(
-    scene: Scene, model: Model, x: float, z: float, heading: float, half: float, long: float
-) -> None:
+def _drive(site: Site, kind: str, x: float, z: float, heading: float) -> None:
     """Place a vehicle and the shadow beneath it."""
-    scene.add(model, x, z, heading)
-    a, b = half + 0.12, long + 0.1
-    if abs(np.sin(heading)) > 0.7:
-        a, b = b, a
+    scene, _, look, rng = site
+    scene.add(getattr(vehicles, kind)(look, rng), x, z, heading)
+    half, long = {"car": (0.95, 2.2), "truck": (1.25, 4.0), "bus": (1.3, 5.5)}[kind]
+    _shadow(scene, x, z, half + 0.12, long + 0.1)
+
+
+def _shadow(scene: Scene, x: float, z: float, a: float, b: float) -> None:
+    """A rectangular shadow, `a` and `b` metres to either side."""
     scene.shadows.append([(x - a, z - b), (x + a, z - b), (x + a, z + b), (x - a, z + b)])
 
 
@@ -402,7 +389,7 @@ def _traffic(site: Site) -> None:
         facing = np.pi if rng.random() < 0.7 else 0.0
         z = between((19.0, 36.0), rng)
         scene.add(vehicles.tram(look, rng), -3.6, z, facing)
-        scene.shadows.append([(-5.0, z - 11), (-2.2, z - 11), (-2.2, z + 11), (-5.0, z + 11)])
+        _shadow(scene, -3.6, z, 1.4, 11)
     ahead = between((8.0, 16.0), rng)
     while ahead < 70:
         ahead = _next_vehicle(site, between((-0.4, 0.5), rng), ahead, 0.0)
@@ -411,25 +398,24 @@ def _traffic(site: Site) -> None:
         oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
         left, right = (street.left - 4, street.left + 1), (street.right - 1, street.right + 4)
-        x = between(left if rng.random() < 0.5 else right, rng)
-        car = vehicles.car(look, rng)
-        heading = np.pi / 2 * pick((-1, 1), rng)
-        _drive(scene, car, x, street.crossing + 4, heading, 0.95, 2.2)
+        x, z = between(left if rng.random() < 0.5 else right, rng), street.crossing + 4
+        scene.add(vehicles.car(look, rng), x, z, np.pi / 2 * pick((-1, 1), rng))
+        _shadow(scene, x, z, 2.2 + 0.1, 0.95 + 0.12)
     _riders(site)
 
 
 def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
     """Perhaps place a vehicle with its back at z; returns the back of the next one."""
-    scene, look, rng = site.scene, site.look, site.rng
+    _, _, look, rng = site
     draw = rng.random()
     if draw < look.bus * 0.42:
-        _drive(scene, vehicles.bus(look, rng), x, z + 6.0, heading, 1.3, 5.5)
+        _drive(site, "bus", x, z + 6.0, heading)
         return z + between((15.0, 24.0), rng)
     if draw < look.bus * 0.42 + look.truck * 0.42:
-        _drive(scene, vehicles.truck(look, rng), x, z + 5.0, heading, 1.25, 4.0)
+        _drive(site, "truck", x, z + 5.0, heading)
         return z + between((13.0, 22.0), rng)
     if draw < 0.2 + look.car:
-        _drive(scene, vehicles.car(look, rng), x, z + 2.2, heading, 0.95, 2.2)
+        _drive(site, "car", x, z + 2.2, heading)
     return z + between((8.0, 20.0), rng)
 
 
