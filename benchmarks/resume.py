@@ -40,13 +40,10 @@ from cag.training.objectives import Objective
 
 STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
 BEFORE_ADAPTATION = (
-    *(("index",), ("prepare", "source"), ("prepare", "target"), ("pretrain",), ("warmup",)),
-    ("extract", "round1", "warmup"),
-    ("anchors", "round1", "round1"),
-    ("pseudo_label", "round1"),
+    *("index", "prepare source", "prepare target", "pretrain", "warmup"),
+    *("extract round1 warmup", "anchors round1 round1", "pseudo_label round1"),
 )
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # few layers: processes synchronise at each
-TEACHER_ITERATIONS = 10  # of the trainings before the killed one
 # The columns of a series of kills: the moments of the kills, and the outcomes of the runs.
 HITS = ("starting", "training", "writing a checkpoint", "ending")
 COUNTS = ("kills", *HITS, "runs", "that resumed", "that ended", "iterations redone")
@@ -56,7 +53,7 @@ SAVES = 7  # the first warms up
 
 # Importing torch takes longer than these trainings, so one server imports it for all runs.
 FORKS = multiprocessing.get_context("forkserver")
-PROGRAMS = [f"stages.{name}" for name in ("adapt", *(program[0] for program in BEFORE_ADAPTATION))]
+PROGRAMS = [f"stages.{command.split()[0]}" for command in ("adapt", *BEFORE_ADAPTATION)]
 FORKS.set_forkserver_preload([*PROGRAMS, "cag.adversarial"])  # imported when a warm-up trains
 
 
@@ -121,8 +118,8 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
     `batch_size` counts a domain's images in a step over all processes. Returns the folder.
     """
     size = [32, 64]
-    training = {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
-    training["augmentation"] = {"crop": size}
+    training = {"batch_size": batch_size, "augmentation": {"crop": size}}
+    training["iterations"] = 10  # before the killed training
     changes = {
         **dict.fromkeys(STAGES, training),
         "warmup": training | {"adversarial_weight": 0.1},  # the discriminator changes the network
@@ -136,9 +133,9 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
     (folder / "classes").mkdir(parents=True)
     shutil.copy(ROOT / "classes/cityscapes.yaml", folder / "classes")
     write_params(folder, params)
-    for program in BEFORE_ADAPTATION:
-        if finish(start(folder, *program), DEADLINE, folder):
-            raise Failed(f"{' '.join(program)} had not ended after {DEADLINE} s")
+    for command in BEFORE_ADAPTATION:
+        if finish(start(folder, *command.split()), DEADLINE, folder):
+            raise Failed(f"{command} had not ended after {DEADLINE} s")
     write_params(folder, merged(params, dict.fromkeys(STAGES, {"iterations": iterations})))
     return folder
 
@@ -292,15 +289,6 @@ def _written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def compare(training: Training, kills: int, moments: random.Random) -> Counter:
-    """Kill a training at random moments; every result must equal that of its program."""
-    training.delete_outputs()
-    expected = started_by_hand(training)
-    whole = run_once(training)
-    check(training, whole, expected, len(whole.steps))
-    return kill_at_random(training, whole, expected, kills, moments)
-
-
 def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
     """The table's row for the cost of a checkpoint in a preset's adaptation, at random weights."""
     params = load_all(ROOT / f"presets/{preset}.yaml")
@@ -321,15 +309,11 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
 
         (seconds,) = alternating_seconds([save], SAVES - 1, warm_up=1)
     interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
-    return {
-        "preset": preset,
-        "parameters": f"{sum(p.numel() for p in parameters):,}",
-        "MB": f"{checkpoint.path.stat().st_size / 1e6:.0f}",
-        "save, s": f"{seconds:.2f}",
-        f"share at {SAVE_EVERY} s": f"{seconds / (SAVE_EVERY + seconds):.2%}",
-        "interval, s": f"{interval:.0f}",
-        "share": f"{seconds / (interval + seconds):.2%}",
-    }
+    row = {"preset": preset, "parameters": f"{sum(p.numel() for p in parameters):,}"}
+    row |= {"MB": f"{checkpoint.path.stat().st_size / 1e6:.0f}", "save, s": f"{seconds:.2f}"}
+    row[f"share at {SAVE_EVERY} s"] = f"{seconds / (SAVE_EVERY + seconds):.2%}"
+    share = f"{seconds / (interval + seconds):.2%}"
+    return row | {"interval, s": f"{interval:.0f}", "share": share}
 
 
 @click.command(help=__doc__)
@@ -351,7 +335,11 @@ def main(kills: int, iterations: int, processes: str, seed: int) -> None:
             print(f"{name}, uninterrupted", flush=True)
             try:
                 moments = random.Random(f"{seed} {stage} {number}")
-                tally = compare(Training(copy, stage, number), kills, moments)
+                training = Training(copy, stage, number)
+                training.delete_outputs()
+                expected, whole = started_by_hand(training), run_once(training)
+                check(training, whole, expected, len(whole.steps))
+                tally = kill_at_random(training, whole, expected, kills, moments)
                 result = "same bytes"
             except Failed as failure:
                 failures.append(f"FAILED: {name}: {failure}")

@@ -107,11 +107,6 @@ def _ground(street: Street) -> None:
         x = street.edge(side)
         for z in ((-1, cross[0]), (cross[1], FAR)):
             _strip(scene, (x, x + side * 0.3), z, curb, LAYER_GROUND + 1)
-    _markings(street, asphalt, cross)
-
-
-def _markings(street: Street, asphalt: Paint, cross: Limits) -> None:
-    scene, look, rng, *_ = street
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
     centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
     x = -1.8
@@ -306,25 +301,18 @@ def _kerbside(street: Street, side: int) -> None:
     if rng.random() < 0.3:
         for z in np.arange(7.0 + offset, 110.0, 24.0).tolist():
             scene.add(furniture.utility_pole(look, rng), street.front(side) - side * 0.5, z)
-    _verge(street, side)
+    if rng.random() < DISTRICTS[street.district][2]:  # a strip of grass
+        wide = between((1.0, 1.9), rng)
+        at_kerb = rng.random() < 0.5
+        start = edge + side * (0.3 + wide) if at_kerb else street.front(side)
+        grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
+        for z in ((-1, street.crossing), (street.crossing + 8, FAR)):
+            _strip(scene, (start, start - side * wide), z, grass, 2)
     low, high = look.signs
     for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
         sign = furniture.traffic_sign(look, rng)
         scene.add(sign, kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
     _parked(street, side)
-
-
-def _verge(street: Street, side: int) -> None:
-    """Sometimes a strip of grass along the sidewalk, at its frontage or at its kerb."""
-    scene, look, rng, *_ = street
-    if rng.random() < DISTRICTS[street.district][2]:
-        wide = between((1.0, 1.9), rng)
-        at_kerb = rng.random() < 0.5
-        start = street.edge(side) + side * (0.3 + wide) if at_kerb else street.front(side)
-        grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
-        x = (start, start - side * wide)
-        _strip(scene, x, (-1, street.crossing), grass, 2)
-        _strip(scene, x, (street.crossing + 8, FAR), grass, 2)
 
 
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
