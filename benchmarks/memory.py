@@ -90,11 +90,11 @@ def write_images(images: Path, labels: Path | None, count: int, look: str) -> No
             Image.fromarray(label).save(labels / f"{number:06}.png", compress_level=1)
 
 
-def parameters(iterations: int) -> dict:
-    """The preset's, with a small network, short trainings and folders of images."""
+def make_project(folder: Path, count: int, iterations: int) -> None:
+    """Make a project of `count` training images in each domain, with a small network."""
     both = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": [HEIGHT, WIDTH]}
-    source = {"folder": "source", "images": "images", "labels": "labels"}
-    target = {"val_images": "val/images", "val_labels": "val/labels"}
+    labelled = {"folder": "source", "images": "images", "labels": "labels"}
+    val = {"val_images": "val/images", "val_labels": "val/labels"}
     options = {"encoder_depth": 3, "decoder_channels": 16}
     augmentation = {"crop": [HEIGHT, WIDTH]}
     training = dict(iterations=iterations, batch_size=BATCH_SIZE, augmentation=augmentation)
@@ -106,23 +106,19 @@ def parameters(iterations: int) -> dict:
         "anchors": LENIENT,
         "pseudo_label": {"relative_margin": 0.0, "agreement": False},
     }
-    return scenes_params(changes) | {
-        "source": both | source,
-        "target": both | {"folder": "target", "images": "images"} | target,
+    params = scenes_params(changes) | {
+        "source": both | labelled,
+        "target": both | {"folder": "target", "images": "images"} | val,
         "rounds": {"round1": {"teacher": "warmup", "anchors": "round1"}},
     }
-
-
-def make_project(folder: Path, count: int, iterations: int) -> None:
-    """Make a project of `count` training images in each domain."""
     for name in ("cag", "stages", "classes"):
         (folder / name).symlink_to(ROOT / name)
-    write_params(folder, parameters(iterations))
+    write_params(folder, params)
     source, target = (folder / "data/raw" / domain for domain in ("source", "target"))
     write_images(source / "images", source / "labels", count, "source")
     write_images(target / "images", None, count, "target")
-    val = target / "val"
-    write_images(val / "images", val / "labels", validation(count), "target")
+    images, labels = target / "val/images", target / "val/labels"
+    write_images(images, labels, validation(count), "target")
 
 
 def workers_bytes(launcher: int) -> int:

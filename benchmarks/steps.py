@@ -91,7 +91,10 @@ def random_problem(params: Parameters, device: torch.device) -> Problem:
     maps = released_labels(features, logits, anchors, margin, threshold)
     maps = [resize_labels(labels, size[2:], align_corners=True) for labels in maps]
     labels = torch.stack(maps, dim=1).byte()  # (B, 2, H, W)
-    batch = Batch(DomainBatch(source, blocky_labels(size, device)), DomainBatch(target, labels))
+    blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
+    blocks = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()  # one in twenty has no label
+    source_labels = resize_labels(blocks, size[2:])[:, None]
+    batch = Batch(DomainBatch(source, source_labels), DomainBatch(target, labels))
     return Problem(params, teacher, anchors, margin, threshold, batch)
 
 
@@ -100,13 +103,6 @@ def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
     network = build(config, CLASSES).to(images[0].device)
     update_bn(images, network)
     return network.eval()
-
-
-def blocky_labels(size: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random label maps uint8 [B, 1, H, W] in blocks; one in twenty has no label."""
-    blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
-    labels = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()
-    return resize_labels(labels, size[2:])[:, None]
 
 
 class Step:

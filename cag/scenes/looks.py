@@ -37,7 +37,6 @@ class Look:
     Frequencies are per image, in [0, 1]. Palettes are RGB in [0, 255].
     """
 
-    name: str
     identity: int  # third word of the seed
     grade: Grade
     supersample: int
@@ -82,7 +81,6 @@ def colours(codes: str) -> tuple[Colour, ...]:
 
 
 SOURCE = Look(
-    name="source",
     identity=1,
     grade=Grade(),
     supersample=1,
@@ -111,7 +109,6 @@ SOURCE = Look(
 )
 
 TARGET = Look(
-    name="target",
     identity=2,
     grade=Grade(
         haze=(0.0, 0.007),
@@ -152,7 +149,6 @@ TARGET = Look(
     car=0.5,
     truck=0.25,
     bus=0.28,
-    train=0.25,
     motorcycle=0.28,
     bicycle=0.65,
     people=(3, 8),
@@ -162,7 +158,7 @@ TARGET = Look(
     districts=(0.45, 0.4, 0.15),
 )
 
-LOOKS = {look.name: look for look in (SOURCE, TARGET)}
+LOOKS = {"source": SOURCE, "target": TARGET}
 
 
 def pick(options: tuple, rng: Rng):

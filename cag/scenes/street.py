@@ -80,9 +80,6 @@ def compose(look: Look, rng: Rng) -> Scene:
     return street.scene
 
 
-# Ground.
-
-
 def _strip(scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND) -> None:
     """A rectangle on the ground."""
     (x0, x1), (z0, z1), model = sorted(x), z, Model()
@@ -143,9 +140,6 @@ def _backdrop(street: Street) -> None:
         block, tall = Model(), between((9, 22), rng)
         block.box((-26, 0, 0), (26, tall, 12), _facade(look, rng))
         scene.add(block, z=between((70, 140), rng), layer=LAYER_FRONT)
-
-
-# Frontages, behind the sidewalk.
 
 
 def _facade(look: Look, rng: Rng) -> Paint:
@@ -281,10 +275,8 @@ def _behind(street: Street, side: int, z0: float, z1: float) -> None:
         scene.add(plant, x + side * away, between((z0 + 1, z1 - 1), rng), layer=LAYER_FRONT)
 
 
-# Kerbside: trees, lamps, signs, lights, parked vehicles.
-
-
 def _kerbside(street: Street, side: int) -> None:
+    """Trees, lamps, signs and parked vehicles."""
     scene, look, rng, *_ = street
     edge = street.edge(side)
     kerb = edge + side * 0.6
@@ -351,9 +343,6 @@ def _drive(street: Street, kind: str, x: float, z: float, heading: float) -> Non
 def _shadow(scene: Scene, x: float, z: float, a: float, b: float) -> None:
     """A rectangular shadow, `a` and `b` metres to either side."""
     scene.shadows.append([(x - a, z - b), (x + a, z - b), (x + a, z + b), (x - a, z + b)])
-
-
-# Traffic and people.
 
 
 def _traffic(street: Street) -> None:

@@ -198,21 +198,18 @@ def tram(look: Look, rng: Rng) -> Model:
         profile = [(z0, 0.35), (z0, 1.3), (z0 + tip0, 3.4), (z1 - tip1, 3.4), (z1, 1.3), (z1, 0.35)]
         back, front = (glass, band) if k == 0 else (band, glass)
         centre = model.prism(profile, -half, half, [band, back, paint, front, band, band], paint)
-        _tram_sides(_Body(model, TRAIN, half, centre), z0 + tip0, z1 - tip1, band, glass)
+        body, low, high = _Body(model, TRAIN, half, centre), z0 + tip0, z1 - tip1
+        body.side_plates((low, high), (0.35, 1.0), band)
+        body.side_plates((low, high), (3.05, 3.4), band)
+        pitch = (high - low) / 6
+        for i in range(6):
+            along = (low + i * pitch + 0.12, low + i * pitch + pitch - 0.12)
+            body.side_plates(along, (0.5 if i in (1, 4) else 1.45, 2.85), glass, gap=0.02)
     _tram_ends(_Body(model, TRAIN, half, (0.0, 1.8, 0.0)), section, nose, band)
     pantograph = [(0.0, 3.4, -3.0), (0.0, 4.1, -2.2), (0.0, 4.7, -3.0)]
     model.stroke(pantograph, 0.1, dark, level=3)
     model.stroke([(-0.8, 4.7, -3.0), (0.8, 4.7, -3.0)], 0.1, dark, level=3)
     return model
-
-
-def _tram_sides(body: _Body, z0: float, z1: float, band: Paint, glass: Paint) -> None:
-    body.side_plates((z0, z1), (0.35, 1.0), band)
-    body.side_plates((z0, z1), (3.05, 3.4), band)
-    pitch = (z1 - z0) / 6
-    for k in range(6):
-        start, low = z0 + k * pitch, 0.5 if k in (1, 4) else 1.45
-        body.side_plates((start + 0.12, start + pitch - 0.12), (low, 2.85), glass, gap=0.02)
 
 
 def _tram_ends(body: _Body, section: float, nose: float, band: Paint) -> None:
