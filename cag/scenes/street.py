@@ -363,7 +363,18 @@ def _traffic(street: Street) -> None:
         x, z = between(left if rng.random() < 0.5 else right, rng), street.crossing + 4
         scene.add(vehicles.car(look, rng), x, z, np.pi / 2 * pick((-1, 1), rng))
         _shadow(scene, x, z, 2.2 + 0.1, 0.95 + 0.12)
-    _riders(street)
+    z = 3.0  # of riders along the kerb or across the road
+    for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
+        if rng.random() >= share:
+            continue
+        for _ in range(1 + (rng.random() < 0.35)):
+            model = getattr(figures, kind)(look, rng, ridden=True)
+            side = pick((-1, 1), rng)
+            x = street.edge(side) - side * (2.6 if street.parking(side) else 0.8)
+            z += between((3.0, 9.0), rng)
+            heading = pick((0.0, np.pi), rng) + between((-0.85, 0.85), rng)
+            scene.add(model, x, z, heading)
+            _blob(scene, x, z, 0.8, 0.4)
 
 
 def _next_vehicle(street: Street, x: float, z: float, heading: float) -> float:
@@ -379,23 +390,6 @@ def _next_vehicle(street: Street, x: float, z: float, heading: float) -> float:
     if draw < 0.2 + look.car:
         _drive(street, "car", x, z + 2.2, heading)
     return z + between((8.0, 20.0), rng)
-
-
-def _riders(street: Street) -> None:
-    """Cyclists and motorcyclists, along the kerb or across the road."""
-    scene, look, rng, *_ = street
-    z = 3.0
-    for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
-        if rng.random() >= share:
-            continue
-        for _ in range(1 + (rng.random() < 0.35)):
-            model = getattr(figures, kind)(look, rng, ridden=True)
-            side = pick((-1, 1), rng)
-            x = street.edge(side) - side * (2.6 if street.parking(side) else 0.8)
-            z += between((3.0, 9.0), rng)
-            heading = pick((0.0, np.pi), rng) + between((-0.85, 0.85), rng)
-            scene.add(model, x, z, heading)
-            _blob(scene, x, z, 0.8, 0.4)
 
 
 def _people(street: Street) -> None:

@@ -113,8 +113,13 @@ def truck(look: Look, rng: Rng) -> Model:
     else:
         centre = model.box((-half, 0.95, back), (half, high, gap - 0.15), load)
         box = _Body(model, TRUCK, half, centre)
-        _doors(box, (1.0, high - 0.08), back - 0.01, load)
-        stripe = Paint(tinted(load.colour, 0.72), TRUCK)
+        frame, leaf, stripe = (Paint(tinted(load.colour, k), TRUCK) for k in (0.6, 0.92, 0.72))
+        box.end_plate((-half, half), (1.0, high - 0.08), back - 0.01, frame)
+        y = (1.0 + 0.1, high - 0.08 - 0.08)
+        for x0, x1 in ((-half + 0.1, -0.05), (0.05, half - 0.1)):  # two doors with a bar each
+            box.end_plate((x0, x1), y, back - 0.01, leaf)
+            bar = ((x0 + x1) / 2 - 0.04, (x0 + x1) / 2 + 0.04)
+            box.end_plate(bar, y, back - 0.01, frame)
         box.side_plates((back + 0.5, gap - 0.8), (1.3, 1.75), stripe)
     profile = [(gap, 0.5), (gap, 2.6), (front - 0.3, 2.6), (front, 1.55), (front, 0.5)]
     cab = model.prism(profile, -half, half, [paint, paint, glass, paint, dark], paint)
@@ -123,17 +128,6 @@ def truck(look: Look, rng: Rng) -> Model:
     chassis.wheels([back + 1.0, back + 2.0, front - 0.9], 0.5)
     chassis.lamps(0.8, back, front)
     return model
-
-
-def _doors(box: _Body, y: Limits, z: float, load: Paint) -> None:
-    """Two doors at the back of a load, with frame, seam and bars."""
-    frame, leaf = Paint(tinted(load.colour, 0.6), TRUCK), Paint(tinted(load.colour, 0.92), TRUCK)
-    box.end_plate((-box.half, box.half), y, z, frame)
-    y = (y[0] + 0.1, y[1] - 0.08)
-    for low, high in ((-box.half + 0.1, -0.05), (0.05, box.half - 0.1)):
-        box.end_plate((low, high), y, z, leaf)
-        middle = (low + high) / 2
-        box.end_plate((middle - 0.04, middle + 0.04), y, z, frame)
 
 
 def _tipper(model: Model, half: float, back: float, front: float, load: Paint) -> None:
