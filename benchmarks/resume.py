@@ -47,7 +47,6 @@ ENCODER = "timm-mobilenetv3_small_minimal_100"  # few layers: processes synchron
 # The columns of a series of kills: the moments of the kills, and the outcomes of the runs.
 HITS = ("starting", "training", "writing a checkpoint", "ending")
 COUNTS = ("kills", *HITS, "runs", "that resumed", "that ended", "iterations redone")
-LONGER = 1.25  # latest kill over the time left: some runs end before their kill
 DEADLINE = 600  # seconds; a longer run hangs
 SAVES = 7  # the first warms up
 
@@ -264,7 +263,7 @@ def kill_at_random(
         while True:
             last = tally["kills"] >= kills and tally["that resumed"] > 0
             before = _written(partial)
-            left = LONGER * whole.left(training.saved())
+            left = 1.25 * whole.left(training.saved())  # some runs end before their kill
             made = run_once(training, DEADLINE if last else moments.uniform(0, left))
             if last and made.killed:
                 raise Failed(f"had not ended after {DEADLINE} s")

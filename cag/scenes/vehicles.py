@@ -152,8 +152,15 @@ def bus(look: Look, rng: Rng) -> Model:
     glass, dark = Paint(tinted(pick(look.glass, rng), 0.5), BUS), Paint((40, 40, 44), BUS)
     back, front = -length / 2, length / 2
     body = _Body(model, BUS, half, model.box((-half, 0.3, back), (half, high, front), paint))
+    post, pitch = Paint(tinted(paint.colour, 0.7), BUS), (front - back - 0.6) / 6
     for low in (1.25, 2.85) if double else (1.3,):
-        _bus_glass(body, (back, front), (low, low + (1.0 if double else 1.15)), glass, paint)
+        top = low + (1.0 if double else 1.15)
+        for k in range(6):  # side windows between pillars
+            start = back + 0.3 + k * pitch
+            body.side_plates((start + 0.08, start + pitch - 0.08), (low, top), glass)
+        body.end_plate((-half + 0.12, half - 0.12), (low - 0.15, top), front + 0.01, glass)
+        body.end_plate((-half + 0.3, half - 0.3), (low + 0.1, top), back - 0.01, glass)
+        body.end_plate((-0.03, 0.03), (low - 0.15, top), front + 0.02, post)
     stripe = Paint((240, 238, 230) if not look.foreign else tinted(paint.colour, 0.6), BUS)
     body.side_plates((back, front), (0.62, 0.84), stripe)
     body.side_plates((front - 1.9, front - 0.8), (0.4, 2.4), glass, gap=0.015)
@@ -164,19 +171,6 @@ def bus(look: Look, rng: Rng) -> Model:
     body.lamps(0.8, back, front)
     body.end_plate((-half, half), (0.3, 0.46), back - 0.02, dark)
     return model
-
-
-def _bus_glass(body: _Body, z: Limits, y: Limits, glass: Paint, paint: Paint) -> None:
-    """A band of side windows with pillars, a windscreen and a rear window."""
-    (back, front), (low, high), half = z, y, body.half
-    pitch = (front - back - 0.6) / 6
-    for k in range(6):
-        start = back + 0.3 + k * pitch
-        body.side_plates((start + 0.08, start + pitch - 0.08), y, glass)
-    body.end_plate((-half + 0.12, half - 0.12), (low - 0.15, high), front + 0.01, glass)
-    body.end_plate((-half + 0.3, half - 0.3), (low + 0.1, high), back - 0.01, glass)
-    post = Paint(tinted(paint.colour, 0.7), paint.label)
-    body.end_plate((-0.03, 0.03), (low - 0.15, high), front + 0.02, post)
 
 
 def tram(look: Look, rng: Rng) -> Model:
