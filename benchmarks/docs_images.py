@@ -35,10 +35,8 @@ from cag.scenes import render
 
 PREPARED = Path("data/prepared")
 TARGET = PREPARED / "target"
-DOCS = Path("docs")
-WINDOW = "body"
 SHOTS = {
-    "report.png": WINDOW,
+    "report.png": "body",
     "report-explorer.png": "#explorer",
     "report-features.png": "#features svg",
 }
@@ -63,12 +61,13 @@ def rows_of(domain: str, split: str, numbers: list[int]) -> list[pd.Series]:
 
 def write(name: str, content: Figure | np.ndarray) -> None:
     """Write a plot, or a picture uint8 [H, W, 3], below `docs/`."""
+    path = Path("docs") / name
     if isinstance(content, Figure):
-        plots.save_png(content, DOCS / name)
+        plots.save_png(content, path)
     else:
-        with atomic_file(DOCS / name) as partial:
+        with atomic_file(path) as partial:
             write_image(partial, content)
-    print(DOCS / name)
+    print(path)
 
 
 def picture(row: pd.Series, classes: LabelSpace, *labels: Path | np.ndarray) -> list[np.ndarray]:
@@ -105,14 +104,14 @@ def pseudo_labels(name: str, rule: str, image: str) -> Path:
     return Path(f"data/rounds/{name}/pseudo_labels/{rule}/{image}.png")
 
 
-def draw_predictions(classes: LabelSpace, models: tuple[str, str]) -> None:
-    """Validation images with the predictions of two models and the truth."""
-    folders = [Path(f"data/evaluation/{model}/predictions") for model in models]
+def draw_predictions(classes: LabelSpace, last: str) -> None:
+    """Validation images with the predictions of both models and the truth."""
+    folders = [Path(f"data/evaluation/{model}/predictions") for model in ("pretrain", last)]
     rows = [
         picture(row, classes, *(f / f"{row['name']}.png" for f in folders), TARGET / row["label"])
         for row in rows_of("target", "val", [0, 12, 35])
     ]
-    titles = ["validation image", "source only", models[1], "truth"]
+    titles = ["validation image", "source only", last, "truth"]
     write("images/predictions.png", plots.panel(rows, titles))
 
 
@@ -164,7 +163,7 @@ def photograph_report() -> None:
         for name, selector in SHOTS.items():
             elements = browser.find_elements("css selector", selector)
             shown = next(element for element in elements if element.is_displayed())
-            whole = selector == WINDOW
+            whole = selector == "body"
             png = browser.get_screenshot_as_png() if whole else shown.screenshot_as_png
             write(f"images/{name}", np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
 
@@ -174,10 +173,10 @@ def photograph_report() -> None:
 def main(images: str) -> None:
     """Write `docs/overview.png` and `docs/images/`."""
     classes, rounds = read_label_space(TARGET), list(load_all().rounds)
-    numbers = [int(number) for number in images.split(",")]
+    numbers = list(map(int, images.split(",")))
     draw_domains(classes)
     draw_pseudo_labels(classes, rounds[0], rounds[-1], numbers)
-    draw_predictions(classes, ("pretrain", rounds[-1]))
+    draw_predictions(classes, rounds[-1])
     draw_plots(rounds)
     draw_overview(classes, rounds[-1], numbers)
     photograph_report()

@@ -82,13 +82,13 @@ class Bench:
             f"Training: {network.architecture} on {network.encoder}, "
             f"{config.batch_size} + {config.batch_size} crops of {width} x {height}"
         )
-        rates = ", ".join(f"{p} {rate / 1e12:.3g}" for p, rate in self.matrix_rates.items())
+        limits = ", ".join(f"{p} {rate / 1e12:.3g}" for p, rate in self.matrix_rates.items())
         count, warm_up = self.effort
         print(
             f"Images of both domains together, without loading them. Means of {count} steps after "
             f"{warm_up}.\n{flops / 1e12:.3g} TFLOP of the student's network in a step (a teacher's "
             "come on top), beside the measured rate of a\nlarge matrix product in the same "
-            f"precision: {rates} TFLOP/s.\n"
+            f"precision: {limits} TFLOP/s.\n"
         )
         problem = steps.random_problem(self.params, self.device)
         rows, durations = [], {}
@@ -102,19 +102,12 @@ class Bench:
                 if self.on_gpu:
                     gc.collect()  # a failed rung's traceback holds its tensors
                     torch.cuda.empty_cache()
-            durations[form.name] = duration
-            achieved = flops / duration
-            rows.append(
-                {
-                    "step": form.name,
-                    "images/s": f"{images / duration:.1f}",
-                    "ms": f"{1000 * duration:.1f}",
-                    "times released": speedup(durations, form.name),
-                    "peak memory, GiB": memory,
-                    "TFLOP/s": f"{achieved / 1e12:.3g}",
-                    "of the matrix rate": f"{achieved / self.matrix_rates[form.precision]:.0%}",
-                }
-            )
+            durations[form.name], achieved = duration, flops / duration
+            rates = {"images/s": f"{images / duration:.1f}", "ms": f"{1000 * duration:.1f}"}
+            row = {"step": form.name} | rates | {"times released": speedup(durations, form.name)}
+            row["peak memory, GiB"] = memory
+            share = f"{achieved / self.matrix_rates[form.precision]:.0%}"
+            rows.append(row | {"TFLOP/s": f"{achieved / 1e12:.3g}", "of the matrix rate": share})
         columns = max(rows, key=len)
         print(measure.table([dict.fromkeys(columns, "-") | row for row in rows]))
         if durations:
@@ -139,17 +132,14 @@ class Bench:
     def _waits_nowhere(self, problem: steps.Problem) -> bool:
         """Whether a step of ours, with its copy to the device, runs without waiting for it."""
         *_, uncompiled, _ = steps.ladder(RUNGS)
-        step = steps.Step(problem, uncompiled)
-        host = [
-            [measure.host_tensor(x.shape, x.dtype, self.device).copy_(x) for x in domain]
-            for domain in problem.batch
-        ]
+        step, new = steps.Step(problem, uncompiled), measure.host_tensor
+        host = [[new(x.shape, x.dtype, self.device).copy_(x) for x in d] for d in problem.batch]
         step()
         if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
         try:
-            moved = [[x.to(self.device, non_blocking=True) for x in domain] for domain in host]
+            moved = ((x.to(self.device, non_blocking=True) for x in domain) for domain in host)
             step(steps.in_channels_last(moved))
         except RuntimeError as error:
             print(f"a step of ours waits for the device: {shortened(error)}")
@@ -157,8 +147,8 @@ class Bench:
         finally:
             if self.on_gpu:
                 torch.cuda.set_sync_debug_mode("default")
-        where = "" if self.on_gpu else " (which says nothing on a CPU)"
-        print(f"a step of ours waits for the device nowhere{where}")
+        note = "" if self.on_gpu else " (which says nothing on a CPU)"
+        print(f"a step of ours waits for the device nowhere{note}")
         return True
 
     def extraction(self) -> None:
@@ -217,13 +207,9 @@ class Bench:
 
             duration = measure.seconds(label, *self.effort)
             read = host.nbytes / duration
-            return {
-                "features from": name,
-                "images/s": f"{1 / duration:.1f}",
-                "GB/s": f"{read / 1e9:.3g}",
-                "measured rate, GB/s": f"{limit / 1e9:.3g}",
-                "of it": f"{read / limit:.0%}",
-            }
+            rates = {"images/s": f"{1 / duration:.1f}", "GB/s": f"{read / 1e9:.3g}"}
+            limits = {"measured rate, GB/s": f"{limit / 1e9:.3g}", "of it": f"{read / limit:.0%}"}
+            return {"features from": name} | rates | limits
 
         copied = row("host memory, copied", host, from_host)
         print(measure.table([copied, row("the device's memory", on_device, memory)]))

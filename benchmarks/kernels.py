@@ -31,8 +31,7 @@ GOLDEN = ROOT / "tests/golden"
 HEIGHT, WIDTH = 128, 224
 IMAGES = 4  # of 29 MB
 MARGIN, MIN_PIXELS = 2.5, 10
-ROUNDING = 1e-4  # as a share of the greatest value
-MARGIN_ROUNDING = 1e-4  # float32 distances of 10 have an error of about 1e-6 each
+ROUNDING = 1e-4  # of margins, whose float32 distances err by 1e-6; as a share of other values
 HALF_ROUNDING = 1e-2  # float16 features have 11 bits
 
 
@@ -42,6 +41,9 @@ class Image(NamedTuple):
     features: Tensor
     logits: Tensor
     labels: Tensor
+
+
+Images = Sequence[Image]
 
 
 class Kernel(NamedTuple):
@@ -80,9 +82,8 @@ def loop_pseudo_labels(image: Image, anchors: Tensor) -> Tensor:
 def loop_class_means(features: Tensor, labels: Tensor, num_classes: int) -> dict[int, Tensor]:
     """Mean feature vector [D] of each class with enough pixels in the image."""
     masks = {c: labels[0] == c for c in range(num_classes)}
-    return {
-        c: features[0][:, mask].mean(dim=1) for c, mask in masks.items() if mask.sum() >= MIN_PIXELS
-    }
+    common = {c: mask for c, mask in masks.items() if mask.sum() >= MIN_PIXELS}
+    return {c: features[0][:, mask].mean(dim=1) for c, mask in common.items()}
 
 
 def loop_distance_loss(image: Image, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,16 +139,11 @@ def make_kernels(anchors: Tensor) -> list[Kernel]:
 
 
 def check_labels(
-    name: str,
-    labels: Callable[[Image], Tensor],
-    images: Sequence[Image],
-    anchors: Tensor,
-    limit: float,
+    name: str, labels: Callable[[Image], Tensor], images: Images, anchors: Tensor, limit: float
 ) -> str:
     """Describe the differences between `labels` and `by_anchor`.
 
-    Raises:
-        UserError: A label differs whose margin is more than `limit` from the threshold.
+    Raises UserError if a label differs whose margin is more than `limit` from the threshold.
     """
     distances = []
     for image in images:
@@ -163,12 +159,8 @@ def check_labels(
     )
 
 
-def check_equal(kernels: Sequence[Kernel], images: Sequence[Image]) -> str:
-    """Describe the differences between both implementations' means, losses and gradients.
-
-    Raises:
-        UserError: They differ by more than rounding.
-    """
+def check_equal(kernels: Sequence[Kernel], images: Images) -> str:
+    """Describe the rounding differences in means, losses, gradients; a UserError beyond that."""
     _, means, losses = kernels
     worst = {"class means": 0.0, "loss": 0.0, "gradient": 0.0}
     for image in images:
@@ -186,7 +178,7 @@ def check_equal(kernels: Sequence[Kernel], images: Sequence[Image]) -> str:
     return f"greatest difference as a share of the greatest value: {errors}"
 
 
-def measure(kernels: Sequence[Kernel], images: Sequence[Image], runs: int) -> list[dict[str, str]]:
+def measure(kernels: Sequence[Kernel], images: Images, runs: int) -> list[dict[str, str]]:
     """Rows of the table: CPU seconds of each kernel, its loop and a read of the features, in turn.
 
     CPU time leaves out other programs' use of the CPU.
@@ -203,14 +195,6 @@ def measure(kernels: Sequence[Kernel], images: Sequence[Image], runs: int) -> li
     read = f"{statistics.median(reads):.4f}"
     rows.append(["reading the features", "", read, "", "", "1.0", "memory"])
     header = ["kernel", "plain loop, s", "ours, s", "ratio", "target, s", "reads", "bound by"]
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def published(kernels: Sequence[Kernel]) -> list[dict[str, str]]:
-    """Rows of the table of published times, on another 2-core CPU."""
-    rows = [(k.name, f"{k.released:.3f}", f"{k.vectorised:.3f}") for k in kernels]
-    rows.append(("reading the features", "", "0.0023"))
-    header = ("published, another 2-core CPU", "released code, s", "vectorised, s")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -233,7 +217,7 @@ def main(runs: int) -> None:
         return by_anchor(image.features.half(), anchors, MARGIN)
 
     notes = [
-        check_labels("plain loop", kernels[0].loop, images, anchors, MARGIN_ROUNDING),
+        check_labels("plain loop", kernels[0].loop, images, anchors, ROUNDING),
         check_labels("features in float16", half, images, anchors, HALF_ROUNDING),
         check_equal(kernels, images),
     ]
@@ -246,7 +230,11 @@ def main(runs: int) -> None:
         f"the product of features and classes, {flops / 1e9:.2f} GFLOP, takes {flops / rate:.4f} s "
         f"at the {rate / 1e9:.0f} GFLOP/s of a large square one",
     ]
-    print("", *(f"- {note}" for note in notes), "", table(published(kernels)), sep="\n")
+    print("", *(f"- {note}" for note in notes), "", sep="\n")
+    rows = [(k.name, f"{k.released:.3f}", f"{k.vectorised:.3f}") for k in kernels]
+    header = ("published, another 2-core CPU", "released code, s", "vectorised, s")
+    rows.append(("reading the features", "", "0.0023"))
+    print(table([dict(zip(header, row, strict=True)) for row in rows]))
 
 
 if __name__ == "__main__":

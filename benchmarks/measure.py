@@ -15,14 +15,11 @@ from torch.utils import collect_env
 from cag.runtime.program import cpu_name
 
 PRECISIONS = ("float32", "TF32", "bf16")
-Function = Callable[[], object]
+Function, Clock = Callable[[], object], Callable[[], float]
 
 
 def seconds(function: Function, count: int, warm_up: int) -> float:
-    """Mean duration in seconds of `count` calls after `warm_up` calls.
-
-    On a GPU only the last call is waited for.
-    """
+    """Mean duration of `count` calls after `warm_up` calls; a GPU is waited for at the end only."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warm_up):
         function()
@@ -35,10 +32,7 @@ def seconds(function: Function, count: int, warm_up: int) -> float:
 
 
 def alternating_seconds(
-    functions: Sequence[Function],
-    count: int,
-    warm_up: int,
-    clock: Callable[[], float] = time.perf_counter,
+    functions: Sequence[Function], count: int, warm_up: int, clock: Clock = time.perf_counter
 ) -> list[float]:
     """Median duration of each function on the CPU, called in turn: other load slows all alike."""
 
@@ -53,10 +47,7 @@ def alternating_seconds(
 
 @contextmanager
 def numerics(tf32: bool, cudnn_benchmark: bool = False):
-    """Allow or forbid TF32 in matrix products and convolutions, and cuDNN's choice by trial.
-
-    At the end the process gets its settings back.
-    """
+    """Allow or forbid TF32 and cuDNN's choice by trial, until the settings are restored."""
     cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

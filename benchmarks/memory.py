@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import click
 import pandas as pd
@@ -46,21 +45,16 @@ print(json.dumps([code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
 """
 
 
-class Stage(NamedTuple):
-    """A program, and the number of its images for n training images in each domain."""
-
-    name: str
-    arguments: list[str]
-    images: Callable[[int], int]
-
-
 def validation(count: int) -> int:
     """Number of validation images for `count` training images."""
     return -(-count // VALIDATION_SHARE)
 
 
-def stages(iterations: int) -> list[Stage]:
-    """The programs of `dvc.yaml` for one round, and the check of the data."""
+def stages(iterations: int) -> Iterator[tuple[str, list[str], Callable[[int], int]]]:
+    """The check of the data and the programs of `dvc.yaml` for one round.
+
+    Yields name, arguments, and the number of images for n training images in each domain.
+    """
     check = ["-c", "from cag.cli import main; main()", "data", "check", "--partial"]
     drawn = iterations * BATCH_SIZE
     programs = {
@@ -77,12 +71,11 @@ def stages(iterations: int) -> list[Stage]:
         "evaluate round1": validation,
         "report": lambda n: n + validation(n),
     }
-    rows = [Stage("cag data check", check, lambda n: 2 * n + validation(n))]
+    yield "cag data check", check, programs["index"]
     for command, images in programs.items():
         program, *arguments = command.split()
         name = f"prepare@{arguments[0]}" if program == "prepare" else program
-        rows.append(Stage(name, ["-m", f"stages.{program}", *arguments], images))
-    return rows
+        yield name, ["-m", f"stages.{program}", *arguments], images
 
 
 def write_images(images: Path, labels: Path | None, count: int, look: str) -> None:
@@ -97,14 +90,14 @@ def write_images(images: Path, labels: Path | None, count: int, look: str) -> No
             Image.fromarray(label).save(labels / f"{number:06}.png", compress_level=1)
 
 
-def parameters(iterations: int) -> dict:
-    """The preset's, with a small network, short trainings and folders of images."""
+def make_project(folder: Path, count: int, iterations: int) -> None:
+    """Make a project of `count` training images in each domain, with a small network."""
     both = {"layout": "folder", "class_map": "classes/cityscapes.yaml", "size": [HEIGHT, WIDTH]}
-    source = {"folder": "source", "images": "images", "labels": "labels"}
-    target = {"val_images": "val/images", "val_labels": "val/labels"}
+    labelled = {"folder": "source", "images": "images", "labels": "labels"}
+    val = {"val_images": "val/images", "val_labels": "val/labels"}
     options = {"encoder_depth": 3, "decoder_channels": 16}
-    training = {"iterations": iterations, "batch_size": BATCH_SIZE}
-    training["augmentation"] = {"crop": [HEIGHT, WIDTH]}
+    augmentation = {"crop": [HEIGHT, WIDTH]}
+    training = dict(iterations=iterations, batch_size=BATCH_SIZE, augmentation=augmentation)
     changes = {
         **dict.fromkeys(("pretrain", "warmup", "adapt"), training),
         "evaluated": ["round1"],
@@ -113,23 +106,19 @@ def parameters(iterations: int) -> dict:
         "anchors": LENIENT,
         "pseudo_label": {"relative_margin": 0.0, "agreement": False},
     }
-    return scenes_params(changes) | {
-        "source": both | source,
-        "target": both | {"folder": "target", "images": "images"} | target,
+    params = scenes_params(changes) | {
+        "source": both | labelled,
+        "target": both | {"folder": "target", "images": "images"} | val,
         "rounds": {"round1": {"teacher": "warmup", "anchors": "round1"}},
     }
-
-
-def make_project(folder: Path, count: int, iterations: int) -> None:
-    """Make a project of `count` training images in each domain."""
     for name in ("cag", "stages", "classes"):
         (folder / name).symlink_to(ROOT / name)
-    write_params(folder, parameters(iterations))
+    write_params(folder, params)
     source, target = (folder / "data/raw" / domain for domain in ("source", "target"))
     write_images(source / "images", source / "labels", count, "source")
     write_images(target / "images", None, count, "target")
-    val = target / "val"
-    write_images(val / "images", val / "labels", validation(count), "target")
+    images, labels = target / "val/images", target / "val/labels"
+    write_images(images, labels, validation(count), "target")
 
 
 def workers_bytes(launcher: int) -> int:
@@ -202,7 +191,7 @@ def comparison(rows: pd.DataFrame) -> list[dict[str, str]]:
 def growth(rows: pd.DataFrame) -> pd.Series:
     """Each stage's memory with the most images over that with the fewest."""
     memory = rows.pivot(index="stage", columns="n", values="MB")
-    return memory[memory.columns.max()] / memory[memory.columns.min()]
+    return memory.iloc[:, -1] / memory.iloc[:, 0]
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
@@ -222,9 +211,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
 @click.command(help=__doc__)
 @click.option("--images", default="1000,10000", show_default=True, help="Numbers, with commas.")
 @click.option("--iterations", default=20, show_default=True, help="Of each training.")
-@click.option(
-    "--out", default="benchmarks/memory.png", show_default=True, type=click.Path(path_type=Path)
-)
+@click.option("--out", default="benchmarks/memory.png", show_default=True, type=Path)
 def main(images: str, iterations: int, out: Path) -> None:
     """Print the table and draw the picture."""
     counts = sorted(map(int, images.split(",")))

@@ -40,25 +40,19 @@ from cag.training.objectives import Objective
 
 STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
 BEFORE_ADAPTATION = (
-    *(("index",), ("prepare", "source"), ("prepare", "target"), ("pretrain",), ("warmup",)),
-    ("extract", "round1", "warmup"),
-    ("anchors", "round1", "round1"),
-    ("pseudo_label", "round1"),
+    *("index", "prepare source", "prepare target", "pretrain", "warmup"),
+    *("extract round1 warmup", "anchors round1 round1", "pseudo_label round1"),
 )
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # few layers: processes synchronise at each
-TEACHER_ITERATIONS = 10  # of the trainings before the killed one
 # The columns of a series of kills: the moments of the kills, and the outcomes of the runs.
 HITS = ("starting", "training", "writing a checkpoint", "ending")
 COUNTS = ("kills", *HITS, "runs", "that resumed", "that ended", "iterations redone")
-LONGER = 1.25  # latest kill over the time left: some runs end before their kill
 DEADLINE = 600  # seconds; a longer run hangs
 SAVES = 7  # the first warms up
-CLASSES = 19
-NETWORKS = ("scenes", "gta5_to_cityscapes")
 
 # Importing torch takes longer than these trainings, so one server imports it for all runs.
 FORKS = multiprocessing.get_context("forkserver")
-PROGRAMS = [f"stages.{name}" for name in ("adapt", *(program[0] for program in BEFORE_ADAPTATION))]
+PROGRAMS = [f"stages.{command.split()[0]}" for command in ("adapt", *BEFORE_ADAPTATION)]
 FORKS.set_forkserver_preload([*PROGRAMS, "cag.adversarial"])  # imported when a warm-up trains
 
 
@@ -118,36 +112,30 @@ class Run:
 
 
 def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
-    """Make the inputs of the training stages, with few small scenes and a small network.
+    """Make the training stages' inputs in a new folder: few small scenes and a small network.
 
-    Args:
-        folder: A new folder, which is returned.
-        iterations: Of each training.
-        batch_size: Images of each domain in a step, over all processes.
+    `batch_size` counts a domain's images in a step over all processes. Returns the folder.
     """
     size = [32, 64]
-    training = {"iterations": TEACHER_ITERATIONS, "batch_size": batch_size}
-    training["augmentation"] = {"crop": size}
-    params = scenes_params(
-        {
-            **dict.fromkeys(STAGES, training),
-            # So that the discriminator changes the network.
-            "warmup": training | {"adversarial_weight": 0.1},
-            "source": {"images": 8, "size": size},
-            "target": {"images": 8, "val_images": 1, "size": size},
-            "network": {"encoder": ENCODER, "options": {"decoder_channels": 256}},
-            "anchors": LENIENT,
-            "pseudo_label": {"relative_margin": 0.01, "agreement": False, "probability": 0.2},
-        }
-    )
+    training = {"batch_size": batch_size, "augmentation": {"crop": size}}
+    training["iterations"] = 10  # before the killed training
+    changes = {
+        **dict.fromkeys(STAGES, training),
+        "warmup": training | {"adversarial_weight": 0.1},  # the discriminator changes the network
+        "source": {"images": 8, "size": size},
+        "target": {"images": 8, "val_images": 1, "size": size},
+        "network": {"encoder": ENCODER, "options": {"decoder_channels": 256}},
+        "anchors": LENIENT,
+        "pseudo_label": {"relative_margin": 0.01, "agreement": False, "probability": 0.2},
+    }
+    params = scenes_params(changes)
     (folder / "classes").mkdir(parents=True)
     shutil.copy(ROOT / "classes/cityscapes.yaml", folder / "classes")
     write_params(folder, params)
-    for program in BEFORE_ADAPTATION:
-        if finish(start(folder, *program), DEADLINE, folder):
-            raise Failed(f"{' '.join(program)} had not ended after {DEADLINE} s")
-    longer = dict.fromkeys(STAGES, {"iterations": iterations})
-    write_params(folder, merged(params, longer))
+    for command in BEFORE_ADAPTATION:
+        if finish(start(folder, *command.split()), DEADLINE, folder):
+            raise Failed(f"{command} had not ended after {DEADLINE} s")
+    write_params(folder, merged(params, dict.fromkeys(STAGES, {"iterations": iterations})))
     return folder
 
 
@@ -160,8 +148,8 @@ def start(folder: Path, stage: str, *arguments: str, processes: int = 1) -> list
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         world = address | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         launch = [world | dict.fromkeys(("RANK", "LOCAL_RANK"), str(r)) for r in range(processes)]
-    inputs = folder, stage, arguments
-    forks = [FORKS.Process(target=_run_stage, args=(*inputs, variables)) for variables in launch]
+    inputs = [(folder, stage, arguments, variables) for variables in launch]
+    forks = [FORKS.Process(target=_run_stage, args=args) for args in inputs]
     for fork in forks:
         fork.start()
     return forks
@@ -195,8 +183,7 @@ def _log_steps(path: Path) -> None:
 def finish(forks: list[BaseProcess], seconds: float, folder: Path) -> bool:
     """Wait for a stage's processes, then kill the remaining ones; returns whether there were any.
 
-    Raises:
-        Failed: A process ended by itself with a status other than 0.
+    Raises Failed if a process ended by itself with a status other than 0.
     """
     end = time.monotonic() + seconds
     for fork in forks:
@@ -227,10 +214,9 @@ def run_once(training: Training, seconds: float = DEADLINE) -> Run:
 
 def started_by_hand(training: Training) -> dict[str, str]:
     """Digests of the stage's outputs, started as a user does, without checkpoints."""
-    command = [sys.executable, "-m", f"stages.{training.stage}", *STAGES[training.stage]]
-    if training.processes > 1:
-        launch = f"-m torch.distributed.run --standalone --nproc-per-node={training.processes}"
-        command[1:1] = launch.split()
+    several = f"-m torch.distributed.run --standalone --nproc-per-node={training.processes}"
+    launch = several.split() if training.processes > 1 else []
+    command = [sys.executable, *launch, "-m", f"stages.{training.stage}", *STAGES[training.stage]]
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=training.folder, env=os.environ | variables, **output)
@@ -244,9 +230,8 @@ def started_by_hand(training: Training) -> dict[str, str]:
 def check(training: Training, made: Run, expected: dict[str, str], iterations: int) -> None:
     """Check and delete the outputs of a run.
 
-    Raises:
-        Failed: An output has wrong bytes. Or the run ended by itself, but an output is missing, it
-            did not go on from its checkpoint, or it left that behind.
+    Raises Failed if an output has wrong bytes, or if the run ended by itself, but an output is
+    missing, it did not go on from its checkpoint, or it left that behind.
     """
     digests = training.digests()
     differing = [name for name, digest in digests.items() if digest != expected[name]]
@@ -267,18 +252,10 @@ def kill_at_random(
 ) -> Counter:
     """Kill a training at random moments, run after run, then let it end; returns its `COUNTS`.
 
-    A kill comes within 1.25 times the remaining duration. After a run that ends before its kill,
-    the next one starts anew. At least one run resumes from the middle.
-
-    Args:
-        training: Without outputs or a checkpoint.
-        whole: An uninterrupted run.
-        expected: Digests of its outputs.
-        kills: Number that must hit a live run; more if they let no run resume.
-        moments: Source of the moments.
-
-    Raises:
-        Failed: See `check` and `finish`.
+    The training has no outputs or checkpoint yet; `whole` is an uninterrupted run, `expected` are
+    digests of its outputs. A kill comes within 1.25 times the remaining duration. After a run that
+    ends before its kill, the next one starts anew. `kills` must hit a live run, and at least one
+    run resumes from the middle. Raises Failed like `check` and `finish`.
     """
     tally, iterations = Counter(), len(whole.steps)
     partial = training.checkpoint.with_name(f".{training.checkpoint.name}.partial")
@@ -286,7 +263,7 @@ def kill_at_random(
         while True:
             last = tally["kills"] >= kills and tally["that resumed"] > 0
             before = _written(partial)
-            left = LONGER * whole.left(training.saved())
+            left = 1.25 * whole.left(training.saved())  # some runs end before their kill
             made = run_once(training, DEADLINE if last else moments.uniform(0, left))
             if last and made.killed:
                 raise Failed(f"had not ended after {DEADLINE} s")
@@ -299,9 +276,10 @@ def kill_at_random(
                 return tally
             if made.killed:
                 reached = made.resumed + len(made.steps)
-                writing = _written(partial) != before
-                tally["kills"] += 1
-                tally[_hit(made, writing, reached == iterations)] += 1
+                hit = "starting" if not made.steps else "training"
+                hit = "ending" if reached == iterations and made.steps else hit
+                hit = "writing a checkpoint" if _written(partial) != before else hit
+                tally.update(["kills", hit])
                 tally["iterations redone"] += 0 if complete else reached - training.saved()
                 advance()
 
@@ -310,27 +288,10 @@ def _written(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _hit(made: Run, writing: bool, trained: bool) -> str:
-    if writing:
-        return "writing a checkpoint"
-    if not made.steps:
-        return "starting"
-    return "ending" if trained else "training"
-
-
-def compare(training: Training, kills: int, moments: random.Random) -> Counter:
-    """Kill a training at random moments; every result must equal that of its program."""
-    training.delete_outputs()
-    expected = started_by_hand(training)
-    whole = run_once(training)
-    check(training, whole, expected, len(whole.steps))
-    return kill_at_random(training, whole, expected, kills, moments)
-
-
 def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
     """The table's row for the cost of a checkpoint in a preset's adaptation, at random weights."""
     params = load_all(ROOT / f"presets/{preset}.yaml")
-    objective = Objective(build(params.network, CLASSES), None)
+    objective = Objective(build(params.network, num_classes=19), None)
     parameters = list(objective.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -347,15 +308,11 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
 
         (seconds,) = alternating_seconds([save], SAVES - 1, warm_up=1)
     interval = max(SAVE_EVERY, seconds / SAVE_SHARE)
-    return {
-        "preset": preset,
-        "parameters": f"{sum(p.numel() for p in parameters):,}",
-        "MB": f"{checkpoint.path.stat().st_size / 1e6:.0f}",
-        "save, s": f"{seconds:.2f}",
-        f"share at {SAVE_EVERY} s": f"{seconds / (SAVE_EVERY + seconds):.2%}",
-        "interval, s": f"{interval:.0f}",
-        "share": f"{seconds / (interval + seconds):.2%}",
-    }
+    row = {"preset": preset, "parameters": f"{sum(p.numel() for p in parameters):,}"}
+    row |= {"MB": f"{checkpoint.path.stat().st_size / 1e6:.0f}", "save, s": f"{seconds:.2f}"}
+    row[f"share at {SAVE_EVERY} s"] = f"{seconds / (SAVE_EVERY + seconds):.2%}"
+    share = f"{seconds / (interval + seconds):.2%}"
+    return row | {"interval, s": f"{interval:.0f}", "share": share}
 
 
 @click.command(help=__doc__)
@@ -365,7 +322,7 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 def main(kills: int, iterations: int, processes: str, seed: int) -> None:
     """Print both tables; exit status 1 if a result differs."""
-    numbers = [int(number) for number in processes.split(",")]
+    numbers = list(map(int, processes.split(",")))
     rows, failures = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -377,13 +334,17 @@ def main(kills: int, iterations: int, processes: str, seed: int) -> None:
             print(f"{name}, uninterrupted", flush=True)
             try:
                 moments = random.Random(f"{seed} {stage} {number}")
-                tally = compare(Training(copy, stage, number), kills, moments)
+                training = Training(copy, stage, number)
+                training.delete_outputs()
+                expected, whole = started_by_hand(training), run_once(training)
+                check(training, whole, expected, len(whole.steps))
+                tally = kill_at_random(training, whole, expected, kills, moments)
                 result = "same bytes"
             except Failed as failure:
                 failures.append(f"FAILED: {name}: {failure}")
             counts = {count: str(tally[count]) if tally else "" for count in COUNTS}
             rows.append({"stage": stage, "processes": str(number), **counts, "result": result})
-        costs = [checkpoint_cost(preset, folder) for preset in NETWORKS]
+        costs = [checkpoint_cost(preset, folder) for preset in ("scenes", "gta5_to_cityscapes")]
     print(machine(torch.device("cpu")), table(rows), table(costs), sep="\n\n")
     for failure in failures:
         print(failure, file=sys.stderr)

@@ -8,6 +8,7 @@ copies label maps to the host, is left out.
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -70,10 +71,9 @@ class Problem(NamedTuple):
 
 
 def random_problem(params: Parameters, device: torch.device) -> Problem:
-    """A network of random weights with features, predictions and labels like a trained one's.
+    """A problem like a trained network's, though its weights are random.
 
-    It predicts every class somewhere. The anchors are features of random pixels. Each rule labels
-    half of the target's pixels.
+    The network predicts every class somewhere; each rule labels half of the target's pixels.
     """
     torch.manual_seed(0)
     config = params.adapt
@@ -88,28 +88,21 @@ def random_problem(params: Parameters, device: torch.device) -> Problem:
     first, second = anchor_distance_loop(features, anchors)[1:]
     margin = (second - first).median().item()
     threshold = logits.softmax(dim=1).amax(dim=1).median().item()
-    labels = torch.stack(released_labels(features, logits, anchors, margin, threshold), dim=1)
-    labels = resize_labels(labels.flatten(0, 1), size[2:], align_corners=True)
-    labels = labels.view(size[0], 2, *size[2:]).byte()  # (B, 2, H, W)
-    batch = Batch(DomainBatch(source, blocky_labels(size, device)), DomainBatch(target, labels))
+    maps = released_labels(features, logits, anchors, margin, threshold)
+    maps = [resize_labels(labels, size[2:], align_corners=True) for labels in maps]
+    labels = torch.stack(maps, dim=1).byte()  # (B, 2, H, W)
+    blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
+    blocks = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()  # one in twenty has no label
+    source_labels = resize_labels(blocks, size[2:])[:, None]
+    batch = Batch(DomainBatch(source, source_labels), DomainBatch(target, labels))
     return Problem(params, teacher, anchors, margin, threshold, batch)
 
 
 def random_network(config: Network, *images: Tensor) -> SegmentationNetwork:
-    """A network of random weights in eval mode, on the device of the images [B, 3, H, W].
-
-    Its batch norm has their statistics; otherwise the values would grow out of float16.
-    """
+    """A random network in eval mode; the images' statistics keep its values within float16."""
     network = build(config, CLASSES).to(images[0].device)
     update_bn(images, network)
     return network.eval()
-
-
-def blocky_labels(size: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random label maps uint8 [B, 1, H, W] in blocks; one in twenty has no label."""
-    blocks = torch.randint(CLASSES + 1, (size[0], 5, 7), device=device)
-    labels = blocks.masked_fill(blocks == CLASSES, IGNORE).byte()
-    return resize_labels(labels, size[2:])[:, None]
 
 
 class Step:
@@ -122,10 +115,8 @@ class Step:
         if form.compiled:
             network.compile(backend=backend)
         weights = torch.ones(CLASSES) if config.class_balance > 0 else None
-        self.objective = AdaptationObjective(
-            network, problem.anchors, config, weights, problem.params.anchors
-        ).to(problem.anchors.device)
-        self.objective.train()
+        inputs = network, problem.anchors, config, weights, problem.params.anchors
+        self.objective = AdaptationObjective(*inputs).to(problem.anchors.device).train()
         self.batch = problem.batch
         if form.channels_last:
             self.objective.to(memory_format=torch.channels_last)
@@ -171,10 +162,7 @@ def in_channels_last(batch: Batch) -> Batch:
 def network_flops(
     config: Network, height: int, width: int, backward: bool = False
 ) -> tuple[int, torch.Size]:
-    """Floating-point operations on one image, in a forward (and backward) pass; D, h, w.
-
-    Counts convolutions and matrix products; a multiplication and an addition are two.
-    """
+    """FLOP of convolutions and matrix products on an image, 2 for a multiply-add; and D, h, w."""
     with torch.device("meta"):
         network = build(config, CLASSES).eval()
         images = torch.empty(1, 3, height, width)
@@ -255,11 +243,9 @@ def class_vectors(
     """
     prediction = F.softmax(logits, dim=1).argmax(dim=1)
     vectors, classes = [], []
-    for image in range(len(features)):
-        for c in range(num_classes):
-            chosen = (prediction[image] == c) & (labels[image] == c)  # (h, w)
-            if chosen.sum() < min_pixels:  # waits for the device
-                continue
+    for image, c in product(range(len(features)), range(num_classes)):
+        chosen = (prediction[image] == c) & (labels[image] == c)  # (h, w)
+        if chosen.sum() >= min_pixels:  # waits for the device
             mean = (features[image] * chosen).mean(dim=(1, 2)) / chosen.float().mean()
             scale = 2 * chosen.float().mean()
             vectors.append(mean.detach() + (mean - mean.detach()) * scale)

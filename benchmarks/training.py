@@ -29,15 +29,12 @@ def step_rows(problem: Problem, count: int) -> list[dict[str, str]]:
     """Whole steps of each form."""
     forms = list(ladder(RUNGS))
     durations = alternating_seconds([Step(problem, form) for form in forms], count, warm_up=2)
-    return [
-        {
-            "step": form.name,
-            "ms": f"{1000 * duration:.0f}",
-            "images/s": f"{2 * problem.params.adapt.batch_size / duration:.1f}",
-            "times released": f"{durations[0] / duration:.2f}",
-        }
-        for form, duration in zip(forms, durations, strict=True)
-    ]
+    rows, images = [], 2 * problem.params.adapt.batch_size
+    for form, duration in zip(forms, durations, strict=True):
+        row = {"step": form.name, "ms": f"{1000 * duration:.0f}"}
+        row |= {"images/s": f"{images / duration:.1f}"}
+        rows.append(row | {"times released": f"{durations[0] / duration:.2f}"})
+    return rows
 
 
 def optimizer_rows(network: SegmentationNetwork, count: int) -> list[dict[str, str]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cag.datasets.images import write_image, write_label
+from cag.scenes.classes import CLASSES, SKY
 from cag.scenes.geometry import Camera, Paint, rasterise
-from cag.scenes.looks import CLASSES, LOOKS, SKY, Look, between, pick
+from cag.scenes.looks import LOOKS, between, pick
 from cag.scenes.shading import SKY_DOME, grade, shade
 from cag.scenes.street import compose
 
@@ -20,21 +21,10 @@ __all__ = ["CLASSES", "LOOKS", "label_palette", "render", "write_dataset"]
 def render(
     look: str, seed: int, index: int, height: int = 128, width: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Render one street scene with its labels.
+    """Render image `index` of the data set with this seed, both at least 0.
 
-    Args:
-        look: "source" or "target".
-        seed: Of the data set, at least 0.
-        index: The image's number in the data set, at least 0.
-        height: pixels.
-        width: pixels.
-
-    Returns:
-        Image uint8 [H, W, 3] RGB and Cityscapes label ids uint8 [H, W]: the same arguments give the
-        same bytes.
-
-    Raises:
-        ValueError: `look` is unknown or a size is not positive.
+    Returns an RGB image uint8 [H, W, 3] and Cityscapes label ids uint8 [H, W]. The same arguments
+    give the same bytes. Raises ValueError if `look` is unknown or a size is not positive.
     """
     if look not in LOOKS:
         raise ValueError(f"look is {look!r}; expected one of {sorted(LOOKS)}")
@@ -42,32 +32,26 @@ def render(
         raise ValueError(f"size is {height} x {width}; expected positive numbers of pixels")
     style = LOOKS[look]
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, style.identity]))
-    camera = _camera(style, rng)
+    camera = Camera(
+        height=between(style.camera_height, rng),
+        pitch=np.deg2rad(between(style.camera_pitch, rng)),
+        yaw=np.deg2rad(between((-style.camera_yaw, style.camera_yaw), rng)),
+        focal=between(style.camera_focal, rng),
+    )
     zenith, horizon = pick(style.sky, rng)
     sky = Paint(zenith, SKY, SKY_DOME, second=horizon)
     scale = style.supersample
     buffers = rasterise(compose(style, rng), camera, height * scale, width * scale, sky)
     picture = shade(buffers, camera, style, rng)
-    parts = [picture[i::scale, j::scale] for i in range(scale) for j in range(scale)]
-    picture = sum(parts) / len(parts)
+    picture = sum(picture[i::scale, j::scale] for i in range(scale) for j in range(scale))
     labels = np.ascontiguousarray(buffers.labels[scale // 2 :: scale, scale // 2 :: scale])
-    return grade(picture, style.grade, rng), labels
-
-
-def _camera(look: Look, rng: np.random.Generator) -> Camera:
-    return Camera(
-        height=between(look.camera_height, rng),
-        pitch=np.deg2rad(between(look.camera_pitch, rng)),
-        yaw=np.deg2rad(between((-look.camera_yaw, look.camera_yaw), rng)),
-        focal=between(look.camera_focal, rng),
-    )
+    return grade(picture / scale**2, style.grade, rng), labels
 
 
 def label_palette() -> np.ndarray:
     """Official Cityscapes colours by label id, uint8 [34, 3]; ids not drawn here are black."""
     palette = np.zeros((34, 3), np.uint8)
-    for label, (_, colour) in CLASSES.items():
-        palette[label] = colour
+    palette[list(CLASSES)] = [colour for _, colour in CLASSES.values()]
     return palette
 
 
@@ -81,10 +65,10 @@ def write_dataset(
     first: int = 0,
     labels: bool = True,
 ) -> None:
-    """Write `images/<look>_00000.png` and, with `labels`, `labels/<look>_00000.png` in `folder`.
+    """Write images `first` to `first + count - 1` of a data set.
 
-    Writes images `first` to `first + count - 1` of the data set. Labels are palette PNGs of label
-    ids in the Cityscapes colours.
+    Writes `images/<look>_00000.png` in `folder` and, with `labels`, `labels/<look>_00000.png`:
+    palette PNGs of label ids in the Cityscapes colours.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     if labels:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from cag.scenes.geometry import LABEL_ONLY, Colour, Corner, Model, Paint
-from cag.scenes.looks import BICYCLE, MOTORCYCLE, PERSON, RIDER, Look, between, pick, tinted, varied
+from cag.scenes.classes import BICYCLE, MOTORCYCLE, PERSON, RIDER
+from cag.scenes.geometry import LABEL_ONLY, Corner, Model, Paint
+from cag.scenes.looks import Colour, Look, Rng, between, pick, tinted, varied
 
 RUBBER: Colour = (24, 24, 26)
 HUB: Colour = (150, 152, 156)
@@ -11,43 +12,37 @@ SKIN: tuple[Colour, ...] = ((224, 178, 146), (150, 104, 76), (236, 196, 170), (1
 HAIR: tuple[Colour, ...] = ((40, 30, 26), (90, 62, 36), (20, 18, 18), (170, 140, 90))
 
 
-def person(look: Look, rng: np.random.Generator, label: int = PERSON) -> Model:
+def person(look: Look, rng: Rng) -> Model:
     """A standing or walking person, about 1.75 m tall, on a card across z."""
     model = Model()
     tall = between((1.6, 1.9), rng)
-    top = Paint(varied(look.clothes, rng), label)
-    legs = Paint(varied(((44, 50, 78), (60, 58, 60), (110, 100, 84)), rng), label)
-    skin, hair = Paint(pick(SKIN, rng), label), Paint(pick(HAIR, rng), label)
-    shoe = Paint((34, 32, 32), label)
+    top = Paint(varied(look.clothes, rng), PERSON)
+    legs = Paint(varied(((44, 50, 78), (60, 58, 60), (110, 100, 84)), rng), PERSON)
+    skin, hair = Paint(pick(SKIN, rng), PERSON), Paint(pick(HAIR, rng), PERSON)
+    sleeve, shoe = Paint(tinted(top.colour, 0.8), PERSON), Paint((34, 32, 32), PERSON)
     stride = between((0.04, 0.3), rng)
-    hip = 0.5 * tall
+    hip, shoulder = 0.5 * tall, 0.83 * tall
     for side in (-1, 1):
         foot = side * stride
         ankle = [(foot + side * 0.09, 0.06), (foot - side * 0.06, 0.06)]
         model.face([(side * 0.02, hip), (side * 0.2, hip), *ankle], legs)
         sole = [(foot - 0.08, 0), (foot + 0.14, 0)]
         model.face([*sole, (foot + 0.08, 0.1), (foot - 0.08, 0.1)], shoe)
-    _torso(model, tall, hip, stride, top, skin, coat=look.foreign and rng.random() < 0.5)
-    _head(model, (0.0, 0.92 * tall), skin, hair)
-    if rng.random() < 0.3:
-        bag = Paint(varied(look.cars, rng), label)
-        low, high = 0.36 * tall, 0.52 * tall
-        model.face([(0.22, low), (0.42, low), (0.4, high), (0.24, high)], bag)
-    return model
-
-
-def _torso(
-    model: Model, tall: float, hip: float, swing: float, top: Paint, skin: Paint, coat: bool
-) -> None:
-    shoulder, sleeve = 0.83 * tall, Paint(tinted(top.colour, 0.8), top.label)
     for side in (-1, 1):
-        hand = side * (0.26 + 0.5 * swing)
+        hand = side * (0.26 + 0.5 * stride)
         wrist = [(hand + side * 0.07, 0.48 * tall), (hand - side * 0.03, 0.48 * tall)]
         model.face([(side * 0.16, shoulder), (side * 0.25, shoulder - 0.03), *wrist], sleeve)
         model.disc((hand, 0.47 * tall), 0.05, skin, sides=6)
-    low = 0.3 * tall if coat else hip - 0.04
-    left = [(-0.27 if coat else -0.19, low), (-0.23, shoulder - 0.04), (-0.1, 0.86 * tall)]
+    coat = look.foreign and rng.random() < 0.5
+    hem = (-0.27, 0.3 * tall) if coat else (-0.19, hip - 0.04)
+    left = [hem, (-0.23, shoulder - 0.04), (-0.1, 0.86 * tall)]
     model.face([*left, *((-x, y) for x, y in reversed(left))], top)
+    _head(model, (0.0, 0.92 * tall), skin, hair)
+    if rng.random() < 0.3:
+        bag = Paint(varied(look.cars, rng), PERSON)
+        low, high = 0.36 * tall, 0.52 * tall
+        model.face([(0.22, low), (0.42, low), (0.4, high), (0.24, high)], bag)
+    return model
 
 
 def _head(model: Model, at: Corner, skin: Paint, hair: Paint, helmet: bool = False) -> None:
@@ -56,7 +51,7 @@ def _head(model: Model, at: Corner, skin: Paint, hair: Paint, helmet: bool = Fal
     model.disc((x, y - (0.06 if helmet else 0.03)), 0.095, skin, stretch=1.1, sides=10)
 
 
-def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model:
+def bicycle(look: Look, rng: Rng, ridden: bool = False) -> Model:
     """A bicycle along x, front at positive x."""
     model = Model()
     paint = Paint(varied(look.cars, rng), BICYCLE)
@@ -82,7 +77,7 @@ def bicycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model
     return model
 
 
-def motorcycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Model:
+def motorcycle(look: Look, rng: Rng, ridden: bool = False) -> Model:
     """A motorcycle or, in the target city, often a scooter; along x, front at positive x."""
     model = Model()
     paint, dark = Paint(varied(look.cars, rng), MOTORCYCLE), Paint((40, 40, 44), MOTORCYCLE)
@@ -112,9 +107,7 @@ def motorcycle(look: Look, rng: np.random.Generator, ridden: bool = False) -> Mo
     return model
 
 
-def _rider(
-    model: Model, look: Look, rng: np.random.Generator, at: list[Corner], helmet: bool = False
-) -> None:
+def _rider(model: Model, look: Look, rng: Rng, at: list[Corner], helmet: bool = False) -> None:
     """A person on a two-wheeler, seen from its side; `at` is seat, grip and pedal."""
     seat, grip, pedal = at
     top, legs = Paint(varied(look.clothes, rng), RIDER), Paint((54, 58, 80), RIDER)

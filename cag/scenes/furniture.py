@@ -1,13 +1,16 @@
 """Poles, traffic lights, signs and plants, drawn as flat cards that face the camera."""
 
+from functools import partial
+
 import numpy as np
 
-from cag.scenes.geometry import Colour, Limits, Model, Paint, Point
-from cag.scenes.looks import LIGHT, POLE, SIGN, VEGETATION, Look, between, pick, tinted, varied
+from cag.scenes.classes import LIGHT, POLE, SIGN, VEGETATION
+from cag.scenes.geometry import Model, Paint, Point
+from cag.scenes.looks import Colour, Limits, Look, Rng, between, pick, tinted, varied
 from cag.scenes.shading import LEAVES
 
 
-def pole(look: Look, rng: np.random.Generator, height: float, thick: float = 0.16) -> Model:
+def pole(look: Look, rng: Rng, height: float, thick: float = 0.16) -> Model:
     """A bare pole."""
     model = Model()
     paint, half = Paint(varied(look.poles, rng), POLE), thick / 2
@@ -17,7 +20,7 @@ def pole(look: Look, rng: np.random.Generator, height: float, thick: float = 0.1
     return model
 
 
-def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
+def lamp_post(look: Look, rng: Rng, side: int) -> Model:
     """A street lamp on this side (-1 or 1) of the road, its arm above the road."""
     height = between((5.5, 7.5), rng)
     model = pole(look, rng, height, 0.19)
@@ -33,7 +36,7 @@ def lamp_post(look: Look, rng: np.random.Generator, side: int) -> Model:
     return model
 
 
-def utility_pole(look: Look, rng: np.random.Generator) -> Model:
+def utility_pole(look: Look, rng: Rng) -> Model:
     """A mast with two cross arms."""
     height = between((6.5, 8.5), rng)
     model = pole(look, rng, height, 0.26)
@@ -42,10 +45,7 @@ def utility_pole(look: Look, rng: np.random.Generator) -> Model:
     return model
 
 
-LAMPS: tuple[Colour, ...] = ((255, 40, 30), (255, 190, 20), (40, 240, 100))
-
-
-def traffic_light(look: Look, rng: np.random.Generator, side: int, phase: int) -> Model:
+def traffic_light(look: Look, rng: Rng, side: int, phase: int) -> Model:
     """A signal on a pole, sometimes with a second head on an arm above the road."""
     height = between((3.0, 3.8), rng)
     arm = rng.random() < 0.5
@@ -67,16 +67,16 @@ def _signal_head(model: Model, look: Look, at: Point, phase: int) -> None:
     for grow, paint in ((0.07, rim), (0.0, box)):
         w, h = half + grow, tall + grow
         model.card((x - w, x + w), (y - h, y + h), z, paint)
-    for k, colour in enumerate(LAMPS):
+    for k, colour in enumerate(((255, 40, 30), (255, 190, 20), (40, 240, 100))):
         shown = colour if k == phase else tinted(colour, 0.25)
         model.disc((x, y + 0.43 * (1 - k), z), 0.17, Paint(shown, LIGHT), sides=10)
 
 
-def traffic_sign(look: Look, rng: np.random.Generator) -> Model:
+def traffic_sign(look: Look, rng: Rng) -> Model:
     """A sign on a pole: warning, order, ban, direction or parking, as in the look's city."""
     height = between((2.3, 2.9), rng)
     model = pole(look, rng, height + 0.1, 0.13)
-    abroad = (_ban, _warning, _parking, _direction, _yield)
+    abroad = (_ban, _warning, _parking, _direction, partial(_warning, up=-1))
     home = (_stop, _diamond, _ban, _direction, _parking)
     pick(abroad if look.foreign else home, rng)(model, height, look)
     if rng.random() < 0.25:
@@ -86,8 +86,7 @@ def traffic_sign(look: Look, rng: np.random.Generator) -> Model:
 
 
 def _plate(model: Model, y: float, half: float, tall: float, colour: Colour) -> None:
-    paint = Paint(colour, SIGN)
-    model.card((-half, half), (y - tall, y + tall), -0.05, paint)
+    model.card((-half, half), (y - tall, y + tall), -0.05, Paint(colour, SIGN))
 
 
 def _ban(model: Model, y: float, look: Look) -> None:
@@ -111,20 +110,14 @@ def _diamond(model: Model, y: float, look: Look) -> None:
     _plate(model, y, 0.07, 0.26, (24, 24, 24))
 
 
-def _triangle(model: Model, y: float, white: float, up: int) -> None:
-    for size, colour in ((0.62, (206, 26, 32)), (white, (240, 238, 232))):
+def _warning(model: Model, y: float, look: Look, up: int = 1) -> None:
+    """A triangle; it points down where drivers give way."""
+    for size, colour in ((0.62, (206, 26, 32)), (0.39 + 0.01 * up, (240, 238, 232))):
         base = y - up * 0.36 * size / 0.62
         corners = [(-size, base), (size, base), (0, base + up * 1.7 * size)]
         model.face(corners, Paint(colour, SIGN), z=-0.05)
-
-
-def _warning(model: Model, y: float, look: Look) -> None:
-    _triangle(model, y, 0.4, up=1)
-    _plate(model, y - 0.02, 0.05, 0.16, (30, 30, 30))
-
-
-def _yield(model: Model, y: float, look: Look) -> None:
-    _triangle(model, y, 0.38, up=-1)
+    if up > 0:
+        _plate(model, y - 0.02, 0.05, 0.16, (30, 30, 30))
 
 
 def _parking(model: Model, y: float, look: Look) -> None:
@@ -145,7 +138,7 @@ def _direction(model: Model, y: float, look: Look) -> None:
         model.card((-0.75, 0.4), (y + low, y + high), -0.06, Paint(ink, SIGN))
 
 
-def tree(look: Look, rng: np.random.Generator) -> Model:
+def tree(look: Look, rng: Rng) -> Model:
     """A tree: a fir or a few round lobes; in the target city a spreading or slim crown."""
     model = Model()
     tall = between((4.5, 7.5), rng)
@@ -166,18 +159,14 @@ def tree(look: Look, rng: np.random.Generator) -> Model:
     return model
 
 
-def _crown(
-    model: Model, rng: np.random.Generator, leaves: Colour, y: Limits, half: float, lobes: int
-) -> None:
+def _crown(model: Model, rng: Rng, leaves: Colour, y: Limits, half: float, lobes: int) -> None:
     """Overlapping lobes, the lower ones darker."""
     low, high = y
     middle, tall = (low + high) / 2, (high - low) / 2
     angles = rng.random(lobes) * 2 * np.pi
     radii = np.sqrt(rng.random(lobes)) * 0.55
-    spots = sorted(
-        (middle + tall * float(r * np.sin(a)), half * float(r * np.cos(a)))
-        for a, r in zip(angles, radii, strict=True)
-    )
+    heights, places = middle + tall * (radii * np.sin(angles)), half * (radii * np.cos(angles))
+    spots = sorted(zip(heights.tolist(), places.tolist(), strict=True))
     core = Paint(tinted(leaves, 0.8), VEGETATION, LEAVES)
     model.disc((0, middle), half * 0.75, core, stretch=tall / half)
     for y, x in spots:
@@ -187,7 +176,7 @@ def _crown(
         model.disc((x, y, -0.02), size, paint, stretch=0.6 + 0.4 * tall / half, sides=9)
 
 
-def bush(look: Look, rng: np.random.Generator) -> Model:
+def bush(look: Look, rng: Rng) -> Model:
     """A low round shrub."""
     model = Model()
     leaves = varied(look.leaves, rng, 0.15)

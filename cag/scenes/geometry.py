@@ -18,6 +18,7 @@ FILL, STROKE, LABEL_ONLY = 0, 1, 2
 
 Point = tuple[float, float, float]
 Corner = tuple[float, float]  # x and y of a point in a plane across z
+Vertices = Sequence[Point | Corner]
 
 
 @dataclass
@@ -51,9 +52,7 @@ class Model:
 
     faces: list[Face] = field(default_factory=list)
 
-    def face(
-        self, vertices: Sequence[Point | Corner], paint: Paint, z: float = 0.0, **options: Any
-    ) -> None:
+    def face(self, vertices: Vertices, paint: Paint, z: float = 0.0, **options: Any) -> None:
         """Add a face with the options of `Face`; corners of two numbers (x, y) lie at `z`."""
         points = [(*vertex, z)[:3] for vertex in vertices]
         self.faces.append(Face(points, paint, **options))
@@ -68,9 +67,7 @@ class Model:
         corners = [(x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1]), (x, y[1], z[0])]
         self.face(corners, paint, **options)
 
-    def stroke(
-        self, points: Sequence[Point | Corner], width: float, paint: Paint, **options: Any
-    ) -> None:
+    def stroke(self, points: Vertices, width: float, paint: Paint, **options: Any) -> None:
         """Add a polyline of `width` metres."""
         self.face(points, paint, kind=STROKE, width=width, **options)
 
@@ -109,19 +106,19 @@ class Model:
 
         Returns the solid's centre, for faces upon it.
         """
-        low, high = min(y for _, y in profile), max(y for _, y in profile)
-        shift = [inset * (y - low) / max(high - low, 1e-6) for _, y in profile]
+        z, y = zip(*profile, strict=True)
+        low, high = min(y), max(y)
+        shift = [inset * (height - low) / max(high - low, 1e-6) for height in y]
         left = [(x0 + s, y, z) for (z, y), s in zip(profile, shift, strict=True)]
         right = [(x1 - s, y, z) for (z, y), s in zip(profile, shift, strict=True)]
-        mid = sum(z for z, _ in profile) / len(profile)
-        centre = ((x0 + x1) / 2, (low + high) / 2, mid)
+        options = {"centre": ((x0 + x1) / 2, (low + high) / 2, sum(z) / len(z)), "level": level}
         strips = strips if isinstance(strips, list) else [strips] * len(profile)
         for i, paint in enumerate(strips):
             j = (i + 1) % len(profile)
-            self.face([left[i], left[j], right[j], right[i]], paint, centre=centre, level=level)
-        self.face(left, side, centre=centre, level=level)
-        self.face(right, side, centre=centre, level=level)
-        return centre
+            self.face([left[i], left[j], right[j], right[i]], paint, **options)
+        self.face(left, side, **options)
+        self.face(right, side, **options)
+        return options["centre"]
 
     def box(
         self,
@@ -171,8 +168,6 @@ class Scene:
         With a `distance` it is drawn as if it stood at x = 0 and z = `distance`.
         """
         faces = model.faces
-        if not faces:
-            return
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
         shift = np.array([x, 0.0, z])
@@ -211,11 +206,6 @@ class Camera:
         """World points [..., 3] in the camera's axes."""
         return (points - self.position) @ self.rotation.T
 
-    def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Points in the camera's axes [..., 3] to pixels (u, v) [..., 2]."""
-        scale = self.focal * width / points[..., 2:]
-        return np.array([width / 2, height / 2]) + points[..., :2] * scale * np.array([1, -1])
-
 
 @dataclass
 class Buffers:
@@ -232,144 +222,127 @@ class Buffers:
     paints: list[Paint]  # F
 
 
-class _Faces(NamedTuple):
-    """A scene's F faces and V vertices as arrays, vertices in metres."""
+class _View:
+    """A scene's F faces and V vertices, in metres, before a camera with an image of [H, W]."""
 
-    world: np.ndarray  # [V, 3]
-    local: np.ndarray  # [V, 3] in the camera's axes
-    starts: np.ndarray  # [F] first vertex of each face
-    counts: np.ndarray  # [F] vertices of each face
-    near: np.ndarray  # [F] least depth
-    far: np.ndarray  # [F] greatest depth
-    centres: np.ndarray  # [F, 3] of the solids
-    solid: np.ndarray  # [F] bool
-    normals: np.ndarray  # [F, 3] unit normals; those of two points are zero
+    def __init__(self, scene: Scene, camera: Camera, height: int, width: int):
+        self.scene, self.camera, self.height, self.width = scene, camera, height, width
+        world = np.concatenate(scene.vertices)
+        self.local = camera.to_camera(world)  # [V, 3] in the camera's axes
+        self.counts = np.array([len(face.vertices) for face in scene.faces])  # [F] vertices
+        self.starts = np.cumsum(self.counts) - self.counts  # [F] first vertex of each face
+        self.near = np.minimum.reduceat(self.local[:, 2], self.starts)  # [F] least depth
+        self.far = np.maximum.reduceat(self.local[:, 2], self.starts)  # [F] greatest depth
+        self.centres = np.concatenate(scene.centres)  # [F, 3] of the solids
+        self.solid = np.array([face.centre is not None for face in scene.faces])  # [F] bool
+        self.origins, second = world[self.starts], world[self.starts + 1]  # [F, 3]
+        third = world[self.starts + np.minimum(2, self.counts - 1)]
+        normals = np.cross(second - self.origins, third - self.origins)
+        # [F, 3] unit normals; those of two points are zero
+        self.normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
 
+    def order(self) -> np.ndarray:
+        """Face numbers in the painter's order."""
+        distance = np.linalg.norm(self.centres - self.camera.position, axis=1)
+        solid = np.where(self.solid, distance, 0.0)
+        levels = [face.level for face in self.scene.faces]
+        direction = np.array([np.sin(self.camera.yaw), np.cos(self.camera.yaw)])
+        anchors = np.array(self.scene.anchors) @ direction
+        return np.lexsort((np.arange(len(solid)), -solid, levels, -anchors, self.scene.layers))
 
-def _placed(scene: Scene, camera: Camera) -> _Faces:
-    world = np.concatenate(scene.vertices)
-    local = camera.to_camera(world)
-    counts = np.array([len(face.vertices) for face in scene.faces])
-    starts = np.cumsum(counts) - counts
-    depth = local[:, 2]
-    near, far = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
-    solid = np.array([face.centre is not None for face in scene.faces])
-    first, second = world[starts], world[starts + 1]
-    normals = np.cross(second - first, world[starts + np.minimum(2, counts - 1)] - first)
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    centres = np.concatenate(scene.centres)
-    return _Faces(world, local, starts, counts, near, far, centres, solid, normals)
+    def inverse_depth(self, normals: np.ndarray) -> np.ndarray:
+        """Coefficients of 1/depth, which is linear in the pixel on a plane; constant if edge-on."""
+        turned = normals @ self.camera.rotation.T
+        offset = np.sum(turned * self.local[self.starts], axis=1)
+        focal = self.camera.focal * self.width
+        ok = np.abs(offset) > 1e-3
+        a, b, c = (turned / np.where(ok, offset, 1.0)[:, None]).T
+        constant = c - a * self.width / 2 / focal + b * self.height / 2 / focal
+        planes = np.stack([a / focal, -b / focal, constant], 1)
+        planes[~ok, :2] = 0.0
+        planes[~ok, 2] = (2 / np.maximum(self.near + self.far, 2 * NEAR))[~ok]
+        return planes
+
+    def draw(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the face tables seen at each pixel, for the colour and for the label."""
+        starts, near = self.starts, self.near
+        pixels = self.project(np.maximum(self.local, [-np.inf, -np.inf, NEAR]))
+        low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
+        outside = ((high < 0) | (low > (self.width, self.height))).any(axis=1) & (near > NEAR)
+        flat = pixels.ravel().tolist()
+        colour, label = (Image.new("I", (self.width, self.height), 0) for _ in range(2))
+        on_colour, on_label = ImageDraw.Draw(colour), ImageDraw.Draw(label)
+        for i in order[~outside[order]].tolist():
+            face, start, end = self.scene.faces[i], int(starts[i]), int(starts[i] + self.counts[i])
+            points = flat[2 * start : 2 * end]
+            if face.kind == STROKE:
+                if near[i] > NEAR:
+                    thick = max(1, round(face.width * self.camera.focal * self.width / near[i]))
+                    on_colour.line(points, fill=i + 1, width=thick)
+                    on_label.line(points, fill=i + 1, width=thick)
+                continue
+            if near[i] < NEAR:
+                points = self.clip(self.local[start:end])
+            if face.kind == FILL:
+                on_colour.polygon(points, fill=i + 1)
+            on_label.polygon(points, fill=i + 1)
+        return np.asarray(colour), np.asarray(label)
+
+    def draw_shadows(self) -> np.ndarray:
+        """The mask of the shadows, [H, W] float32."""
+        canvas = Image.new("L", (self.width, self.height), 0)
+        for outline in self.scene.shadows:
+            points = self.camera.to_camera(np.array([(x, 0.0, z) for x, z in outline]))
+            clipped = points[:, 2].min() < NEAR
+            pixels = self.clip(points) if clipped else self.project(points).ravel().tolist()
+            ImageDraw.Draw(canvas).polygon(pixels, fill=255)
+        return np.asarray(canvas, np.float32) / 255
+
+    def clip(self, polygon: np.ndarray) -> list[float]:
+        """Cut a polygon in the camera's axes at the near plane; flat list of pixels."""
+        kept = []
+        for here, there in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            if here[2] >= NEAR:
+                kept.append(here)
+            if (here[2] >= NEAR) != (there[2] >= NEAR):
+                kept.append(here + (there - here) * ((NEAR - here[2]) / (there[2] - here[2])))
+        if len(kept) < 3:
+            return [-2.0] * 6
+        return np.clip(self.project(np.array(kept)), -30000, 30000).ravel().tolist()
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points in the camera's axes [..., 3] to pixels (u, v) [..., 2]."""
+        scale = self.camera.focal * self.width / points[..., 2:]
+        middle = np.array([self.width / 2, self.height / 2])
+        return middle + points[..., :2] * scale * np.array([1, -1])
 
 
 def rasterise(scene: Scene, camera: Camera, height: int, width: int, sky: Paint) -> Buffers:
     """Draw the scene's faces far to near."""
-    faces = _placed(scene, camera)
-    near, far, normals = faces.near, faces.far, faces.normals
-    first = faces.world[faces.starts]
-    outwards = np.sum(normals * (first - faces.centres), axis=1)
-    towards = np.sum(normals * (camera.position - first), axis=1)
-    visible = (far > NEAR) & (~faces.solid | (outwards * towards > 0))
-    order = _painter_order(scene, camera, faces)
-    face, label_face = _draw(scene, camera, faces, order[visible[order]], height, width)
+    view = _View(scene, camera, height, width)
+    outwards = np.sum(view.normals * (view.origins - view.centres), axis=1)
+    towards = np.sum(view.normals * (camera.position - view.origins), axis=1)
+    visible = (view.far > NEAR) & (~view.solid | (outwards * towards > 0))
+    order = view.order()
+    face, label_face = view.draw(order[visible[order]])
     paints = [sky, *(face.paint for face in scene.faces)]
-    normals = normals * np.where(towards < 0, -1.0, 1.0)[:, None]
-    planes = _inverse_depth(camera, faces, normals, height, width)
+    normals = view.normals * np.where(towards < 0, -1.0, 1.0)[:, None]
     level = np.hypot(normals[:, 0], normals[:, 2])
     tangents = np.stack([normals[:, 2], -normals[:, 0]], 1) / np.maximum(level, 1e-6)[:, None]
     tangents[level < 0.1] = (1.0, 0.0)
+    depths = np.stack([np.maximum(view.near, NEAR), view.far], 1)
+
+    def with_sky(rows: np.ndarray, *sky: float) -> np.ndarray:
+        return np.concatenate([np.array([sky]), rows]).astype(np.float32)
+
     return Buffers(
         face=face,
         labels=np.array([paint.label for paint in paints], np.uint8)[label_face],
-        shadow=_draw_shadows(scene, camera, height, width),
-        normals=_with_sky(normals, (0.0, 0.0, 0.0)),
-        inverse_depth=_with_sky(planes, (0.0, 0.0, 1e-4)),
-        depth_range=_with_sky(np.stack([np.maximum(near, NEAR), far], 1), (1e4, 1e4)),
-        origins=_with_sky(first, (0.0, 0.0, 0.0)),
-        tangents=_with_sky(tangents, (1.0, 0.0)),
+        shadow=view.draw_shadows(),
+        normals=with_sky(normals, 0.0, 0.0, 0.0),
+        inverse_depth=with_sky(view.inverse_depth(normals), 0.0, 0.0, 1e-4),
+        depth_range=with_sky(depths, 1e4, 1e4),
+        origins=with_sky(view.origins, 0.0, 0.0, 0.0),
+        tangents=with_sky(tangents, 1.0, 0.0),
         paints=paints,
     )
-
-
-def _with_sky(rows: np.ndarray, sky: tuple[float, ...]) -> np.ndarray:
-    return np.concatenate([np.array([sky]), rows]).astype(np.float32)
-
-
-def _painter_order(scene: Scene, camera: Camera, faces: _Faces) -> np.ndarray:
-    distance = np.linalg.norm(faces.centres - camera.position, axis=1)
-    solid = np.where(faces.solid, distance, 0.0)
-    levels = [face.level for face in scene.faces]
-    direction = np.array([np.sin(camera.yaw), np.cos(camera.yaw)])
-    anchors = np.array(scene.anchors) @ direction
-    return np.lexsort((np.arange(len(solid)), -solid, levels, -anchors, scene.layers))
-
-
-def _inverse_depth(
-    camera: Camera, faces: _Faces, normals: np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """Coefficients of 1/depth, which is linear in the pixel on a plane; constant if edge-on."""
-    turned = normals @ camera.rotation.T
-    offset = np.sum(turned * faces.local[faces.starts], axis=1)
-    focal = camera.focal * width
-    ok = np.abs(offset) > 1e-3
-    scale = turned / np.where(ok, offset, 1.0)[:, None]
-    constant = scale[:, 2] - scale[:, 0] * width / 2 / focal + scale[:, 1] * height / 2 / focal
-    planes = np.stack([scale[:, 0] / focal, -scale[:, 1] / focal, constant], 1)
-    flat = np.zeros_like(planes)
-    flat[:, 2] = 2 / np.maximum(faces.near + faces.far, 2 * NEAR)
-    return np.where(ok[:, None], planes, flat)
-
-
-def _draw(
-    scene: Scene, camera: Camera, faces: _Faces, order: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the face tables seen at each pixel, for the colour and for the label."""
-    starts, near = faces.starts, faces.near
-    clipped = np.maximum(faces.local, [-np.inf, -np.inf, NEAR])
-    pixels = camera.project(clipped, height, width)
-    low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
-    outside = ((high < 0) | (low > (width, height))).any(axis=1) & (near > NEAR)
-    flat = pixels.ravel().tolist()
-    colour, label = Image.new("I", (width, height), 0), Image.new("I", (width, height), 0)
-    on_colour, on_label = ImageDraw.Draw(colour), ImageDraw.Draw(label)
-    for i in order[~outside[order]].tolist():
-        face, start, end = scene.faces[i], int(starts[i]), int(starts[i] + faces.counts[i])
-        points = flat[2 * start : 2 * end]
-        if face.kind == STROKE:
-            if near[i] > NEAR:
-                thick = max(1, round(face.width * camera.focal * width / near[i]))
-                on_colour.line(points, fill=i + 1, width=thick)
-                on_label.line(points, fill=i + 1, width=thick)
-            continue
-        if near[i] < NEAR:
-            points = _clip(faces.local[start:end], camera, height, width)
-        if face.kind == FILL:
-            on_colour.polygon(points, fill=i + 1)
-        on_label.polygon(points, fill=i + 1)
-    return np.asarray(colour), np.asarray(label)
-
-
-def _clip(polygon: np.ndarray, camera: Camera, height: int, width: int) -> list[float]:
-    """Cut a polygon in the camera's axes at the near plane; flat list of pixels."""
-    kept = []
-    for here, there in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        if here[2] >= NEAR:
-            kept.append(here)
-        if (here[2] >= NEAR) != (there[2] >= NEAR):
-            kept.append(here + (there - here) * ((NEAR - here[2]) / (there[2] - here[2])))
-    if len(kept) < 3:
-        return [-2.0, -2.0, -2.0, -2.0, -2.0, -2.0]
-    pixels = camera.project(np.array(kept), height, width)
-    return np.clip(pixels, -30000, 30000).ravel().tolist()
-
-
-def _draw_shadows(scene: Scene, camera: Camera, height: int, width: int) -> np.ndarray:
-    canvas = Image.new("L", (width, height), 0)
-    draw = ImageDraw.Draw(canvas)
-    for outline in scene.shadows:
-        points = camera.to_camera(np.array([(x, 0.0, z) for x, z in outline]))
-        if points[:, 2].min() < NEAR:
-            pixels = _clip(points, camera, height, width)
-        else:
-            pixels = camera.project(points, height, width).ravel().tolist()
-        draw.polygon(pixels, fill=255)
-    return np.asarray(canvas, np.float32) / 255

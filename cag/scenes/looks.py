@@ -7,34 +7,7 @@ from PIL import ImageColor
 
 Colour = tuple[float, float, float]
 Limits = tuple[float, float]
-
-# Cityscapes label ids.
-ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN = 7, 8, 11, 12, 13, 17, 19, 20
-VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS = 21, 22, 23, 24, 25, 26, 27, 28
-TRAIN, MOTORCYCLE, BICYCLE = 31, 32, 33
-
-# Label id -> class, official Cityscapes colour.
-CLASSES: dict[int, tuple[str, tuple[int, int, int]]] = {
-    ROAD: ("road", (128, 64, 128)),
-    SIDEWALK: ("sidewalk", (244, 35, 232)),
-    BUILDING: ("building", (70, 70, 70)),
-    WALL: ("wall", (102, 102, 156)),
-    FENCE: ("fence", (190, 153, 153)),
-    POLE: ("pole", (153, 153, 153)),
-    LIGHT: ("traffic light", (250, 170, 30)),
-    SIGN: ("traffic sign", (220, 220, 0)),
-    VEGETATION: ("vegetation", (107, 142, 35)),
-    TERRAIN: ("terrain", (152, 251, 152)),
-    SKY: ("sky", (70, 130, 180)),
-    PERSON: ("person", (220, 20, 60)),
-    RIDER: ("rider", (255, 0, 0)),
-    CAR: ("car", (0, 0, 142)),
-    TRUCK: ("truck", (0, 0, 70)),
-    BUS: ("bus", (0, 60, 100)),
-    TRAIN: ("train", (0, 80, 100)),
-    MOTORCYCLE: ("motorcycle", (0, 0, 230)),
-    BICYCLE: ("bicycle", (119, 11, 32)),
-}
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -64,7 +37,6 @@ class Look:
     Frequencies are per image, in [0, 1]. Palettes are RGB in [0, 255].
     """
 
-    name: str
     identity: int  # third word of the seed
     grade: Grade
     supersample: int
@@ -109,7 +81,6 @@ def colours(codes: str) -> tuple[Colour, ...]:
 
 
 SOURCE = Look(
-    name="source",
     identity=1,
     grade=Grade(),
     supersample=1,
@@ -138,7 +109,6 @@ SOURCE = Look(
 )
 
 TARGET = Look(
-    name="target",
     identity=2,
     grade=Grade(
         haze=(0.0, 0.007),
@@ -179,7 +149,6 @@ TARGET = Look(
     car=0.5,
     truck=0.25,
     bus=0.28,
-    train=0.25,
     motorcycle=0.28,
     bicycle=0.65,
     people=(3, 8),
@@ -189,15 +158,15 @@ TARGET = Look(
     districts=(0.45, 0.4, 0.15),
 )
 
-LOOKS = {look.name: look for look in (SOURCE, TARGET)}
+LOOKS = {"source": SOURCE, "target": TARGET}
 
 
-def pick(options: tuple, rng: np.random.Generator):
+def pick(options: tuple, rng: Rng):
     """A uniformly drawn option."""
     return options[int(rng.integers(len(options)))]
 
 
-def between(limits: Limits, rng: np.random.Generator) -> float:
+def between(limits: Limits, rng: Rng) -> float:
     """A uniformly drawn number between two limits."""
     return limits[0] + (limits[1] - limits[0]) * float(rng.random())
 
@@ -207,6 +176,6 @@ def tinted(colour: Colour, factor: float) -> Colour:
     return tuple(min(255.0, channel * factor) for channel in colour)
 
 
-def varied(options: tuple, rng: np.random.Generator, spread: float = 0.1) -> Colour:
+def varied(options: tuple, rng: Rng, spread: float = 0.1) -> Colour:
     """A drawn colour, its brightness varied by up to `spread`."""
     return tinted(pick(options, rng), 1 + spread * (2 * float(rng.random()) - 1))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from cag.scenes.geometry import Buffers, Camera
-from cag.scenes.looks import Grade, Look, between
+from cag.scenes.looks import Grade, Look, Rng, between
 
 PLAIN, FACADE, PAVING, ASPHALT, GRASS, LEAVES, BRICK, SKY_DOME, PLANKS = range(9)
 GROUND = np.isin(np.arange(9), (PAVING, ASPHALT, GRASS))
@@ -18,19 +18,15 @@ GRAIN = np.array([9.0, 9.0, 14.0, 18.0, 12.0, 9.0, 12.0, 0.0, 9.0], np.float32)
 TILE = 256  # cells along the edge of the noise tile
 
 
-def _smoothed(tile: np.ndarray, radius: int) -> np.ndarray:
-    """A periodic tile after three box blurs, zero mean and unit deviation."""
-    for _ in range(3 if radius else 0):
-        for axis in (0, 1):
-            tile = sum(np.roll(tile, k, axis) for k in range(-radius, radius + 1))
-    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
-
-
 def _noise(*radii: int) -> np.ndarray:
     """Periodic noise [TILE, TILE] float32 with grains of these radii in cells."""
-    rng = np.random.default_rng(7)
-    tile = sum(_smoothed(rng.standard_normal((TILE, TILE)), radius) for radius in radii)
-    return tile / tile.std()
+    rng, total = np.random.default_rng(7), 0
+    for radius in radii:
+        tile = rng.standard_normal((TILE, TILE))
+        for axis in (0, 1) * 3 if radius else ():  # three box blurs
+            tile = sum(np.roll(tile, k, axis) for k in range(-radius, radius + 1))
+        total = total + ((tile - tile.mean()) / tile.std()).astype(np.float32)
+    return total / total.std()
 
 
 NOISE = _noise(0, 1, 2)  # the grain of surfaces
@@ -54,17 +50,16 @@ class Surface(NamedTuple):
     t: np.ndarray  # metres up the surface
 
 
-def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator) -> np.ndarray:
+def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
     """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
     height, width = buffers.face.shape
-    sun = _sun(rng)
+    sun = np.array([0.7 if rng.random() < 0.5 else -0.7, 0.65, -0.45])  # behind the camera
+    sun /= np.linalg.norm(sun)
     ambient = between(look.grade.ambient, rng)
     light = ambient + (1 - ambient) * 1.6 * np.maximum(buffers.normals @ sun, 0.0)
     light = np.where(np.abs(buffers.normals).sum(1) > 0, light, 1.0)  # the sky has no normal
-    base, second, pattern = (
-        np.array(rows, np.float32)
-        for rows in zip(*((p.colour, p.second, p.pattern) for p in buffers.paints), strict=True)
-    )
+    tables = zip(*((p.colour, p.second, p.pattern) for p in buffers.paints), strict=True)
+    base, second, pattern = (np.array(rows, np.float32) for rows in tables)
     surface = _surface(buffers, camera)
     colour = (base * light[:, None].astype(np.float32))[surface.face]
     _windows(colour, second, pattern, surface, look)
@@ -75,8 +70,13 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
         rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
         value = _lookup(NOISE, s * grain, t * grain) + 0.6 * _lookup(CLOUDS, s * 7, t * 7)
         colour *= (1 + rough * value)[:, None]
-    shadow = (_soft(buffers.shadow) if look.foreign else buffers.shadow).ravel()
-    colour *= (1 - between(look.grade.shadow, rng) * shadow * GROUND[material])[:, None]
+    shadow = buffers.shadow
+    if look.foreign:  # soft edges
+        blur = ImageFilter.BoxBlur(width / 220)
+        mask = Image.fromarray((shadow * 255).astype(np.uint8)).filter(blur)
+        shadow = np.asarray(mask, np.float32) / 255
+    darkening = between(look.grade.shadow, rng) * shadow.ravel() * GROUND[material]
+    colour *= (1 - darkening)[:, None]
     extinction = between(look.grade.haze, rng)
     if extinction > 0:
         clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
@@ -88,12 +88,6 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: np.random.Generator
     return colour.reshape(height, width, 3)
 
 
-def _sun(rng: np.random.Generator) -> np.ndarray:
-    """Unit vector towards the sun, at one side and behind the camera."""
-    sun = np.array([0.7 if rng.random() < 0.5 else -0.7, 0.65, -0.45])
-    return sun / np.linalg.norm(sun)
-
-
 def _surface(buffers: Buffers, camera: Camera) -> Surface:
     height, width = buffers.face.shape
     face = buffers.face.ravel()
@@ -101,12 +95,9 @@ def _surface(buffers: Buffers, camera: Camera) -> Surface:
     focal = camera.focal * width
     u = np.tile(np.arange(width, dtype=np.float32) + 0.5, height)
     v = np.repeat(np.arange(height, dtype=np.float32) + 0.5, width)
-    table = np.concatenate(
-        [buffers.inverse_depth, buffers.depth_range, buffers.origins, buffers.tangents], axis=1
-    )
-    a, b, c, low, high, ox, oy, oz, tx, tz = (
-        column[face] for column in np.ascontiguousarray(table.T)
-    )
+    tables = buffers.inverse_depth, buffers.depth_range, buffers.origins, buffers.tangents
+    columns = np.concatenate(tables, axis=1).T.copy()
+    a, b, c, low, high, ox, oy, oz, tx, tz = (column[face] for column in columns)
     depth = np.clip(1 / np.maximum(a * u + b * v + c, np.float32(1e-4)), low, high)
     right, up = (u - width / 2) * (depth / focal), (height / 2 - v) * (depth / focal)
     turn = camera.rotation.astype(np.float32)
@@ -131,16 +122,14 @@ def _windows(
     glass = np.abs(in_s - 0.5) < wide / 2
     glass &= np.abs(in_t - np.where(upper, 0.52, 0.42)) < np.where(upper, tall, 0.7) / 2
     cell = _lookup(NOISE, np.floor(column) * 17 + rows * 5, np.floor(row) * 29)
-    tone = 1 + 0.16 * np.clip(cell, -2, 2)
-    pane = second[rows] * tone[:, None]
+    pane = second[rows] * (1 + 0.16 * np.clip(cell, -2, 2))[:, None]
     if look.foreign:
         pane[cell > 1.5] = (236, 206, 130)
         sill = ~glass & (np.abs(in_s - 0.5) < wide / 2 + 0.06) & upper
         sill &= np.abs(in_t - 0.52) < tall / 2 + 0.07
         colour[index[sill]] *= 1.22
     colour[index[glass]] = pane[glass]
-    ledge = index[upper & (t - shop < 0.25)]
-    colour[ledge] *= 0.78
+    colour[index[upper & (t - shop < 0.25)]] *= 0.78
 
 
 def _joints(colour: np.ndarray, patterns: np.ndarray, surface: Surface) -> None:
@@ -157,20 +146,11 @@ def _joints(colour: np.ndarray, patterns: np.ndarray, surface: Surface) -> None:
     colour[index] *= shade[:, None]
 
 
-def _soft(shadow: np.ndarray) -> np.ndarray:
-    """Blur a mask in proportion to its width."""
-    image = Image.fromarray((shadow * 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.BoxBlur(image.width / 220)), np.float32) / 255
-
-
-def _sky(
-    colour: np.ndarray, buffers: Buffers, material: np.ndarray, look: Look, rng: np.random.Generator
-) -> None:
+def _sky(colour: np.ndarray, buffers: Buffers, material: np.ndarray, look: Look, rng: Rng) -> None:
     """Zenith to horizon, with clouds in the target city."""
     height, width = buffers.face.shape
     index = np.flatnonzero(material == SKY_DOME)
-    v = (index // width) / np.float32(height)
-    u = (index % width) / np.float32(width)
+    v, u = (index // width) / np.float32(height), (index % width) / np.float32(width)
     drift = rng.random(2) * TILE
     down = np.clip(v / 0.55, 0, 1)[:, None]
     dome = buffers.paints[0]
@@ -183,7 +163,7 @@ def _sky(
     colour[index] = sky
 
 
-def grade(picture: np.ndarray, settings: Grade, rng: np.random.Generator) -> np.ndarray:
+def grade(picture: np.ndarray, settings: Grade, rng: Rng) -> np.ndarray:
     """The camera's rendering of a picture [H, W, 3] in [0, 255]; uint8."""
     height, width = picture.shape[:2]
     first, last = (np.array(c, np.float32) for c in settings.cast)

@@ -1,26 +1,13 @@
 """Composition of a street: ground, frontages on both sides, furniture, traffic and people."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from cag.scenes import figures, furniture, vehicles
-from cag.scenes.geometry import LABEL_ONLY, Limits, Model, Paint, Scene
-from cag.scenes.looks import (
-    BUILDING,
-    FENCE,
-    ROAD,
-    SIDEWALK,
-    TERRAIN,
-    VEGETATION,
-    WALL,
-    Look,
-    between,
-    pick,
-    tinted,
-    varied,
-)
+from cag.scenes.classes import BUILDING, FENCE, ROAD, SIDEWALK, TERRAIN, VEGETATION, WALL
+from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
+from cag.scenes.looks import Limits, Look, Rng, between, pick, tinted, varied
 from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
 
 FAR = 170.0  # metres to the end of the street
@@ -43,10 +30,12 @@ WINDOWS = {
 }
 
 
-@dataclass(frozen=True)
-class Street:
-    """Measures of a street, in metres; x = 0 is the camera's place."""
+class Street(NamedTuple):
+    """A scene in the making and the street's measures, in metres; the camera is at x = 0."""
 
+    scene: Scene
+    look: Look
+    rng: Rng
     left: float  # edge of the road
     right: float
     walk: Limits  # widths of the left and right sidewalk
@@ -67,18 +56,10 @@ class Street:
         return self.left - self.walk[0] if side < 0 else self.right + self.walk[1]
 
 
-class Site(NamedTuple):
-    """The common arguments of the parts of the composition."""
-
-    scene: Scene
-    street: Street
-    look: Look
-    rng: np.random.Generator
-
-
-def compose(look: Look, rng: np.random.Generator) -> Scene:
+def compose(look: Look, rng: Rng) -> Scene:
     """A street of the look's city."""
     street = Street(
+        *(Scene(), look, rng),
         left=-between((5.0, 8.0), rng),
         right=between((2.6, 4.8), rng),
         walk=(between((2.8, 5.5), rng), between((2.8, 5.5), rng)),
@@ -86,53 +67,43 @@ def compose(look: Look, rng: np.random.Generator) -> Scene:
         tracks=rng.random() < look.train,
         district=list(DISTRICTS)[int(np.searchsorted(np.cumsum(look.districts), rng.random()))],
     )
-    site = Site(Scene(), street, look, rng)
-    _ground(site)
-    _backdrop(site)
+    _ground(street)
+    _backdrop(street)
     shaded = int(rng.integers(-1, 2)) if look.foreign else 0
     for side in (-1, 1):
-        _frontage(site, side)
-        _kerbside(site, side)
+        _frontage(street, side)
+        _kerbside(street, side)
         if side == shaded:
-            _house_shadows(site, side)
-    _traffic(site)
-    _people(site)
-    return site.scene
-
-
-# Ground.
+            _house_shadows(street, side)
+    _traffic(street)
+    _people(street)
+    return street.scene
 
 
 def _strip(scene: Scene, x: Limits, z: Limits, paint: Paint, layer: int = LAYER_GROUND) -> None:
     """A rectangle on the ground."""
-    model = Model()
-    model.face([(x[0], 0, z[0]), (x[1], 0, z[0]), (x[1], 0, z[1]), (x[0], 0, z[1])], paint)
-    scene.add(model, distance=(z[0] + z[1]) / 2, layer=layer)
+    (x0, x1), (z0, z1), model = sorted(x), z, Model()
+    model.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], paint)
+    scene.add(model, distance=(z0 + z1) / 2, layer=layer)
 
 
-def _ground(site: Site) -> None:
-    scene, street, look, rng = site
+def _ground(street: Street) -> None:
+    scene, look, rng, *_ = street
     grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
     asphalt = Paint(varied(look.asphalt, rng, 0.06), ROAD, ASPHALT)
-    paving, pattern = varied(look.paving, rng, 0.06), (1.2, 1.2, 0.07, 0.0, 1.0)
-    slabs = Paint(paving, SIDEWALK, PAVING, pattern=pattern)
+    paving = varied(look.paving, rng, 0.06)
+    slabs = Paint(paving, SIDEWALK, PAVING, pattern=(1.2, 1.2, 0.07, 0.0, 1.0))
     curb = Paint(tinted(slabs.colour, 1.12), SIDEWALK, PAVING, pattern=(9.0, 1.5, 0.03, 0.0, 0.6))
     _strip(scene, (-300, 300), (-1, 420), grass, layer=LAYER_BACK)
     for side in (-1, 1):
-        walk = sorted((street.edge(side), street.front(side)))
-        _strip(scene, tuple(walk), (-1, FAR), slabs)
+        _strip(scene, (street.edge(side), street.front(side)), (-1, FAR), slabs)
     _strip(scene, (street.left, street.right), (-1, 400), asphalt)
     cross = (street.crossing, street.crossing + 8)
     _strip(scene, (street.front(-1) - 60, street.front(1) + 60), cross, asphalt, LAYER_GROUND + 1)
     for side in (-1, 1):
         x = street.edge(side)
         for z in ((-1, cross[0]), (cross[1], FAR)):
-            _strip(scene, tuple(sorted((x, x + side * 0.3))), z, curb, LAYER_GROUND + 1)
-    _markings(site, asphalt, cross)
-
-
-def _markings(site: Site, asphalt: Paint, cross: Limits) -> None:
-    scene, street, look, rng = site
+            _strip(scene, (x, x + side * 0.3), z, curb, LAYER_GROUND + 1)
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
     centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
     x = -1.8
@@ -150,9 +121,9 @@ def _markings(site: Site, asphalt: Paint, cross: Limits) -> None:
             _strip(scene, (x - 0.07, x + 0.07), (-1, 300), steel, 2)
 
 
-def _backdrop(site: Site) -> None:
+def _backdrop(street: Street) -> None:
     """Far hills or roofs along the horizon, and often a house at the end of the street."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     model = Model()
     if rng.random() < 0.5 or street.district == "outskirts":
         hill = Paint(varied(look.leaves, rng), VEGETATION, LEAVES)
@@ -166,16 +137,12 @@ def _backdrop(site: Site) -> None:
         model.card((x - half, x + half), (0, tall), 260, paint)
     scene.add(model, distance=300.0, layer=LAYER_BACK)
     if rng.random() < 0.35:
-        block = Model()
-        tall = between((9, 22), rng)
+        block, tall = Model(), between((9, 22), rng)
         block.box((-26, 0, 0), (26, tall, 12), _facade(look, rng))
         scene.add(block, z=between((70, 140), rng), layer=LAYER_FRONT)
 
 
-# Frontages, behind the sidewalk.
-
-
-def _facade(look: Look, rng: np.random.Generator) -> Paint:
+def _facade(look: Look, rng: Rng) -> Paint:
     """A wall with windows: brick in the target city, sometimes a glass tower in the source city."""
     colour, glass = varied(look.facades, rng), varied(look.glass, rng)
     shop = 3.4 if rng.random() < 0.45 else 0.0
@@ -184,59 +151,60 @@ def _facade(look: Look, rng: np.random.Generator) -> Paint:
     return Paint(colour, BUILDING, FACADE, second=glass, pattern=(*windows, shop))
 
 
-def _frontage(site: Site, side: int) -> None:
+def _frontage(street: Street, side: int) -> None:
     """Lots from the camera to the end of the street, with a gap at the side street."""
-    street, rng = site.street, site.rng
+    rng = street.rng
     shares = np.cumsum(DISTRICTS[street.district][0])
     z = -between((0.0, 10.0), rng)
     while z < FAR:
         length = between((8.0, 17.0), rng) if z < 60 else between((18.0, 30.0), rng)
         if z < street.crossing + 8 and z + length > street.crossing:
-            if street.crossing - z > 5:
-                length = street.crossing - z
-            else:
+            length = street.crossing - z
+            if length <= 5:
                 z = street.crossing + 8
                 continue
         kind = int(np.searchsorted(shares, rng.random() * shares[-1]))
         if kind > 0:
-            _behind(site, side, z, z + length)
-        (_building, _walled, _fenced, _park)[kind](site, side, z, z + length)
+            _behind(street, side, z, z + length)
+        (_building, _walled, _fenced, _park)[kind](street, side, z, z + length)
         z += length + (0.0 if rng.random() < 0.6 else between((0.5, 3.0), rng))
 
 
-def _building(site: Site, side: int, z0: float, z1: float, back: float = 0.0) -> None:
+def _building(street: Street, side: int, z0: float, z1: float, back: float = 0.0) -> None:
     """A house front at the sidewalk, or `back` metres behind it."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     x = street.front(side) + side * (back + between((0.0, 1.0), rng))
-    deep = between((8.0, 12.0), rng)
-    paint = _facade(look, rng)
+    deep, paint = between((8.0, 12.0), rng), _facade(look, rng)
     low = paint.pattern[4]
     floors = int(rng.integers(2, 6 if look.foreign else 9))
-    if back:
-        floors = int(rng.integers(2, 4))
-    tall = low + floors * paint.pattern[1] + 0.5
-    model = Model()
+    floors = int(rng.integers(2, 4)) if back else floors
+    tall, model = low + floors * paint.pattern[1] + 0.5, Model()
     x0, x1 = sorted((x, x + side * deep))
     pitched = rng.random() < (0.35 if look.foreign else 0.45) and floors <= 4
     flat = Paint(tinted(paint.colour, 0.8), BUILDING)
     model.box((x0, 0, z0), (x1, tall, z1), paint)
     roof = Paint(varied(look.roofs, rng), BUILDING)
     if pitched:
-        _gable(model, (x0, x1), (z0, z1), tall, roof, flat)
+        ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
+        options = {"centre": (middle, tall, (z0 + z1) / 2), "level": 1}
+        for x_low in (x0 - 0.3, x1 + 0.3):
+            eaves = [(x_low, tall - 0.2, z0), (x_low, tall - 0.2, z1)]
+            model.face([*eaves, (middle, ridge, z1), (middle, ridge, z0)], roof, **options)
+        for z in (z0, z1):
+            model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], flat, **options)
     else:
         model.box((x0 - 0.2, tall - 0.1, z0), (x1 + 0.2, tall + 0.45, z1), flat, level=1)
     if low and rng.random() < 0.6:
         awning = Paint(varied(look.cars, rng), BUILDING)
-        edge = x - side * 1.1
-        near, far = z0 + 0.5, z1 - 0.5
+        near, far, edge = z0 + 0.5, z1 - 0.5, x - side * 1.1
         corners = [(x, 3.1, near), (x, 3.1, far), (edge, 2.6, far), (edge, 2.6, near)]
         model.face(corners, awning, level=2)
     scene.add(model, distance=(z0 + z1) / 2, layer=LAYER_FRONT)
 
 
-def _house_shadows(site: Site, side: int) -> None:
+def _house_shadows(street: Street, side: int) -> None:
     """The jagged shadow of the houses on one side, across its sidewalk and part of the road."""
-    scene, street, rng = site.scene, site.street, site.rng
+    scene, _, rng, *_ = street
     if street.district == "outskirts":
         return
     reach = (street.walk[0] if side < 0 else street.walk[1]) + between((0.5, 3.5), rng)
@@ -248,26 +216,10 @@ def _house_shadows(site: Site, side: int) -> None:
         z = end + (between((1.0, 6.0), rng) if rng.random() < 0.4 else 0.0)
 
 
-def _gable(
-    model: Model, across: Limits, along: Limits, tall: float, roof: Paint, wall: Paint
-) -> None:
-    """A pitched roof whose ridge runs along the street."""
-    (x0, x1), (z0, z1) = across, along
-    ridge, middle = tall + 0.32 * (x1 - x0), (x0 + x1) / 2
-    centre = (middle, tall, (z0 + z1) / 2)
-    for x in (x0 - 0.3, x1 + 0.3):
-        low = tall - 0.2
-        slope = [(x, low, z0), (x, low, z1), (middle, ridge, z1), (middle, ridge, z0)]
-        model.face(slope, roof, centre=centre, level=1)
-    for z in (z0, z1):
-        model.face([(x0, tall, z), (x1, tall, z), (middle, ridge, z)], wall, centre=centre, level=1)
-
-
-def _walled(site: Site, side: int, z0: float, z1: float) -> None:
+def _walled(street: Street, side: int, z0: float, z1: float) -> None:
     """A garden or factory wall, with trees or a house behind."""
-    scene, street, look, rng = site
-    x = street.front(side)
-    model = Model()
+    scene, look, rng, *_ = street
+    x, model = street.front(side), Model()
     tall = between((1.6, 2.6), rng)
     brick = look.foreign or rng.random() < 0.4
     pattern = (0.9, 0.4, 0.1, 0.0, 1.0) if brick else (3.0, 9.0, 0.03, 0.0, 1.0)
@@ -279,11 +231,10 @@ def _walled(site: Site, side: int, z0: float, z1: float) -> None:
     scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
-def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
+def _fenced(street: Street, side: int, z0: float, z1: float) -> None:
     """A fence of rails or bars; its gaps show the background but count as fence."""
-    scene, street, look, rng = site
-    x = street.front(side)
-    model = Model()
+    scene, look, rng, *_ = street
+    x, model = street.front(side), Model()
     paint = Paint(varied(look.fences, rng), FENCE)
     tall = between((1.2, 1.9), rng)
     model.screen(x, (0.05, tall), (z0, z1), paint, kind=LABEL_ONLY)
@@ -299,9 +250,9 @@ def _fenced(site: Site, side: int, z0: float, z1: float) -> None:
     scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
-def _park(site: Site, side: int, z0: float, z1: float) -> None:
+def _park(street: Street, side: int, z0: float, z1: float) -> None:
     """Sometimes a hedge at the sidewalk; the plants of the park stand behind."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     x = street.front(side)
     if rng.random() < 0.35:
         model = Model()
@@ -312,23 +263,21 @@ def _park(site: Site, side: int, z0: float, z1: float) -> None:
         scene.add(model, distance=(z0 + z1) / 2 - 0.1, layer=LAYER_FRONT)
 
 
-def _behind(site: Site, side: int, z0: float, z1: float) -> None:
+def _behind(street: Street, side: int, z0: float, z1: float) -> None:
     """Trees and shrubs on a lot, and often a house at its back."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     x = street.front(side)
     if rng.random() < DISTRICTS[street.district][1]:
-        _building(site, side, z0, z1, back=between((7.0, 14.0), rng))
+        _building(street, side, z0, z1, back=between((7.0, 14.0), rng))
     for _ in range(int(rng.integers(1, 4))):
         away = between((1.5, 6.0), rng)
         plant = furniture.tree(look, rng) if rng.random() < 0.65 else furniture.bush(look, rng)
         scene.add(plant, x + side * away, between((z0 + 1, z1 - 1), rng), layer=LAYER_FRONT)
 
 
-# Kerbside: trees, lamps, signs, lights, parked vehicles.
-
-
-def _kerbside(site: Site, side: int) -> None:
-    scene, street, look, rng = site
+def _kerbside(street: Street, side: int) -> None:
+    """Trees, lamps, signs and parked vehicles."""
+    scene, look, rng, *_ = street
     edge = street.edge(side)
     kerb = edge + side * 0.6
     offset = between((0.0, 9.0), rng)
@@ -344,26 +293,18 @@ def _kerbside(site: Site, side: int) -> None:
     if rng.random() < 0.3:
         for z in np.arange(7.0 + offset, 110.0, 24.0).tolist():
             scene.add(furniture.utility_pole(look, rng), street.front(side) - side * 0.5, z)
-    _verge(site, side)
+    if rng.random() < DISTRICTS[street.district][2]:  # a strip of grass
+        wide = between((1.0, 1.9), rng)
+        at_kerb = rng.random() < 0.5
+        start = edge + side * (0.3 + wide) if at_kerb else street.front(side)
+        grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
+        for z in ((-1, street.crossing), (street.crossing + 8, FAR)):
+            _strip(scene, (start, start - side * wide), z, grass, 2)
     low, high = look.signs
     for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
         sign = furniture.traffic_sign(look, rng)
         scene.add(sign, kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
-    _parked(site, side)
-
-
-def _verge(site: Site, side: int) -> None:
-    """Sometimes a strip of grass along the sidewalk, at its frontage or at its kerb."""
-    scene, street, look, rng = site
-    if rng.random() < DISTRICTS[street.district][2]:
-        wide = between((1.0, 1.9), rng)
-        start = street.front(side)
-        if rng.random() < 0.5:
-            start = street.edge(side) + side * (0.3 + wide)
-        grass = Paint(varied(look.grass, rng), TERRAIN, GRASS)
-        x = tuple(sorted((start, start - side * wide)))
-        _strip(scene, x, (-1, street.crossing), grass, 2)
-        _strip(scene, x, (street.crossing + 8, FAR), grass, 2)
+    _parked(street, side)
 
 
 def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
@@ -373,82 +314,56 @@ def _blob(scene: Scene, x: float, z: float, half: float, deep: float) -> None:
     scene.shadows.append(outline.tolist())
 
 
-def _parked(site: Site, side: int) -> None:
+def _parked(street: Street, side: int) -> None:
     """Cars at the kerb where the road is wide enough, and two-wheelers on the sidewalk."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     if street.parking(side):
         x = street.edge(side) - side * 1.05
         for z in np.arange(between((5.0, 9.0), rng), 70.0, 6.0).tolist():
             if rng.random() < look.car and abs(z - street.crossing - 4) > 8:
-                heading = 0.0 if side > 0 else np.pi
-                _drive(scene, vehicles.car(look, rng), x, z, heading, 0.95, 2.2)
+                _drive(street, "car", x, z, 0.0 if side > 0 else np.pi)
     for kind, share in (("bicycle", look.bicycle), ("motorcycle", look.motorcycle)):
         if rng.random() < share * 0.5:
             start = between((6.0, 15.0), rng)
             for k in range(int(rng.integers(1, 4))):
-                x = street.edge(side) + side * between((0.7, 1.6), rng)
-                z = start + 1.3 * k
+                x, z = street.edge(side) + side * between((0.7, 1.6), rng), start + 1.3 * k
                 heading = between((-0.7, 0.7), rng)
                 scene.add(getattr(figures, kind)(look, rng), x, z, heading)
                 _blob(scene, x, z, 0.7, 0.35)
 
 
-def _drive(
-    scene: Scene, model: Model, x: float, z: float, heading: float, half: float, long: float
-) -> None:
+def _drive(street: Street, kind: str, x: float, z: float, heading: float) -> None:
     """Place a vehicle and the shadow beneath it."""
-    scene.add(model, x, z, heading)
-    a, b = half + 0.12, long + 0.1
-    if abs(np.sin(heading)) > 0.7:
-        a, b = b, a
+    scene, look, rng, *_ = street
+    scene.add(getattr(vehicles, kind)(look, rng), x, z, heading)
+    half, long = {"car": (0.95, 2.2), "truck": (1.25, 4.0), "bus": (1.3, 5.5)}[kind]
+    _shadow(scene, x, z, half + 0.12, long + 0.1)
+
+
+def _shadow(scene: Scene, x: float, z: float, a: float, b: float) -> None:
+    """A rectangular shadow, `a` and `b` metres to either side."""
     scene.shadows.append([(x - a, z - b), (x + a, z - b), (x + a, z + b), (x - a, z + b)])
 
 
-# Traffic and people.
-
-
-def _traffic(site: Site) -> None:
+def _traffic(street: Street) -> None:
     """Vehicles in the camera's lane, seen from behind, and oncoming ones, seen from the front."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     if street.tracks:
-        facing = np.pi if rng.random() < 0.7 else 0.0
-        z = between((19.0, 36.0), rng)
+        facing, z = np.pi if rng.random() < 0.7 else 0.0, between((19.0, 36.0), rng)
         scene.add(vehicles.tram(look, rng), -3.6, z, facing)
-        scene.shadows.append([(-5.0, z - 11), (-2.2, z - 11), (-2.2, z + 11), (-5.0, z + 11)])
+        _shadow(scene, -3.6, z, 1.4, 11)
     ahead = between((8.0, 16.0), rng)
     while ahead < 70:
-        ahead = _next_vehicle(site, between((-0.4, 0.5), rng), ahead, 0.0)
+        ahead = _next_vehicle(street, between((-0.4, 0.5), rng), ahead, 0.0)
     oncoming = between((9.0, 20.0), rng)
     while oncoming < 80 and not street.tracks:
-        oncoming = _next_vehicle(site, between((-3.9, -3.3), rng), oncoming, np.pi)
+        oncoming = _next_vehicle(street, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
         left, right = (street.left - 4, street.left + 1), (street.right - 1, street.right + 4)
-        x = between(left if rng.random() < 0.5 else right, rng)
-        car = vehicles.car(look, rng)
-        heading = np.pi / 2 * pick((-1, 1), rng)
-        _drive(scene, car, x, street.crossing + 4, heading, 0.95, 2.2)
-    _riders(site)
-
-
-def _next_vehicle(site: Site, x: float, z: float, heading: float) -> float:
-    """Perhaps place a vehicle with its back at z; returns the back of the next one."""
-    scene, look, rng = site.scene, site.look, site.rng
-    draw = rng.random()
-    if draw < look.bus * 0.42:
-        _drive(scene, vehicles.bus(look, rng), x, z + 6.0, heading, 1.3, 5.5)
-        return z + between((15.0, 24.0), rng)
-    if draw < look.bus * 0.42 + look.truck * 0.42:
-        _drive(scene, vehicles.truck(look, rng), x, z + 5.0, heading, 1.25, 4.0)
-        return z + between((13.0, 22.0), rng)
-    if draw < 0.2 + look.car:
-        _drive(scene, vehicles.car(look, rng), x, z + 2.2, heading, 0.95, 2.2)
-    return z + between((8.0, 20.0), rng)
-
-
-def _riders(site: Site) -> None:
-    """Cyclists and motorcyclists, along the kerb or across the road."""
-    scene, street, look, rng = site
-    z = 3.0
+        x, z = between(left if rng.random() < 0.5 else right, rng), street.crossing + 4
+        scene.add(vehicles.car(look, rng), x, z, np.pi / 2 * pick((-1, 1), rng))
+        _shadow(scene, x, z, 2.2 + 0.1, 0.95 + 0.12)
+    z = 3.0  # of riders along the kerb or across the road
     for kind, share in (("bicycle", look.bicycle * 0.75), ("motorcycle", look.motorcycle * 0.8)):
         if rng.random() >= share:
             continue
@@ -462,9 +377,24 @@ def _riders(site: Site) -> None:
             _blob(scene, x, z, 0.8, 0.4)
 
 
-def _people(site: Site) -> None:
+def _next_vehicle(street: Street, x: float, z: float, heading: float) -> float:
+    """Perhaps place a vehicle with its back at z; returns the back of the next one."""
+    _, look, rng, *_ = street
+    draw = rng.random()
+    if draw < look.bus * 0.42:
+        _drive(street, "bus", x, z + 6.0, heading)
+        return z + between((15.0, 24.0), rng)
+    if draw < look.bus * 0.42 + look.truck * 0.42:
+        _drive(street, "truck", x, z + 5.0, heading)
+        return z + between((13.0, 22.0), rng)
+    if draw < 0.2 + look.car:
+        _drive(street, "car", x, z + 2.2, heading)
+    return z + between((8.0, 20.0), rng)
+
+
+def _people(street: Street) -> None:
     """Pedestrians on both sidewalks and at the crossing, and traffic lights there."""
-    scene, street, look, rng = site
+    scene, look, rng, *_ = street
     low, high = look.people
     for _ in range(int(rng.integers(low, high + 1))):
         side = pick((-1, 1), rng)
