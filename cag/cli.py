@@ -6,13 +6,10 @@ from cag import __version__
 from cag.commands import inspection, models, predict, project, pseudo, runs, sweeps
 from cag.runtime.program import run
 
+RUN_AND_LOOK = (runs.status, runs.summary, inspection.inspect)
 TOUR = {
     "Start": (project.init, project.preset, project.data, project.scenes),
-    "Run (`dvc repro`) and look (data/report/index.html)": (
-        runs.status,
-        runs.summary,
-        inspection.inspect,
-    ),
+    "Run (`dvc repro`) and look (data/report/index.html)": RUN_AND_LOOK,
     "Compare": (sweeps.sweep, runs.results),
     "Use": (predict.predict, models.export, pseudo.pseudo, models.weights),
 }
