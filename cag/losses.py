@@ -12,13 +12,7 @@ from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
 from cag.networks import NetworkOutput, upsampled
 from cag.runtime.precision import full_precision
-from cag.training.cross_entropy import (
-    Divisor,
-    cross_entropy,
-    labelled_pixels,
-    own_count,
-    quotient,
-)
+from cag.training.cross_entropy import Divisor, cross_entropy, labelled_pixels, own_count, quotient
 
 TARGET_LABELS = ("both", "anchor", "probability")
 DISTANCE_KINDS = ("class_mean", "pixel")
@@ -60,15 +54,12 @@ class AdaptationLoss:
         distance_weight: lambda.
         distance_kind: `kind` of `distance_loss`.
         target_labels: "both" for the mean of the two rules' cross-entropies (the released code),
-            "anchor" (the paper's text) or "probability" for one of them.
+            "anchor" (the paper's text) or "probability" for one of them; else a ValueError.
         min_pixels: as for `distance_loss`.
         valid_classes: as for `distance_loss`.
         source_class_weights: float [K], `class_weights` of the source's cross-entropy.
         divisor: Gives each mean's divisor from the count or weight of its pixels; with several
             processes, `training.global_batch.mean_over_processes`.
-
-    Raises:
-        ValueError: another `target_labels` or `distance_kind`.
     """
 
     distance_weight: float = 0.7
@@ -105,11 +96,9 @@ class AdaptationLoss:
             anchors: float [K, D]; rows of NaN take part in no loss.
         """
         maps, weights = target_labels.used(self.target_labels), self.source_class_weights
-        pasted, divisor = target_labels.pasted, self.divisor
-        target_ce = sum(
-            _target_cross_entropy(target.logits, labels, weights, pasted, divisor)
-            for labels in maps
-        ) / len(maps)
+        divisor = self.divisor
+        rest = (weights, target_labels.pasted, divisor)
+        target_ce = sum(_target_cross_entropy(target.logits, m, *rest) for m in maps) / len(maps)
         logits = upsampled(source.logits, source_labels.shape[1:])
         source_ce = cross_entropy(logits, source_labels, weights, divisor)
         distance = partial(
@@ -139,19 +128,8 @@ def adaptation_loss(
 ) -> AdaptationLosses:
     """`AdaptationLoss` as one function of tensors.
 
-    Args:
-        source_features: float [B, D, h, w].
-        source_logits: float [B, K, h, w].
-        source_labels: integer [B, H, W], train ids at full resolution.
-        target_features: float [B', D, h', w'].
-        target_logits: float [B', K, h', w'].
-        anchor_labels: integer [B', h', w'], pseudo-labels of the anchor rule, 255 = none.
-        probability_labels: integer [B', h', w'], those of the probability rule, 255 = none.
-        anchors: float [K, D].
-        **settings: The attributes of `AdaptationLoss`, such as distance_weight (0.7).
-
-    Raises:
-        ValueError: another `target_labels` or `distance_kind`.
+    Shapes, dtypes and errors are those of its call, with the labels of both rules integer
+    [B', h', w'], 255 = none. `settings` are its attributes, such as distance_weight (0.7).
     """
     return AdaptationLoss(**settings)(
         NetworkOutput(source_features, source_logits),
@@ -184,7 +162,7 @@ def distance_loss(
             between the anchor and the mean feature of each image and class, over the pixels
             predicted as labelled; 10 times the mean over these pairs. A pixel's gradient is the
             mean feature's times 2 / (h w), whatever the number of pixels. "pixel" (the paper): the
-            mean L2 distance of labelled pixels to their anchors.
+            mean L2 distance of labelled pixels to their anchors. Any other is a ValueError.
         min_pixels: fewer pixels give no class mean; "class_mean" only.
         valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
             as in the released code. None: all.
@@ -192,9 +170,6 @@ def distance_loss(
 
     Returns:
         float32 scalar; 0 with a zero gradient if no pixel takes part.
-
-    Raises:
-        ValueError: another `kind`.
     """
     if kind not in DISTANCE_KINDS:
         raise ValueError(_wrong_kind(kind))

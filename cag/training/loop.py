@@ -40,10 +40,8 @@ def shared_batches(
 ) -> Callable[[range], Iterator[Batch]]:
     """A function that gives this process's share of the batches of a range of steps.
 
-    Args:
-        domains: The samples of the source and, if needed, of the target.
-        batch_size: Images of each domain in a step, over all processes.
-        fabric: Device and processes.
+    The domains are the source and, if needed, the target; all processes together take `batch_size`
+    images of each in a step.
     """
     workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
 
@@ -99,19 +97,9 @@ def train(
 
     Seed and step determine a step's random draws, so that a resumed training ends with the same
     weights. Processes share each batch and together make one process's step, up to the order of
-    floating-point sums.
-
-    Args:
-        objective: Gives a batch's losses; the first is minimised.
-        make_batches: Gives the batches of a range of steps.
-        run: `compile`, and `max_batch_per_device`: a process with more images of a domain takes
-            them in pieces and averages their gradients; means over pixels and batch-norm
-            statistics are then each piece's.
-        config: Iterations, the network's optimizer, and the schedule of every optimizer.
-        seed: Of dropout.
-        fabric: Device, precision, processes.
-        checkpoint: The resume state.
-        advance: Counts the steps and the time of waiting for batches.
+    floating-point sums. A process with more than `run.max_batch_per_device` images of a domain
+    takes them in pieces and averages their gradients; means over pixels and batch-norm statistics
+    are then each piece's. The seed is that of dropout.
 
     Returns:
         The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
