@@ -123,16 +123,15 @@ def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
 class AnchorMean:
     """`anchors` from class sums that arrive piece by piece, in flat memory.
 
+    `images` and `pixels`, int64 [K], are the images that count for each class, and its pixels in
+    them.
+
     Example:
         >>> mean = AnchorMean("images", min_pixels=1)
         >>> mean.update(torch.tensor([[[2.0, 4.0]]]), torch.tensor([[2]]))
         >>> mean.update(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[1]]))
         >>> mean.compute()
         tensor([[2., 1.]])
-
-    Attributes:
-        images: int64 [K], images that count for each class.
-        pixels: int64 [K], its pixels in these images.
     """
 
     def __init__(self, average: str = "images", min_pixels: int = 10) -> None:

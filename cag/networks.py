@@ -122,10 +122,7 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
-    """Load pretrained weights into an encoder: from the local file if it exists, else the hub.
-
-    A UserError says that there are none, or that they do not fit the encoder.
-    """
+    """Load pretrained weights into an encoder; a UserError if there are none or they do not fit."""
     path = encoder_weights_file(name, weights)
     state = _encoder_state(path, name, weights)
     try:
@@ -135,6 +132,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
 
 
 def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
+    """The weights from the local file if it exists, else from the hub."""
     if path.exists():
         try:
             return load_file(path)

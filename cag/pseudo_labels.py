@@ -99,25 +99,15 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of a rule; a pixel that passes all of a rule's thresholds is labelled.
+    """A threshold of a rule; a pixel that passes all of a rule's thresholds is labelled."""
 
-    Attributes:
-        key: The parameter of `pseudo_label` that sets it.
-        label: The compared number, in words.
-        value: The compared number of each pixel, float32 [...].
-        scale: The thresholds of its curve; None: up to the greatest distance between anchors.
-        rule: One of RULES.
-        passes: Compares pixel and threshold: torch.ge, gt, le or lt.
-        per_class: The parameter is a share of each class's pixels, and a class's threshold is the
-            number that this share reaches.
-    """
-
-    key: str
-    label: str
-    value: Callable[[Pixels], Tensor]
-    scale: Sequence[float] | None = None
-    rule: str = "anchor"
-    passes: Callable[[Tensor, Tensor], Tensor] = torch.ge
+    key: str  # the parameter of `pseudo_label` that sets it
+    label: str  # the compared number, in words
+    value: Callable[[Pixels], Tensor]  # the compared number of each pixel, float32 [...]
+    scale: Sequence[float] | None = None  # of its curve; None: up to the anchors' largest distance
+    rule: str = "anchor"  # one of RULES
+    passes: Callable[[Tensor, Tensor], Tensor] = torch.ge  # or gt, le, lt of pixel and threshold
+    # The parameter is a share of each class's pixels; the class's threshold is what they reach.
     per_class: bool = False
 
     @property
@@ -150,6 +140,7 @@ class Threshold:
 
 
 _HUNDREDTHS = tuple(i / 100 for i in range(100))
+_SHARES = tuple(i / 50 for i in range(1, 51))
 # In the order of tables, figures and the page.
 THRESHOLDS = {
     threshold.key: threshold
@@ -157,11 +148,7 @@ THRESHOLDS = {
         Threshold("margin", "d2 - d1, in units of the features", Pixels.margin),
         Threshold("relative_margin", "(d2 - d1) / (d2 + d1)", Pixels.relative_margin, _HUNDREDTHS),
         Threshold(
-            "quantile",
-            "share kept of each class",
-            Pixels.relative_margin,
-            tuple(i / 50 for i in range(1, 51)),
-            per_class=True,
+            "quantile", "share kept of each class", Pixels.relative_margin, _SHARES, per_class=True
         ),
         Threshold(
             "probability",
@@ -198,16 +185,11 @@ def active(
 ) -> Tensor:
     """Give the active pixels, which pass all thresholds, their class, uint8 [...]; 255 elsewhere.
 
-    Args:
-        nearest: uint8 [...], the class of the nearest anchor.
-        nearest_distance: float32 [...], d1.
-        second_distance: float32 [...], d2.
-        **thresholds: As for `label_pixels`: margin is the least d2 - d1, in units of the features
-            (the paper's and the released code's rule); relative_margin the least
-            (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], each class's least relative
-            margin, from `MarginHistogram.thresholds`. The threshold itself passes. At least one
-            must be given, else a ValueError.
-
+    Takes the class of the nearest anchor uint8 [...], d1 and d2 float32 [...], and at least one of
+    these thresholds, else a ValueError; the threshold itself passes. margin is the least d2 - d1,
+    in units of the features (the paper's and the released code's rule); relative_margin the least
+    (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], each class's least relative margin, from
+    `MarginHistogram.thresholds`.
     """
     if all(threshold is None for threshold in thresholds.values()):
         keys = (key for key, threshold in THRESHOLDS.items() if threshold.rule == "anchor")
@@ -295,11 +277,9 @@ class MarginHistogram:
     """Per-class quantiles of the relative margin over a whole data set, in flat memory.
 
     One margin for all classes silences rare ones; a threshold per class keeps them. Two passes:
-    `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`.
-
-    Attributes:
-        counts: int64 [K, bins], pixels by nearest class and relative margin. Counts of parts of a
-            data set add up.
+    `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`. `counts`,
+    int64 [K, bins], are pixels by nearest class and relative margin; those of parts of a data set
+    add up.
     """
 
     def __init__(

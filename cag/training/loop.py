@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
@@ -101,11 +102,9 @@ def train(
     takes them in pieces and averages their gradients; means over pixels and batch-norm statistics
     are then each piece's. The seed is that of dropout.
 
-    Returns:
-        The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
-
-    Raises:
-        UserError: The loss is not finite, or batch norm has a single value to normalise.
+    Gives the learning curve: iteration, learning_rate and each loss, means over up to 100
+    stretches. A UserError says that the loss is not finite, or that batch norm cannot normalise a
+    single value.
     """
     objective.to(fabric.device, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True  # all batches have one shape
@@ -222,7 +221,7 @@ def _read(pending: list[Tensor], step: int, fabric: Fabric) -> Tensor:
 
 
 def _state(
-    objective: Objective, optimizers: list[torch.optim.Optimizer], history: Tensor, done: int
+    objective: Objective, optimizers: list[Optimizer], history: Tensor, done: int
 ) -> dict[str, Any]:
     return {
         "objective": objective.state_dict(),
@@ -233,10 +232,7 @@ def _state(
 
 
 def _resume(
-    checkpoint: Checkpoint,
-    objective: Objective,
-    optimizers: list[torch.optim.Optimizer],
-    history: Tensor,
+    checkpoint: Checkpoint, objective: Objective, optimizers: list[Optimizer], history: Tensor
 ) -> int:
     state = checkpoint.load()
     if state is None:
@@ -255,7 +251,5 @@ def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.Data
     steps, power = config.iterations, config.power
     rates = [config.learning_rate * polynomial_decay(i, steps, power) for i in range(steps)]
     table.insert(1, "learning_rate", rates)
-    groups = table.groupby(table.index // size)
-    curve = groups.mean()
-    curve["iteration"] = groups["iteration"].max()
-    return curve.astype({"iteration": int})
+    columns = dict.fromkeys(table, "mean") | {"iteration": "max"}
+    return table.groupby(table.index // size).agg(columns)

@@ -40,15 +40,11 @@ class Objective(nn.Module):
     Calling it with a `Batch` gives the losses float32 [n] in the order of `names`; the first is to
     be minimised. What an objective must remember from step to step (a teacher, say) is a module or
     a persistent buffer of it: the checkpoint holds its state.
-
-    Attributes:
-        divisor: Gives the number that a mean over labelled pixels divides by, from their count.
-        draw: Gives the random numbers for each image.
     """
 
     names: tuple[str, ...]
-    divisor: Divisor = staticmethod(own_count)
-    draw: Uniform = staticmethod(uniform)
+    divisor: Divisor = staticmethod(own_count)  # of a mean, from the count of its labelled pixels
+    draw: Uniform = staticmethod(uniform)  # the random numbers for each image
 
     def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None):
         super().__init__()
