@@ -12,14 +12,10 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, device: str | None = None) -> Segmenter:
-    """Read a model that labels images; its file alone is needed, and no network.
+    """Read a model that labels images from `data/models/*.safetensors`, without a network.
 
-    Args:
-        path: A model file (`data/models/*.safetensors`).
-        device: cpu, cuda, cuda:1 or mps; None: the best there is.
-
-    Raises:
-        UserError: The file is missing, damaged or no model; or there is no such device.
+    `device` is cpu, cuda, cuda:1 or mps; None: the best there is. A UserError says that the file is
+    missing, damaged or no model, or that there is no such device.
 
     Example:
         >>> segmenter = cag.load("data/models/round3.safetensors")    # doctest: +SKIP

@@ -31,19 +31,10 @@ class Discriminator(nn.Sequential):
 
 
 def domain_loss(scores: Tensor, source: bool, objective: str = "vanilla") -> Tensor:
-    """The discriminator's loss for one domain.
+    """The discriminator's loss for one domain, float32: the mean over its scores [B, 1, h, w].
 
-    Args:
-        scores: float [B, 1, h, w], its output.
-        source: Whether "source" is right for them.
-        objective: "vanilla", binary cross-entropy of the sigmoid, or "least_squares", the squared
-            distance to 1 for the source and 0 for the target.
-
-    Returns:
-        float32 scalar, the mean over the scores.
-
-    Raises:
-        ValueError: another `objective`.
+    `objective` is "vanilla", binary cross-entropy of the sigmoid, or "least_squares", the squared
+    distance to 1 for the source and 0 for the target; any other is a ValueError.
     """
     if objective not in ("vanilla", "least_squares"):
         raise ValueError(f"objective must be 'vanilla' or 'least_squares', not {objective!r}")
@@ -59,13 +50,8 @@ def adversarial_loss(
 ) -> Tensor:
     """The network's loss, low where the discriminator mistakes the target for the source.
 
-    Args:
-        discriminator: No gradient reaches its parameters.
-        target: float [B, K, H, W], class probabilities of target images, with a gradient.
-        objective: As for `domain_loss`.
-
-    Returns:
-        float32 scalar, without its weight.
+    float32, without its weight. `target` are class probabilities float [B, K, H, W]; no gradient
+    reaches the discriminator's parameters. `objective` as for `domain_loss`.
     """
     frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
     return domain_loss(functional_call(discriminator, frozen, (target,)), True, objective)
@@ -76,14 +62,8 @@ def discriminator_loss(
 ) -> Tensor:
     """The discriminator's loss, low where it distinguishes the domains.
 
-    Args:
-        discriminator: To be trained.
-        source: float [B, K, H, W], class probabilities of source images; no gradient reaches them.
-        target: float [B', K, H, W], those of target images; no gradient reaches them.
-        objective: As for `domain_loss`.
-
-    Returns:
-        float32 scalar: the mean of the two domains' losses, as in the released code.
+    float32, the mean of the two domains' losses, as in the released code. No gradient reaches the
+    class probabilities float [B, K, H, W] and [B', K, H, W]. `objective` as for `domain_loss`.
     """
     of_source = domain_loss(discriminator(source.detach()), True, objective)
     of_target = domain_loss(discriminator(target.detach()), False, objective)

@@ -19,14 +19,9 @@ def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
 
 
 def agreeing_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """Keep the labels that equal argmax(logits), 255 elsewhere: the pixels that make the anchors.
+    """Keep the labels, integer [B, h, w], that equal argmax(logits [B, K, h, w]); 255 elsewhere.
 
-    Args:
-        labels: integer [B, h, w], train ids.
-        logits: float [B, K, h, w].
-
-    Returns:
-        [B, h, w] of the labels' dtype.
+    The pixels that are left make the anchors.
     """
     # max gives the same index as argmax, in half the time on a CPU
     return agreeing(labels, logits.max(dim=1).indices)
@@ -41,19 +36,16 @@ def resize_labels(
     `align_corners`: the row nearest to i (H - 1) / (h - 1), as in the networks' bilinear
     interpolation. Anything else would shift the map by half a feature pixel.
     """
-    rows, columns = (
-        _nearest(old, new, align_corners, labels.device)
-        for old, new in zip(labels.shape[1:], size, strict=True)
-    )
+
+    def nearest(old: int, new: int) -> Tensor:
+        indices = torch.arange(new, device=labels.device)
+        if align_corners:
+            gaps = max(new - 1, 1)
+            return (2 * indices * (old - 1) + gaps) // (2 * gaps)
+        return indices * old // new
+
+    rows, columns = map(nearest, labels.shape[1:], size)
     return labels[:, rows[:, None], columns]
-
-
-def _nearest(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
-    indices = torch.arange(new, device=device)
-    if align_corners:
-        gaps = max(new - 1, 1)
-        return (2 * indices * (old - 1) + gaps) // (2 * gaps)
-    return indices * old // new
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -64,14 +56,11 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     Args:
         features: float [B, D, h, w]; half precision is summed in float32.
         labels: integer [B, h, w]; values outside 0..num_classes-1 are ignored. For anchors, mask
-            them first with `agreeing_labels`.
+            them first with `agreeing_labels`. Another size than the features' is a ValueError.
         num_classes: K.
 
     Returns:
         sums float32 [B, K, D], and counts int64 [B, K].
-
-    Raises:
-        ValueError: the maps differ in size.
     """
     if features.shape[0] != labels.shape[0] or features.shape[2:] != labels.shape[1:]:
         raise ValueError(
@@ -90,14 +79,11 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
         average: "images" is the released code: the mean of the images' class means, without those
             of fewer than `min_pixels` pixels and those that are all zero. (Its cap at 3000 vectors,
             which turns the mean into a moving average, is left out.) "pixels" is the paper: the
-            mean over all pixels of the class.
+            mean over all pixels of the class. Any other is a ValueError.
         min_pixels: the least pixels of a class in an image; "images" only.
 
     Returns:
         float32 [K, D]; a row of NaN for a class never seen.
-
-    Raises:
-        ValueError: another `average`.
     """
     mean = AnchorMean(average, min_pixels)
     mean.update(sums, counts)
@@ -107,9 +93,7 @@ def anchors(sums: Tensor, counts: Tensor, average: str = "images", min_pixels: i
 def class_recall(correct_counts: Tensor, counts: Tensor) -> Tensor:
     """The correctly predicted share of each class's pixels, float32 [K]; NaN without pixels.
 
-    Args:
-        correct_counts: integer [N, K], correctly predicted pixels of each image.
-        counts: integer [N, K], its labelled pixels.
+    Both counts are integer [N, K]: each image's correctly predicted and its labelled pixels.
     """
     return correct_counts.sum(dim=0) / counts.sum(dim=0)
 
@@ -117,8 +101,7 @@ def class_recall(correct_counts: Tensor, counts: Tensor) -> Tensor:
 def nearest_other_anchor(anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Find the nearest other anchor of each of float [K, D]; rows of NaN are none.
 
-    Returns:
-        Its class, int64 [K], or -1; and the L2 distance to it, float64 [K], or NaN.
+    Gives its class, int64 [K], or -1; and the L2 distance to it, float64 [K], or NaN.
     """
     anchors = anchors.double()
     distances = torch.cdist(anchors, anchors).nan_to_num(torch.inf).fill_diagonal_(torch.inf)
@@ -131,15 +114,8 @@ def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
     """Leave out the anchors of classes that the network hardly finds on its own training data.
 
     Such an anchor is the mean of a few odd pixels and near to everything, so that its pseudo-labels
-    are wrong.
-
-    Args:
-        anchors: float [K, D].
-        recall: float [K], as `class_recall` gives it.
-        min_recall: in [0, 1]; 0 keeps all.
-
-    Returns:
-        float [K, D]; NaN rows for the classes left out.
+    are wrong. It becomes a row of NaN in float [K, D] where the `class_recall` [K] is below
+    `min_recall`, in [0, 1]; 0 keeps all.
     """
     return anchors.masked_fill((recall < min_recall)[:, None], torch.nan)
 
@@ -147,16 +123,15 @@ def reliable(anchors: Tensor, recall: Tensor, min_recall: float) -> Tensor:
 class AnchorMean:
     """`anchors` from class sums that arrive piece by piece, in flat memory.
 
+    `images` and `pixels`, int64 [K], are the images that count for each class, and its pixels in
+    them.
+
     Example:
         >>> mean = AnchorMean("images", min_pixels=1)
         >>> mean.update(torch.tensor([[[2.0, 4.0]]]), torch.tensor([[2]]))
         >>> mean.update(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[1]]))
         >>> mean.compute()
         tensor([[2., 1.]])
-
-    Attributes:
-        images: int64 [K], images that count for each class.
-        pixels: int64 [K], its pixels in these images.
     """
 
     def __init__(self, average: str = "images", min_pixels: int = 10) -> None:
@@ -227,8 +202,7 @@ def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
 def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
     """Read anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
 
-    Raises:
-        UserError: The file is missing or damaged, or K or D differs.
+    A UserError says that the file is missing or damaged, or that K or D differs.
     """
     try:
         with open(path, "rb") as file:

@@ -22,17 +22,9 @@ class DeepLabV3PlusPaper(nn.Module):
     convolutions of its blocks by 2, 4 and 8 (multi-grid 1, 2, 4; DeepLab v3, section 4.1.2). Other
     encoders are dilated as in the library. With resnet101 and 19 classes: 59,343,795 parameters.
 
-    Args:
-        encoder_name: An encoder of segmentation_models_pytorch; the paper's is resnet101.
-        encoder_weights: Name of its pretrained weights on the hub, or None.
-        classes: K.
-        encoder_output_stride: Of the encoder's last map, 8 or 16 image pixels.
-        decoder_channels: D, the number of feature channels.
-        decoder_atrous_rates: Dilations of the pyramid's 3x3 convolutions.
-        **kwargs: Further arguments of the encoder.
-
-    Raises:
-        ValueError: The output stride is neither 8 nor 16.
+    `encoder_weights` names pretrained weights on the hub. `encoder_output_stride` is 8 or 16 image
+    pixels, else a ValueError. `decoder_channels` is D, `decoder_atrous_rates` the dilations of the
+    pyramid's 3x3 convolutions. `kwargs` go to the encoder.
     """
 
     input_multiple = 1  # the decoder takes any size

@@ -38,17 +38,10 @@ def predict_labelled(
 ) -> Tensor:
     """Predict labelled images, and count their pixels by true and by predicted class.
 
-    Args:
-        network: In eval mode, on the fabric's device.
-        images: With labels.
-        batches: Indices of the images of each batch, which have one size.
-        fabric: Device and precision.
-        advance: Counts the images.
-        on_prediction: Called with an image's index and its prediction, uint8 [H, W] on the CPU at
-            the label map's size, in any order and in several threads.
-
-    Returns:
-        Confusion matrix int64 [K, K], rows = truth.
+    Gives the confusion matrix int64 [K, K], rows = truth. The network is in eval mode on the
+    fabric's device. The images of a batch, given as indices, have one size. `on_prediction` gets an
+    image's index and its prediction, uint8 [H, W] on the CPU at the label map's size, in any order
+    and in several threads.
     """
 
     def predictions(batch: ImageBatch) -> Iterator[Predicted]:
@@ -72,16 +65,10 @@ def predict_labelled(
 
 
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:
-    """Write metrics.json, per_class.csv and confusion.csv.
+    """Write metrics.json, per_class.csv and confusion.csv of int64 [K, K], rows = truth.
 
     Beside `miou`, the mean IoU is also named by the number of classes, `miou_16`, and there is one
     for each subset of the classes, `miou_13_of_16`.
-
-    Args:
-        folder: Where to write.
-        confusion: int64 [K, K], rows = truth.
-        classes: Names and subsets of the K classes.
-        images: Number of images in the matrix.
     """
     iou, accuracy = metrics.iou(confusion).numpy(), metrics.class_accuracy(confusion).numpy()
     scores = {

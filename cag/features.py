@@ -57,16 +57,11 @@ class TargetStore(NamedTuple):
 def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> SourceStatistics:
     """Class sums and counts of a batch, over all labelled and over correctly predicted pixels.
 
-    Args:
-        features: float [B, D, h, w].
-        logits: float [B, K, h, w].
-        labels: uint8 [B, h, w] train ids, 255 = ignore.
+    `labels` are train ids uint8 [B, h, w] at the features' size, 255 = ignore.
     """
-    num_classes = logits.shape[1]
-    return SourceStatistics(
-        *class_sums(features, labels, num_classes),
-        *class_sums(features, agreeing_labels(labels, logits), num_classes),
-    )
+    agreed, num_classes = agreeing_labels(labels, logits), logits.shape[1]
+    labelled = class_sums(features, labels, num_classes)
+    return SourceStatistics(*labelled, *class_sums(features, agreed, num_classes))
 
 
 class Sample(NamedTuple):
@@ -91,11 +86,8 @@ def pixel_draws(seed: int, images: Sequence[int], size: tuple[int, int]) -> Tens
 def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: int) -> Sample:
     """The at most `per_class` pixels of each class with the lowest draws.
 
-    Args:
-        features: float [B, D, h, w] on any device; the sample's stay there.
-        labels: uint8 [B, h, w], 255 = ignore, on the CPU.
-        draws: float32 [B, h, w], on the CPU.
-        per_class: The limit.
+    Features float [B, D, h, w] on any device, where the sample's stay; labels uint8 [B, h, w],
+    255 = ignore, and draws float32 [B, h, w] on the CPU.
     """
     labels, draws = labels.flatten(), draws.flatten()  # [B h w]
     keep = _lowest(labels, draws, per_class)
@@ -129,13 +121,8 @@ def source_rows(
 ) -> tuple[Tensor, ...]:
     """A batch's part of a source shard: the fields of its `SourceStatistics`, then of its `Sample`.
 
-    Args:
-        features: float [B, D, h, w].
-        logits: float [B, K, h, w].
-        labels: uint8 [B, H, W] train ids, 255 = ignore, on the CPU.
-        indices: The images' positions in their data set.
-        seed: For the sample.
-        per_class: As for `sample_pixels`.
+    `labels` are train ids uint8 [B, H, W], 255 = ignore, on the CPU; `indices` the images'
+    positions in their data set; the seed draws the sample.
     """
     labels = resize_labels(labels, logits.shape[2:])
     statistics = source_statistics(features, logits, labels.to(features.device))
@@ -225,8 +212,7 @@ def write_source_shard(
     with create_store(path) as file:
         first, samples, fields = 0, [], SourceStatistics._fields
         for rows in outputs:
-            statistics = dict(zip(fields, rows[: len(fields)], strict=True))
-            first = _write_rows(file, first, count, statistics)
+            first = _write_rows(file, first, count, dict(zip(fields, rows, strict=False)))
             samples.append(Sample(*rows[len(fields) :]))
         for key, value in zip(SAMPLE_ROWS, merge_samples(samples, per_class), strict=True):
             file[key] = value.numpy()
@@ -302,8 +288,7 @@ def create_store(path: Path) -> Iterator[h5py.File]:
 def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py.File]:
     """Make an HDF5 file of the groups "0" to `count` - 1, which several processes write.
 
-    Yields:
-        The file for this process's groups; process 0 joins the files at the end.
+    Yields the file for this process's groups; process 0 joins the files at the end.
     """
     parts = [path.with_name(f"{path.stem}.{rank}.h5") for rank in range(processes.count)]
     with create_store(parts[processes.rank]) as part:
@@ -338,17 +323,13 @@ def target_bytes(count: int, width: int, height: int, breadth: int) -> int:
 
 @contextmanager
 def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
-    """Open a feature store for reading.
-
-    Raises:
-        UserError: The file is missing, damaged, or lacks a data set.
-    """
+    """Open a feature store; a UserError says that it is missing, damaged, or lacks a data set."""
     if not path.is_file():
         raise UserError(f"{path}: no such feature store; `dvc repro` makes it")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: damaged HDF5 file ({error}); delete it and rerun") from None
+        raise _damaged(path, error) from None
     with file:
         missing = [key for key in keys if key not in file]
         if missing:
@@ -357,11 +338,7 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
 
 
 def read_target_store(path: Path) -> TargetStore:
-    """Read `target.h5` without opening its shards.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
+    """Read `target.h5` without its shards; a UserError says that it is missing or damaged."""
     with open_store(path, TARGET_KEYS) as file:
         names = read_names(file)
         with _readable(file):
@@ -377,11 +354,8 @@ def read_target_store(path: Path) -> TargetStore:
 def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Read the `count` rows of a shard one by one.
 
-    Yields:
-        Features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w].
-
-    Raises:
-        UserError: It is missing or damaged.
+    Yields features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w]. A
+    UserError says that the shard is missing or damaged.
     """
     # Read as a part of `target.h5`, a missing shard would give zeros.
     with open_store(shard, TARGET_ROWS) as file:
@@ -414,21 +388,13 @@ def _target_row(shard: h5py.File, index: int, count: int) -> tuple[Tensor, Tenso
 
 
 def read_names(file: h5py.File) -> list[str]:
-    """Read the images' names, in the order of the rows.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Read the images' names, in the order of the rows; a UserError if the file is damaged."""
     with _readable(file):
         return [str(name) for name in file["names"].asstr()[:]]
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
-    """Read rows of a data set as a tensor.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Read rows of a data set as a tensor; a UserError if the file is damaged."""
     with _readable(file):
         return torch.from_numpy(file[key][rows])
 
@@ -438,9 +404,11 @@ def _readable(file: h5py.File) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{file.filename}: damaged HDF5 file ({error}); delete it and rerun"
-        ) from None
+        raise _damaged(file.filename, error) from None
+
+
+def _damaged(path: Path | str, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged HDF5 file ({error}); delete it and rerun")
 
 
 def _write_names(file: h5py.File, names: Sequence[str]) -> None:

@@ -12,13 +12,7 @@ from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
 from cag.networks import NetworkOutput, upsampled
 from cag.runtime.precision import full_precision
-from cag.training.cross_entropy import (
-    Divisor,
-    cross_entropy,
-    labelled_pixels,
-    own_count,
-    quotient,
-)
+from cag.training.cross_entropy import Divisor, cross_entropy, labelled_pixels, own_count, quotient
 
 TARGET_LABELS = ("both", "anchor", "probability")
 DISTANCE_KINDS = ("class_mean", "pixel")
@@ -54,29 +48,20 @@ class AdaptationLoss:
 
     total = CE(source) + CE(target) + distance_weight (distance(source) + distance(target)), where
     the target's distance uses the anchor labels. In float32, under autocast too. Nothing waits for
-    the device. A part without labelled pixels is 0 with a zero gradient.
-
-    Attributes:
-        distance_weight: lambda.
-        distance_kind: `kind` of `distance_loss`.
-        target_labels: "both" for the mean of the two rules' cross-entropies (the released code),
-            "anchor" (the paper's text) or "probability" for one of them.
-        min_pixels: as for `distance_loss`.
-        valid_classes: as for `distance_loss`.
-        source_class_weights: float [K], `class_weights` of the source's cross-entropy.
-        divisor: Gives each mean's divisor from the count or weight of its pixels; with several
-            processes, `training.global_batch.mean_over_processes`.
-
-    Raises:
-        ValueError: another `target_labels` or `distance_kind`.
+    the device. A part without labelled pixels is 0 with a zero gradient. Another `target_labels` or
+    `distance_kind` is a ValueError.
     """
 
-    distance_weight: float = 0.7
-    distance_kind: str = "class_mean"
+    distance_weight: float = 0.7  # lambda
+    distance_kind: str = "class_mean"  # `kind` of `distance_loss`
+    # "both": the mean of the two rules' cross-entropies (the released code); "anchor" (the paper's
+    # text) or "probability": one of them
     target_labels: str = "both"
-    min_pixels: int = 10
+    min_pixels: int = 10  # like valid_classes, as for `distance_loss`
     valid_classes: Tensor | None = None
-    source_class_weights: Tensor | None = None
+    source_class_weights: Tensor | None = None  # float [K], of the source's cross-entropy
+    # Gives each mean's divisor from the count or weight of its pixels; with several processes,
+    # `training.global_batch.mean_over_processes`.
     divisor: Divisor = own_count
 
     def __post_init__(self) -> None:
@@ -96,30 +81,19 @@ class AdaptationLoss:
     ) -> AdaptationLosses:
         """Compute the loss of a step.
 
-        Args:
-            source: features float [B, D, h, w] and logits float [B, K, h, w]; the cross-entropy
-                takes the logits at the labels' size, bilinear, aligned corners.
-            source_labels: integer [B, H, W], train ids at full resolution; others ignored.
-            target: features float [B', D, h', w'] and logits float [B', K, h', w'].
-            target_labels: pseudo-labels.
-            anchors: float [K, D]; rows of NaN take part in no loss.
+        The source's labels are train ids integer [B, H, W] at full resolution; others are ignored.
+        Its cross-entropy takes the logits at that size, bilinear, aligned corners. The target may
+        have other sizes. In the anchors, float [K, D], rows of NaN take part in no loss.
         """
         maps, weights = target_labels.used(self.target_labels), self.source_class_weights
-        pasted, divisor = target_labels.pasted, self.divisor
-        target_ce = sum(
-            _target_cross_entropy(target.logits, labels, weights, pasted, divisor)
-            for labels in maps
-        ) / len(maps)
+        divisor = self.divisor
+        rest = (weights, target_labels.pasted, divisor)
+        target_ce = sum(_target_cross_entropy(target.logits, m, *rest) for m in maps) / len(maps)
         logits = upsampled(source.logits, source_labels.shape[1:])
         source_ce = cross_entropy(logits, source_labels, weights, divisor)
-        distance = partial(
-            distance_loss,
-            anchors=anchors,
-            kind=self.distance_kind,
-            min_pixels=self.min_pixels,
-            valid_classes=self.valid_classes,
-            divisor=divisor,
-        )
+        settings = {"kind": self.distance_kind, "min_pixels": self.min_pixels, "divisor": divisor}
+        valid = self.valid_classes
+        distance = partial(distance_loss, anchors=anchors, valid_classes=valid, **settings)
         source_distance = distance(*source, resize_labels(source_labels, source.logits.shape[2:]))
         target_distance = distance(*target, target_labels.anchor)
         total = source_ce + target_ce + self.distance_weight * (source_distance + target_distance)
@@ -139,19 +113,10 @@ def adaptation_loss(
 ) -> AdaptationLosses:
     """`AdaptationLoss` as one function of tensors.
 
-    Args:
-        source_features: float [B, D, h, w].
-        source_logits: float [B, K, h, w].
-        source_labels: integer [B, H, W], train ids at full resolution.
-        target_features: float [B', D, h', w'].
-        target_logits: float [B', K, h', w'].
-        anchor_labels: integer [B', h', w'], pseudo-labels of the anchor rule, 255 = none.
-        probability_labels: integer [B', h', w'], those of the probability rule, 255 = none.
-        anchors: float [K, D].
-        **settings: The attributes of `AdaptationLoss`, such as distance_weight (0.7).
-
-    Raises:
-        ValueError: another `target_labels` or `distance_kind`.
+    Features float [B, D, h, w], logits float [B, K, h, w] and anchors float [K, D]. The source's
+    labels are integer [B, H, W] at full resolution; the pseudo-labels of the two rules, integer
+    [B', h', w'], 255 = none. `settings` are the attributes of `AdaptationLoss`, such as
+    distance_weight (0.7); another `target_labels` or `distance_kind` is a ValueError.
     """
     return AdaptationLoss(**settings)(
         NetworkOutput(source_features, source_logits),
@@ -173,7 +138,7 @@ def distance_loss(
     valid_classes: Tensor | None = None,
     divisor: Divisor = own_count,
 ) -> Tensor:
-    """Draw features towards the anchors of their classes.
+    """Draw features towards the anchors of their classes; float32, 0 if no pixel takes part.
 
     Args:
         features: float [B, D, h, w].
@@ -184,17 +149,11 @@ def distance_loss(
             between the anchor and the mean feature of each image and class, over the pixels
             predicted as labelled; 10 times the mean over these pairs. A pixel's gradient is the
             mean feature's times 2 / (h w), whatever the number of pixels. "pixel" (the paper): the
-            mean L2 distance of labelled pixels to their anchors.
+            mean L2 distance of labelled pixels to their anchors. Any other is a ValueError.
         min_pixels: fewer pixels give no class mean; "class_mean" only.
         valid_classes: bool [K]; the others add no term, but their pairs still count in the mean,
             as in the released code. None: all.
         divisor: as for `AdaptationLoss`.
-
-    Returns:
-        float32 scalar; 0 with a zero gradient if no pixel takes part.
-
-    Raises:
-        ValueError: another `kind`.
     """
     if kind not in DISTANCE_KINDS:
         raise ValueError(_wrong_kind(kind))
@@ -215,19 +174,15 @@ def _wrong_kind(kind: str) -> str:
 
 
 def _target_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    pasted: Tensor | None,
-    divisor: Divisor,
+    logits: Tensor, labels: Tensor, weights: Tensor | None, pasted: Tensor | None, divisor: Divisor
 ) -> Tensor:
     """Mean over the labelled pixels; those pasted from the source weigh by their class."""
-    if class_weights is None or pasted is None:
+    if weights is None or pasted is None:
         return cross_entropy(logits, labels, None, divisor)
     labelled = labelled_pixels(labels, logits.shape[1])
     labels = labels.long().masked_fill(~labelled, IGNORE)
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
-    weights = class_weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
+    weights = weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
     return quotient((losses * weights).sum(), weights.sum(), divisor)
 
 

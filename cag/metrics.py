@@ -11,23 +11,13 @@ from cag.datasets.labels import IGNORE
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Count pixels by true and by predicted class. Matrices of several images add up.
 
-    Args:
-        predictions: integer [...], train ids.
-        labels: integer [...] of the same shape, train ids.
-        num_classes: K.
-
-    Returns:
-        int64 [K, K], rows = truth, columns = prediction, without the pixels where either map is
-        outside 0..K-1 (255 = ignored or unlabelled).
-
-    Raises:
-        ValueError: the maps differ in shape.
+    Both maps are integer train ids [...] of one shape, else a ValueError. Gives int64 [K, K], rows
+    = truth, columns = prediction, without the pixels where either map is outside 0..K-1 (255 =
+    ignored or unlabelled).
     """
     if predictions.shape != labels.shape:
-        raise ValueError(
-            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} "
-            "differ in shape"
-        )
+        shapes = f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{shapes} differ in shape")
     truth, predicted = labels.flatten().long(), predictions.flatten().long()
     counted = (truth >= 0) & (truth < num_classes) & (predicted >= 0) & (predicted < num_classes)
     cells = truth.mul(num_classes).add_(predicted)
@@ -69,13 +59,9 @@ def pixel_accuracy(confusion: Tensor) -> float:
 def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
     """Count pixels for `labelling_scores`; the counts of several images add up.
 
-    Args:
-        labels: uint8 [...], the pseudo-label, 255 = none.
-        truth: uint8 [...], the true class, 255 = unknown.
-
-    Returns:
-        int64 [5]: all pixels, labelled, of a known class, labelled and of a known class, correctly
-        labelled.
+    Takes pseudo-labels uint8 [...], 255 = none, and true classes uint8 [...], 255 = unknown. Gives
+    int64 [5]: all pixels, labelled, of a known class, labelled and of a known class, correctly
+    labelled.
     """
     labelled, known = labels != IGNORE, truth != IGNORE
     masks = (torch.ones_like(known), labelled, known, labelled & known, (labels == truth) & known)

@@ -9,10 +9,7 @@ from cag.training.global_batch import Uniform, uniform
 def chosen_classes(labels: Tensor, num_classes: int, draw: Uniform = uniform) -> Tensor:
     """Choose half of the classes (rounded up) of each label map at random, bool [B, K].
 
-    Args:
-        labels: integer [B, H, W]; values outside 0..K-1 are no class.
-        num_classes: K.
-        draw: The source of random numbers.
+    `labels` are integer [B, H, W]; values outside 0..K-1 are no class.
     """
     counted = labels.flatten(1).long().clamp(max=num_classes)  # [B, H W]
     seen = torch.zeros(len(labels), num_classes + 1, device=labels.device)
@@ -28,13 +25,8 @@ def class_regions(
     """The regions to paste of each image, bool [B, H, W]: half of its classes, or nothing.
 
     As in ClassMix (Olsson et al., WACV 2021), here from the source to the target as in DACS
-    (Tranheden et al., WACV 2021).
-
-    Args:
-        labels: integer [B, H, W], the source's; values outside 0..K-1 are never pasted.
-        num_classes: K.
-        probability: that anything of an image is pasted, in [0, 1].
-        draw: The source of random numbers.
+    (Tranheden et al., WACV 2021). `labels` are the source's, integer [B, H, W]; values outside
+    0..K-1 are never pasted. With `probability`, in [0, 1], anything of an image is pasted.
     """
     chosen = chosen_classes(labels, num_classes, draw)
     chosen &= draw(len(labels), 1, labels.device) < probability

@@ -71,9 +71,8 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor) -> NetworkOutput:
         """Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
 
-        Args:
-            images: [B, 3, H, W] float in [0, 1] of any size, padded to a multiple of
-                `input_multiple`.
+        The images, float [B, 3, H, W] in [0, 1] of any size, are padded to a multiple of
+        `input_multiple`.
         """
         (height, width), multiple = images.shape[-2:], self.input_multiple
         images = (images - self.mean) / self.std
@@ -87,13 +86,8 @@ class SegmentationNetwork(nn.Module):
 def build(config: Network, num_classes: int, pretrained: bool = False) -> SegmentationNetwork:
     """Build a network, a module whose call gives `NetworkOutput`.
 
-    Args:
-        config: The `network` parameters.
-        num_classes: K.
-        pretrained: Whether to load `config.encoder_weights`; otherwise the weights are random.
-
-    Raises:
-        UserError: The architecture, encoder, an option or the encoder's weights do not exist.
+    Its weights are random, with `pretrained` those of the encoder `config.encoder_weights`. A
+    UserError says that the architecture, the encoder, an option or the weights do not exist.
     """
     ours = {"DeepLabV3PlusPaper": DeepLabV3PlusPaper}
     architecture = ours.get(config.architecture) or getattr(smp, config.architecture, None)
@@ -128,11 +122,7 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
-    """Load pretrained weights into an encoder: from the local file if it exists, else the hub.
-
-    Raises:
-        UserError: There are none, or they do not fit the encoder.
-    """
+    """Load pretrained weights into an encoder; a UserError if there are none or they do not fit."""
     path = encoder_weights_file(name, weights)
     state = _encoder_state(path, name, weights)
     try:
@@ -142,6 +132,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
 
 
 def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
+    """The weights from the local file if it exists, else from the hub."""
     if path.exists():
         try:
             return load_file(path)
@@ -183,12 +174,8 @@ def save_model(
     size: tuple[int, int] | None = None,
 ) -> None:
     """Write a safetensors file that describes itself; the arguments are the fields of `Model`."""
-    description = {
-        "format": 1,
-        "network": config.model_dump(mode="json"),
-        "classes": classes.to_dict(),
-        "size": size,
-    }
+    parts = {"network": config.model_dump(mode="json"), "classes": classes.to_dict()}
+    description = {"format": 1, **parts, "size": size}
     state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_file(path) as partial:
         # One metadata key: the order of several would change from run to run.
@@ -198,12 +185,8 @@ def save_model(
 def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
     """Read a model written by `save_model`; its network is in eval mode on the CPU.
 
-    Args:
-        path: The file.
-        classes: The classes it must have; None accepts any.
-
-    Raises:
-        UserError: The file is missing, damaged, no model of ours, or has other classes.
+    A UserError says that the file is missing, damaged, no model of ours, or has other classes than
+    `classes`, if given.
     """
     text, state = _read_model(path)
     try:

@@ -33,12 +33,9 @@ class ImageBatch(NamedTuple):
 def image_batches(
     images: PreparedImages, batches: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[ImageBatch]:
-    """Read batches of images in several threads, in order.
+    """Read batches of images, given as indices of one size, in several threads, in order.
 
-    Args:
-        images: The data set.
-        batches: Indices of the images of each batch, which have one size.
-        device: Where they will be predicted; for a GPU they are put in pinned memory.
+    To be predicted on a GPU `device`, they are put in pinned memory.
     """
     indices = chain.from_iterable(batches)
     with closing(in_order(lambda index: images[index], indices, threads())) as items:
@@ -63,15 +60,9 @@ def full_resolution(
 ) -> tuple[Tensor, ...]:
     """The predicted class at an image's own size, from logits upsampled with aligned corners.
 
-    For a large image, some classes are upsampled at a time, with the same result.
-
-    Args:
-        logits: [K, h, w] of an image.
-        size: Its height H and width W.
-        confidence: Whether to return the probability of the predicted class too.
-
-    Returns:
-        Classes uint8 [H, W] and, if asked for, their probability float32 [H, W].
+    For a large image, some classes are upsampled at a time, with the same result. Takes logits
+    [K, h, w] of an image of `size` (H, W); gives classes uint8 [H, W] and, with `confidence`, their
+    probability float32 [H, W].
     """
     step = max(1, UPSAMPLED_VALUES // (size[0] * size[1]))
     best = classes = total = None
@@ -99,13 +90,8 @@ def predict_views(
     """The mean of a network's outputs for several views of the same images.
 
     A network errs differently on lighter, larger or mirrored images, so that the mean is better
-    than each output.
-
-    Args:
-        network: In eval mode, on the device.
-        images: uint8 [B, 3, H, W].
-        views: All combinations of a scale, a gamma and, with `flip`, a mirror image.
-        fabric: Device and precision.
+    than each output. The views are all combinations of a scale, a gamma and, with `flip`, a mirror
+    image; network, images and fabric are those of `predict`.
 
     Returns:
         The mean features [B, D, h, w], at the size of unscaled images' features; and as logits
@@ -134,9 +120,7 @@ def predict_pixels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The input of the pseudo-labels, by `predict_views`, whose arguments are the same.
 
-    Returns:
-        Features float16 [B, D, h, w], the predicted class uint8 [B, h, w] and its probability
-        float32 [B, h, w].
+    Features float16 [B, D, h, w], the predicted class uint8 and its probability float32 [B, h, w].
     """
     features, logits = predict_views(network, images, views, fabric)
     probability, prediction = logits.float().softmax(1).max(1)  # [B, h, w]

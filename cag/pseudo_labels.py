@@ -34,15 +34,11 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
     Returns:
         nearest uint8 [B, h, w], the lowest class on ties; and the L2 distances d1 <= d2, float32
         [B, h, w], in units of the features, accurate to about 1e-6 of the features' distance from
-        the anchors' centre.
-
-    Raises:
-        ValueError: fewer than two anchors are seen, or D differs.
+        the anchors' centre. Fewer than two anchors, or another D, are a ValueError.
     """
     if features.shape[1] != anchors.shape[1]:
-        raise ValueError(
-            f"the features have {features.shape[1]} channels, the anchors {anchors.shape[1]}"
-        )
+        widths = f"the features have {features.shape[1]} channels, the anchors {anchors.shape[1]}"
+        raise ValueError(widths)
     seen = ~anchors.isnan().any(dim=1)  # [K]
     count = int(seen.sum())
     if count < 2:
@@ -62,11 +58,8 @@ def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor,
 def anchor_margins(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Find each pixel's nearest anchor and the margin d2 - d1 by which it is nearest.
 
-    Args and errors are those of `anchor_distances`. The released code's limit of 100 to distances
-    is left out.
-
-    Returns:
-        nearest uint8 [B, h, w], and margin float32 [B, h, w] >= 0 in units of the features.
+    Gives uint8 and float32 >= 0 [B, h, w]; arguments, units and errors are those of
+    `anchor_distances`. The released code's limit of 100 to distances is left out.
     """
     nearest, first, second = anchor_distances(features, anchors)
     return nearest, second - first
@@ -106,25 +99,15 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of a rule; a pixel that passes all of a rule's thresholds is labelled.
+    """A threshold of a rule; a pixel that passes all of a rule's thresholds is labelled."""
 
-    Attributes:
-        key: The parameter of `pseudo_label` that sets it.
-        label: The compared number, in words.
-        value: The compared number of each pixel, float32 [...].
-        scale: The thresholds of its curve; None: up to the greatest distance between anchors.
-        rule: One of RULES.
-        passes: Compares pixel and threshold: torch.ge, gt, le or lt.
-        per_class: The parameter is a share of each class's pixels, and a class's threshold is the
-            number that this share reaches.
-    """
-
-    key: str
-    label: str
-    value: Callable[[Pixels], Tensor]
-    scale: Sequence[float] | None = None
-    rule: str = "anchor"
-    passes: Callable[[Tensor, Tensor], Tensor] = torch.ge
+    key: str  # the parameter of `pseudo_label` that sets it
+    label: str  # the compared number, in words
+    value: Callable[[Pixels], Tensor]  # the compared number of each pixel, float32 [...]
+    scale: Sequence[float] | None = None  # of its curve; None: up to the anchors' largest distance
+    rule: str = "anchor"  # one of RULES
+    passes: Callable[[Tensor, Tensor], Tensor] = torch.ge  # or gt, le, lt of pixel and threshold
+    # The parameter is a share of each class's pixels; the class's threshold is what they reach.
     per_class: bool = False
 
     @property
@@ -148,9 +131,7 @@ class Threshold:
     def count_passed(self, values: Tensor, thresholds: Tensor) -> Tensor:
         """Count the thresholds that each value passes, integer [...]; NaN passes none.
 
-        Args:
-            values: float32 [...], as `value` gives them.
-            thresholds: float32 [T], without duplicates.
+        Both are float32: `values` [...] as `value` gives them, `thresholds` [T] without duplicates.
         """
         sign = -1 if self.at_most else 1
         reaches = self.passes in (torch.ge, torch.le)  # a value that equals its threshold passes
@@ -159,6 +140,7 @@ class Threshold:
 
 
 _HUNDREDTHS = tuple(i / 100 for i in range(100))
+_SHARES = tuple(i / 50 for i in range(1, 51))
 # In the order of tables, figures and the page.
 THRESHOLDS = {
     threshold.key: threshold
@@ -166,11 +148,7 @@ THRESHOLDS = {
         Threshold("margin", "d2 - d1, in units of the features", Pixels.margin),
         Threshold("relative_margin", "(d2 - d1) / (d2 + d1)", Pixels.relative_margin, _HUNDREDTHS),
         Threshold(
-            "quantile",
-            "share kept of each class",
-            Pixels.relative_margin,
-            tuple(i / 50 for i in range(1, 51)),
-            per_class=True,
+            "quantile", "share kept of each class", Pixels.relative_margin, _SHARES, per_class=True
         ),
         Threshold(
             "probability",
@@ -189,10 +167,7 @@ def label_pixels(
 ) -> Tensor:
     """Give the pixels that pass all thresholds the rule's class, uint8 [...], the others 255.
 
-    Args:
-        rule: One of RULES.
-        pixels: The rule's inputs.
-        thresholds: Key of THRESHOLDS -> a number, or one per class, float [K]; None: not asked.
+    `thresholds` maps keys of THRESHOLDS to a number, or one per class, float [K]; None: not asked.
     """
     classes = pixels.classes(rule)
     keep = torch.ones_like(classes, dtype=torch.bool)
@@ -208,22 +183,13 @@ def active(
     second_distance: Tensor,
     **thresholds: float | Tensor | None,
 ) -> Tensor:
-    """Label the active pixels: those that pass all given thresholds.
+    """Give the active pixels, which pass all thresholds, their class, uint8 [...]; 255 elsewhere.
 
-    Args:
-        nearest: uint8 [...], the class of the nearest anchor.
-        nearest_distance: float32 [...], d1.
-        second_distance: float32 [...], d2.
-        **thresholds: As for `label_pixels`: margin is the least d2 - d1, in units of the features
-            (the paper's and the released code's rule); relative_margin the least
-            (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], each class's least relative
-            margin, from `MarginHistogram.thresholds`. The threshold itself passes.
-
-    Returns:
-        uint8 [...]: the class where active, otherwise 255.
-
-    Raises:
-        ValueError: no threshold is given.
+    Takes the class of the nearest anchor uint8 [...], d1 and d2 float32 [...], and at least one of
+    these thresholds, else a ValueError; the threshold itself passes. margin is the least d2 - d1,
+    in units of the features (the paper's and the released code's rule); relative_margin the least
+    (d2 - d1) / (d2 + d1), in [0, 1]; quantile float [K], each class's least relative margin, from
+    `MarginHistogram.thresholds`.
     """
     if all(threshold is None for threshold in thresholds.values()):
         keys = (key for key, threshold in THRESHOLDS.items() if threshold.rule == "anchor")
@@ -234,23 +200,17 @@ def active(
 def by_anchor(features: Tensor, anchors: Tensor, margin: float = 2.5) -> Tensor:
     """Label the pixels whose nearest anchor is nearest by `margin` or more (paper section 3.3).
 
-    Args and errors are those of `anchor_distances`; `margin` is in units of the features.
-
-    Returns:
-        uint8 [B, h, w]: the class of the nearest anchor, or 255.
+    Gives the class of the nearest anchor, or 255, uint8 [B, h, w]. Arguments, units and errors are
+    those of `anchor_distances`.
     """
     return active(*anchor_distances(features, anchors), margin=margin)
 
 
 def by_probability(logits: Tensor, threshold: float = 0.95) -> Tensor:
-    """Label the pixels whose predicted class has a probability above `threshold`.
+    """Label the pixels whose predicted class has a probability above `threshold`, in [0, 1].
 
-    Args:
-        logits: float [B, K, h, w].
-        threshold: in [0, 1], compared as float32; the threshold itself does not pass.
-
-    Returns:
-        uint8 [B, h, w]: the predicted class, or 255.
+    Takes logits float [B, K, h, w], compares in float32, and gives the predicted class, or 255,
+    uint8 [B, h, w]. The threshold itself does not pass.
     """
     probability, prediction = logits.detach().float().softmax(dim=1).max(dim=1)
     return confident(prediction, probability, threshold)
@@ -288,16 +248,10 @@ def apply_rules(
 ) -> tuple[Tensor, Tensor]:
     """Label pixels by both rules at the configured thresholds.
 
-    With `agreement` the anchor rule's label must also be the predicted class. This is not in the
-    paper: where the network knows a class badly, its anchor is often wrongly the nearest.
-
-    Args:
-        pixels: All inputs of the rules.
-        config: The thresholds.
-        class_thresholds: float [K] of the configured quantile, or None.
-
-    Returns:
-        The labels by the anchor rule and by the probability rule, uint8 [...], 255 = none.
+    Gives the labels by the anchor rule and by the probability rule, uint8 [...], 255 = none.
+    `class_thresholds` are those of the quantile, float [K], or None. With `agreement` the anchor
+    rule's label must also be the predicted class. This is not in the paper: where the network knows
+    a class badly, its anchor is often wrongly the nearest.
     """
     anchor, probability = (
         label_pixels(rule, pixels, configured(rule, config, class_thresholds)) for rule in RULES
@@ -310,10 +264,9 @@ def apply_rules(
 def count_labels(
     nearest: Tensor, by_anchor: Tensor, by_probability: Tensor, num_classes: int
 ) -> Tensor:
-    """Count each class's pixels in uint8 maps [...], 255 = none; counts of images add up.
+    """Count each class's pixels in uint8 maps [...], 255 = none, as int64 [4, K].
 
-    Returns:
-        int64 [4, K], rows as in COVERAGE.
+    The rows are those of COVERAGE; counts of images add up.
     """
     maps = (nearest, by_anchor, by_probability, agreeing(by_anchor, by_probability))
     counts = (torch.bincount(labels.flatten().long(), minlength=IGNORE + 1) for labels in maps)
@@ -324,11 +277,9 @@ class MarginHistogram:
     """Per-class quantiles of the relative margin over a whole data set, in flat memory.
 
     One margin for all classes silences rare ones; a threshold per class keeps them. Two passes:
-    `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`.
-
-    Attributes:
-        counts: int64 [K, bins], pixels by nearest class and relative margin. Counts of parts of a
-            data set add up.
+    `update` with every image, then `active(..., quantile=histogram.thresholds(keep))`. `counts`,
+    int64 [K, bins], are pixels by nearest class and relative margin; those of parts of a data set
+    add up.
     """
 
     def __init__(
@@ -349,12 +300,9 @@ class MarginHistogram:
     def thresholds(self, keep: float) -> Tensor:
         """Find the relative margin that the most confident fraction `keep` of each class reaches.
 
-        Returns:
-            float32 [K]: the highest bin edge that at least `keep` of the class's pixels reach (at
-            most one bin's pixels too many); 0 for a class without pixels.
-
-        Raises:
-            ValueError: `keep` is not in (0, 1].
+        float32 [K]: the highest bin edge that at least `keep` of the class's pixels reach (at most
+        one bin's pixels too many); 0 for a class without pixels. `keep` is in (0, 1], else a
+        ValueError.
         """
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, not {keep}")
@@ -366,10 +314,9 @@ class MarginHistogram:
 
 
 def _scores(pixels: Tensor, anchors: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the squared distances of pixels [B, D, p] to anchors [K, D], infinite where not seen.
+    """Squared distances of pixels [B, D, p] to anchors [K, D], infinite where not seen.
 
-    Returns:
-        The part that differs between the anchors, [B, K, p], and the rest, [B, p].
+    Gives the part that differs between the anchors, [B, K, p], and the rest, [B, p].
     """
     # Distances are differences of products. Around the anchors' centre the products are smallest,
     # and a centre of few digits leaves short numbers exact.
@@ -408,8 +355,9 @@ def _nearest_two(
         vectors = pixels[image, :, pixel].float()  # [n, D]
         runner_up = scores[image, :, pixel].argmin(dim=1)
         closest = nearest[image, pixel].long()
-        first_distance[image, pixel] = _lengths(vectors - anchors[closest])
-        second_distance[image, pixel] = _lengths(vectors - anchors[runner_up])
+        for distance, classes in ((first_distance, closest), (second_distance, runner_up)):
+            squares = (vectors - anchors[classes]).square_()
+            distance[image, pixel] = squares.sum(dim=1).sqrt_()
     for chosen in (second - best <= size * 2.0**-20).nonzero().split(block_pixels):
         image, pixel = chosen.unbind(dim=1)
         vectors, mode = pixels[image, :, pixel].float(), "donot_use_mm_for_euclid_dist"
@@ -420,11 +368,6 @@ def _nearest_two(
 
 def _block_pixels(pixels: Tensor) -> int:
     return _CPU_BLOCK if pixels.device.type == "cpu" else _GPU_BLOCK
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    """L2 norms [n] of vectors [n, D]."""
-    return vectors.square_().sum(dim=1).sqrt_()
 
 
 def _two_smallest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

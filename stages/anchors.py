@@ -51,16 +51,11 @@ def anchor_table(
 ) -> pd.DataFrame:
     """Each class's images, pixels, recall, norm of its anchor, nearest other anchor, distance."""
     nearest, distance = nearest_other_anchor(anchors)
-    columns = {
-        "class": names,
-        "images": mean.images,
-        "pixels": mean.pixels,
-        "recall": recall,
-        "norm": anchors.norm(dim=1),
-        "nearest_anchor": [names[i] if i >= 0 else "" for i in nearest.tolist()],
-        "distance": distance,
-    }
-    return pd.DataFrame(columns).round(4)
+    others = [names[i] if i >= 0 else "" for i in nearest.tolist()]
+    counts = {"class": names, "images": mean.images, "pixels": mean.pixels, "recall": recall}
+    norm = anchors.norm(dim=1)
+    table = pd.DataFrame({**counts, "norm": norm, "nearest_anchor": others, "distance": distance})
+    return table.round(4)
 
 
 @click.command(help=__doc__)

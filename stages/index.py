@@ -10,14 +10,7 @@ import pandas as pd
 from cag.config.datasets import Source, Target
 from cag.config.parameters import load_all
 from cag.datasets.layouts import index_folder, splits
-from cag.runtime.files import (
-    data_root,
-    encoder_weights_file,
-    inside,
-    model_weights_file,
-    sha256,
-    write_csv,
-)
+from cag.runtime import files
 from cag.runtime.program import run_stage
 
 INDEX = "data/index/{}.csv"
@@ -29,13 +22,13 @@ def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
     if config.layout == "scenes":
         return pd.DataFrame({"path": [], "bytes": []})
     below = [folder for split in splits(domain, config) for folder in split.folders]
-    return index_folder(inside(data_root(), config.folder), below)
+    return index_folder(files.inside(files.data_root(), config.folder), below)
 
 
 def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFrame:
     """Name and digest of a weights file, `hub` if it is not a local one; nothing for None."""
     paths = [] if weights is None else [find(weights)]
-    digests = [sha256(path) if path.exists() else "hub" for path in paths]
+    digests = [files.sha256(path) if path.exists() else "hub" for path in paths]
     return pd.DataFrame({"path": [path.name for path in paths], "sha256": digests})
 
 
@@ -43,17 +36,17 @@ def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFr
 def main() -> None:
     """Write `data/index/{source,target,weights,warmup}.csv` and `data/evaluation/models.csv`."""
     params = load_all()
-    encoder_file = partial(encoder_weights_file, params.network.encoder)
+    encoder_file = partial(files.encoder_weights_file, params.network.encoder)
     tables = {
         "source": domain_index("source", params.source),
         "target": domain_index("target", params.target),
         "weights": weights_index(params.network.encoder_weights, encoder_file),
-        "warmup": weights_index(params.warmup.weights, model_weights_file),
+        "warmup": weights_index(params.warmup.weights, files.model_weights_file),
     }
     for name, table in tables.items():
-        write_csv(INDEX.format(name), table)
+        files.write_csv(INDEX.format(name), table)
         print(f"index: {len(table)} files of {name}")
-    write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
+    files.write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
 
 
 if __name__ == "__main__":

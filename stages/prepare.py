@@ -11,15 +11,9 @@ import pandas as pd
 
 from cag.config.base import Section, load_params
 from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
+from cag.datasets import preparation
 from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import list_split, splits
-from cag.datasets.preparation import (
-    EXCLUDED,
-    prepare_split,
-    require_one_size,
-    without_mismatched,
-    write_manifest,
-)
 from cag.runtime.files import atomic_folder, data_root, inside, write_csv
 from cag.runtime.program import run_stage
 from cag.runtime.progress import progress
@@ -89,24 +83,21 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     for part in splits(domain, config):
         items = list_split(raw, part)
         if part.drop_mismatched:
-            items, excluded = without_mismatched(items, raw)
-            write_csv(out / EXCLUDED, excluded)
-            print(
-                f"prepare {domain}: {len(excluded)} images left out, whose labels differ in size "
-                f"({PREPARED.format(domain)}/{EXCLUDED})"
-            )
+            items, excluded = preparation.without_mismatched(items, raw)
+            write_csv(out / preparation.EXCLUDED, excluded)
+            listed = f"{PREPARED.format(domain)}/{preparation.EXCLUDED}"
+            left_out = f"{len(excluded)} images left out, whose labels differ in size"
+            print(f"prepare {domain}: {left_out} ({listed})")
         parts.append((part, items))
     total = sum(len(items) for _, items in parts)
     with progress(f"prepare {domain}", total, "images") as advance:
-        tables = [
-            prepare_split(
-                items, raw, out, part.name, class_map, config.size, part.label_size, None, advance
-            )
-            for part, items in parts
-        ]
+        tables = []
+        for part, items in parts:
+            form = (part.name, class_map, config.size, part.label_size)
+            tables.append(preparation.prepare_split(items, raw, out, *form, None, advance))
     if domain == "target":
-        require_one_size(tables[0])
-    write_manifest(out, pd.concat(tables, ignore_index=True), class_map.label_space)
+        preparation.require_one_size(tables[0])
+    preparation.write_manifest(out, pd.concat(tables, ignore_index=True), class_map.label_space)
     return total
 
 

@@ -9,16 +9,12 @@ from cag.config.parameters import Experiment
 from cag.report.gather import Folders, collect, write
 from cag.runtime.program import run_stage
 
+NAMES = ("models", "curves", "features", "rounds", "evaluation", "report")
 FOLDERS = Folders(
     source=Path("data/prepared/source"),
     target=Path("data/prepared/target"),
-    models=Path("data/models"),
-    curves=Path("data/curves"),
-    features=Path("data/features"),
-    rounds=Path("data/rounds"),
     labelled=Path("data/pseudo_label_evaluation"),
-    evaluation=Path("data/evaluation"),
-    report=Path("data/report"),
+    **{name: Path("data") / name for name in NAMES},
 )
 
 

@@ -19,15 +19,9 @@ def own_count(count: Tensor) -> Tensor:
 def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
     """Weights that make rare classes count more: (median frequency / frequency) ^ power.
 
-    The paper's cross-entropy is plain (power 0), but a short training on few images then never
-    learns classes of a percent of the pixels. Power 1 is median frequency balancing.
-
-    Args:
-        pixels: integer [K], labelled pixels of each class.
-        power: at least 0.
-
-    Returns:
-        float32 [K]; 0 for a class without pixels.
+    float32 [K] from each class's labelled pixels, integer [K]; 0 for a class without pixels. The
+    paper's cross-entropy is plain (power 0), but a short training on few images then never learns
+    classes of a percent of the pixels. Power 1 is median frequency balancing.
     """
     seen = pixels > 0
     frequency = pixels.double().masked_fill(~seen, torch.nan)
@@ -43,11 +37,9 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy over the labelled pixels, float32; 0 with a zero gradient without any.
 
-    Args:
-        logits: float [B, K, h, w].
-        labels: integer [B, h, w]; others than 0..K-1 ignored.
-        class_weights: float [K], the pixels' weights in the mean by class. None: all 1.
-        divisor: as for `AdaptationLoss`.
+    Takes logits float [B, K, h, w] and labels integer [B, h, w]; others than 0..K-1 are ignored.
+    `class_weights` float [K] are the pixels' weights in the mean by class; None: all 1. `divisor`
+    as for `AdaptationLoss`.
     """
     logits, labelled = logits.float(), labelled_pixels(labels, logits.shape[1])
     labels = labels.long().masked_fill(~labelled, IGNORE)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
@@ -40,10 +41,8 @@ def shared_batches(
 ) -> Callable[[range], Iterator[Batch]]:
     """A function that gives this process's share of the batches of a range of steps.
 
-    Args:
-        domains: The samples of the source and, if needed, of the target.
-        batch_size: Images of each domain in a step, over all processes.
-        fabric: Device and processes.
+    The domains are the source and, if needed, the target; all processes together take `batch_size`
+    images of each in a step.
     """
     workers, ranks = loader_workers(fabric.device), (fabric.global_rank, fabric.world_size)
 
@@ -99,25 +98,13 @@ def train(
 
     Seed and step determine a step's random draws, so that a resumed training ends with the same
     weights. Processes share each batch and together make one process's step, up to the order of
-    floating-point sums.
+    floating-point sums. A process with more than `run.max_batch_per_device` images of a domain
+    takes them in pieces and averages their gradients; means over pixels and batch-norm statistics
+    are then each piece's. The seed is that of dropout.
 
-    Args:
-        objective: Gives a batch's losses; the first is minimised.
-        make_batches: Gives the batches of a range of steps.
-        run: `compile`, and `max_batch_per_device`: a process with more images of a domain takes
-            them in pieces and averages their gradients; means over pixels and batch-norm
-            statistics are then each piece's.
-        config: Iterations, the network's optimizer, and the schedule of every optimizer.
-        seed: Of dropout.
-        fabric: Device, precision, processes.
-        checkpoint: The resume state.
-        advance: Counts the steps and the time of waiting for batches.
-
-    Returns:
-        The learning curve: iteration, learning_rate and each loss, means over up to 100 stretches.
-
-    Raises:
-        UserError: The loss is not finite, or batch norm has a single value to normalise.
+    Gives the learning curve: iteration, learning_rate and each loss, means over up to 100
+    stretches. A UserError says that the loss is not finite, or that batch norm cannot normalise a
+    single value.
     """
     objective.to(fabric.device, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True  # all batches have one shape
@@ -234,7 +221,7 @@ def _read(pending: list[Tensor], step: int, fabric: Fabric) -> Tensor:
 
 
 def _state(
-    objective: Objective, optimizers: list[torch.optim.Optimizer], history: Tensor, done: int
+    objective: Objective, optimizers: list[Optimizer], history: Tensor, done: int
 ) -> dict[str, Any]:
     return {
         "objective": objective.state_dict(),
@@ -245,10 +232,7 @@ def _state(
 
 
 def _resume(
-    checkpoint: Checkpoint,
-    objective: Objective,
-    optimizers: list[torch.optim.Optimizer],
-    history: Tensor,
+    checkpoint: Checkpoint, objective: Objective, optimizers: list[Optimizer], history: Tensor
 ) -> int:
     state = checkpoint.load()
     if state is None:
@@ -267,7 +251,5 @@ def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.Data
     steps, power = config.iterations, config.power
     rates = [config.learning_rate * polynomial_decay(i, steps, power) for i in range(steps)]
     table.insert(1, "learning_rate", rates)
-    groups = table.groupby(table.index // size)
-    curve = groups.mean()
-    curve["iteration"] = groups["iteration"].max()
-    return curve.astype({"iteration": int})
+    columns = dict.fromkeys(table, "mean") | {"iteration": "max"}
+    return table.groupby(table.index // size).agg(columns)

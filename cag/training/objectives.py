@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from cag.config.training import Training
 from cag.networks import NetworkOutput, SegmentationNetwork, upsampled
-from cag.training.cross_entropy import (
-    Divisor,
-    class_balance_weights,
-    cross_entropy,
-    own_count,
-)
+from cag.training.cross_entropy import Divisor, class_balance_weights, cross_entropy, own_count
 from cag.training.global_batch import Uniform, uniform
 from cag.training.samples import Sample, class_pixels
 
@@ -45,15 +40,11 @@ class Objective(nn.Module):
     Calling it with a `Batch` gives the losses float32 [n] in the order of `names`; the first is to
     be minimised. What an objective must remember from step to step (a teacher, say) is a module or
     a persistent buffer of it: the checkpoint holds its state.
-
-    Attributes:
-        divisor: Gives the number that a mean over labelled pixels divides by, from their count.
-        draw: Gives the random numbers for each image.
     """
 
     names: tuple[str, ...]
-    divisor: Divisor = staticmethod(own_count)
-    draw: Uniform = staticmethod(uniform)
+    divisor: Divisor = staticmethod(own_count)  # of a mean, from the count of its labelled pixels
+    draw: Uniform = staticmethod(uniform)  # the random numbers for each image
 
     def __init__(self, network: SegmentationNetwork, class_weights: Tensor | None):
         super().__init__()
@@ -145,22 +136,11 @@ def source_class_weights(
 
 def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:
     """SGD or AdamW over all parameters, as the `training` parameters say; fused on a GPU."""
-    fused = on_gpu(network) or None
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    options["fused"] = on_gpu(network) or None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=fused,
-        )
-    return torch.optim.AdamW(
-        network.parameters(),
-        lr=config.learning_rate,
-        betas=(config.momentum, 0.999),
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
+        return torch.optim.SGD(network.parameters(), momentum=config.momentum, **options)
+    return torch.optim.AdamW(network.parameters(), betas=(config.momentum, 0.999), **options)
 
 
 def on_gpu(network: nn.Module) -> bool:

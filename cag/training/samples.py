@@ -34,8 +34,7 @@ class Sample:
 def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
     """The images of a prepared data set's split with their label maps.
 
-    Raises:
-        UserError: The split is empty, or a label map is missing.
+    A UserError says that the split is empty, or that a label map is missing.
     """
     rows = _rows(folder, split)
     if (rows["label"] == "").any():
@@ -46,19 +45,14 @@ def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
 
 
 def unlabelled_samples(folder: Path) -> list[Sample]:
-    """A prepared data set's training images; no label is ever opened.
-
-    Raises:
-        UserError: There are none.
-    """
+    """A prepared data set's training images; a UserError if none. No label is ever opened."""
     return [Sample(folder / row.image, ()) for row in _rows(folder, "train").itertuples()]
 
 
 def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
     """A prepared data set's training images with their anchor and probability pseudo-labels.
 
-    Raises:
-        UserError: A pseudo-label map is missing.
+    A UserError names a missing pseudo-label map.
     """
     rows = _rows(folder, "train")
     samples = [
@@ -127,20 +121,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A process's share of the batches of a range of steps.
 
-    Args:
-        dataset: The samples.
-        batch_size: Images in a step, over all processes.
-        iterations: The steps.
-        workers: Loader processes; 0: this process loads.
-        rank: This process's number.
-        world_size: Number of processes.
-
-    Yields:
-        Images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w];
-        b = batch_size / world_size.
-
-    Raises:
-        UserError: The processes cannot share a batch evenly, or a file cannot be read.
+    Yields images float [b, 3, h, w] in [0, 1] and label maps uint8 [b, n, h, w], b = batch_size /
+    world_size. So many `workers` load them; 0: this process does. A UserError says that the
+    processes cannot share a batch evenly, or that a file cannot be read.
     """
     if batch_size % world_size:
         expected = f"expected a multiple of {world_size}, the number of processes"

@@ -71,16 +71,10 @@ def training_transform(config: Augmentation) -> v2.Transform:
 def apply_seeded(
     transform: v2.Transform, image: Tensor, labels: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Apply a random transform with draws that depend on the seed alone.
+    """Apply a `training_transform` with draws that depend on the seed, in [0, 2^63), alone.
 
-    Args:
-        transform: From `training_transform`.
-        image: uint8 [3, H, W].
-        labels: uint8 [n, H, W], train ids, 255 = ignored.
-        seed: Any integer in [0, 2^63).
-
-    Returns:
-        The image, float [3, h, w] in [0, 1], and the label maps, uint8 [n, h, w].
+    From an image uint8 [3, H, W] and train ids uint8 [n, H, W], 255 = ignored, to float [3, h, w]
+    in [0, 1] and uint8 [n, h, w].
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
