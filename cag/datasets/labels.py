@@ -32,15 +32,11 @@ _SHOWN_VALUES = 5
 class LabelSpace:
     """The classes of a project, in the order of their train ids.
 
-    Attributes:
-        names: The name of each class.
-        palette: The (red, green, blue) colour of each class, in 0..255.
-        subsets: Sets of classes that get their own mean IoU: name and train ids, e.g.
-            ("13_of_16", (0, 1, 2, 6, ...)).
+    A subset such as ("13_of_16", (0, 1, 2, 6, ...)), a name and train ids, gets its own mean IoU.
     """
 
     names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[tuple[int, int, int], ...]  # (red, green, blue) in 0..255
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
@@ -95,11 +91,7 @@ class ClassList(BaseModel, strict=True):
 
     @property
     def label_space(self) -> LabelSpace:
-        """The classes in the order of their train ids.
-
-        Raises:
-            ValueError: A name is repeated, or a set names no class.
-        """
+        """The classes as a label space; a ValueError if a name is repeated or no class's."""
         names = [entry.name for entry in self.classes]
         named = {f"subsets.{key}": members for key, members in self.subsets.items()}
         for key, members in [("classes", names), *named.items()]:
@@ -113,14 +105,10 @@ class ClassList(BaseModel, strict=True):
 
 
 class ClassMap:
-    """A map from a data set's raw label values to train ids.
+    """A map from a data set's raw label values, all integers or all (r, g, b), to train ids.
 
-    Args:
-        label_space: The classes, in the order of their train ids.
-        train_ids: Raw value -> train id or 255. All values are integers, or all (red, green, blue).
-        ignore_rest: Whether all other values become 255.
-        channel: The channel that holds the class (0: the first, red); None: labels have one
-            channel, or are colour-coded.
+    With `ignore_rest` values beside `train_ids` become 255. `channel` holds the class (0: red);
+    None: labels have one channel, or are colour-coded.
     """
 
     def __init__(
@@ -148,25 +136,20 @@ class ClassMap:
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """Translate a raw label map to train ids uint8 [H, W]; 255 = ignored.
 
-        Args:
-            raw: Integers [H, W], or [H, W, C] for a map of colours or with a channel.
-
-        Raises:
-            UserError: Values are not in the map, the label has colours and the map integers (or
-                the reverse), or the label lacks the map's channel.
+        `raw` is integers [H, W], or [H, W, C] for a map of colours or with a channel. A UserError
+        if a value is not in the map, only one of the two has colours, or the channel is missing.
         """
         raw = self._class_values(raw)
-        labels = self._look_up(raw)
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            labels = self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
+        else:
+            labels = self._search(_pack(raw) if self.by_color else raw)
         if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
             raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
         return labels
 
     def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
-        """Count the pixels of each raw value of a label map, in the class map or not.
-
-        Raises:
-            UserError: The label is not of the map's kind, as in `encode`.
-        """
+        """Count the pixels of each raw value, in the map or not; a UserError on another kind."""
         raw = self._class_values(raw)
         if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
             counts = np.bincount(raw.ravel())
@@ -185,10 +168,8 @@ class ClassMap:
         """The raw value of each train id, uint8 [256]: the inverse of `encode`.
 
         A class gets its smallest value. 255 gets the smallest of `ignore`, or with `rest` the
-        largest that is not listed.
-
-        Returns:
-            None if the map has colours, or if a class or 255 has no value up to 255.
+        largest that is not listed. None if the map has colours, or a class or 255 has no value up
+        to 255.
         """
         if self.by_color:
             return None
@@ -222,11 +203,6 @@ class ClassMap:
             )
         return raw
 
-    def _look_up(self, raw: np.ndarray) -> np.ndarray:
-        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
-            return self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
-        return self._search(_pack(raw) if self.by_color else raw)
-
     def _search(self, keys: np.ndarray) -> np.ndarray:
         position = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         known = self._keys[position] == keys
@@ -255,7 +231,7 @@ def _unknown_message(values: np.ndarray) -> str:
 
 
 def read_class_map(path: Path) -> ClassMap:
-    """Read a class map from YAML.
+    """Read a class map from YAML; a UserError if it cannot be read or breaks a rule.
 
     The order of `classes` gives the train ids. Values are integers, or [r, g, b] for colour-coded
     labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
@@ -268,9 +244,6 @@ def read_class_map(path: Path) -> ClassMap:
         ignore: [0, 1, 255]
         channel: 0
         subsets: {1_of_2: [road]}
-
-    Raises:
-        UserError: The file is missing, is not YAML or breaks a rule.
     """
     examples = "classes/ holds complete class maps"
     content = read_yaml(path, examples, examples)
@@ -289,11 +262,9 @@ def _raw_value(value: Any, handler: Callable[[Any], Any]) -> int | tuple[int, in
 
 
 def _list_or_rest(value: Any, handler: Callable[[Any], list]) -> Any:
-    if isinstance(value, list):
-        return handler(value)
-    if value != "rest":
+    if value != "rest" and not isinstance(value, list):
         raise ValueError("expected a list of values or 'rest'")
-    return value
+    return value if value == "rest" else handler(value)
 
 
 RawValues = list[Annotated[int | Color, WrapValidator(_raw_value)]]
@@ -319,11 +290,7 @@ class ClassMapFile(ClassList, extra="forbid"):
 
     @property
     def train_ids(self) -> dict[int | tuple[int, int, int], int]:
-        """Raw value -> train id or 255.
-
-        Raises:
-            ValueError: A value is repeated, or values are of two kinds.
-        """
+        """Raw value -> train id or 255; a ValueError if one is repeated or there are two kinds."""
         listed = [(f"classes.{i}.values", entry.values, i) for i, entry in enumerate(self.classes)]
         if self.ignore != "rest":
             listed.append(("ignore", self.ignore, IGNORE))
