@@ -37,16 +37,10 @@ def overlapped(
     advance: Advance,
     finish: Callable[[T], U] | None = None,
 ) -> Iterator[T | U]:
-    """Read, compute and write at the same time, with few items under way.
+    """Read items in one thread, `compute` outputs in another, `finish` each in several.
 
     The outputs come in the items' order, and an error of any thread in its place. Its end, or
-    closing it, ends all threads and closes `items`.
-
-    Args:
-        items: Read in one thread.
-        compute: Gives the outputs of an item, in another thread.
-        advance: Counts the time that `compute` waits for items.
-        finish: Maps each output, in several threads.
+    closing it, ends all threads and closes `items`. `advance` counts the waiting for items.
     """
 
     def outputs() -> Iterator[T]:

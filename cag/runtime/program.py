@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,10 +31,7 @@ RECORDS = Path(".scratch/runs")
 def run(main: Callable[..., None]) -> int | None:
     """Run a click command; a UserError or a refusal of the disk is one line and exit status 1.
 
-    A termination raises too, so that half-written files are removed.
-
-    Returns:
-        0 if the command only printed its help, else None.
+    A termination raises too, so that half-written files are removed. 0 if it only printed its help.
     """
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -70,14 +68,11 @@ def run_stage(main: Callable[..., None]) -> None:
     """
     finished = run(main) is None  # not with --help
     if finished and is_main_process():
-        program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
-        stage = "@".join([program, *argument])
-        folders, experiment = [RECORDS], os.environ.get("DVC_EXP_NAME")
-        if experiment:
-            folders.append(project_root() / RECORDS / experiment)
+        stage = "@".join([Path(sys.argv[0]).stem, *sys.argv[1:2]])
         record = {"stage": stage, **_record()}
-        for folder in folders:
-            write_json(folder / f"{stage}.json", record)
+        write_json(RECORDS / f"{stage}.json", record)
+        if experiment := os.environ.get("DVC_EXP_NAME"):
+            write_json(project_root() / RECORDS / experiment / f"{stage}.json", record)
 
 
 def _record() -> dict:
@@ -104,11 +99,9 @@ def read_records(folder: Path = RECORDS) -> dict[str, dict]:
     """The undamaged records of `run_stage`, by stage."""
     records = {}
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(path.read_text(encoding="utf-8"))
             records[record["stage"]] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return records
 
 
