@@ -112,14 +112,9 @@ class ClassMap:
     """
 
     def __init__(
-        self,
-        label_space: LabelSpace,
-        train_ids: Mapping[int | tuple[int, int, int], int],
-        ignore_rest: bool = False,
-        channel: int | None = None,
+        self, label_space: LabelSpace, train_ids: Mapping, ignore_rest: bool = False, channel=None
     ):
-        self.label_space = label_space
-        self.channel = channel
+        self.label_space, self.channel, self._train_ids = label_space, channel, train_ids
         self.by_color = any(isinstance(value, tuple) for value in train_ids)
         self._rest = IGNORE if ignore_rest else _UNKNOWN
         values = np.array(list(train_ids), np.int64).reshape(len(train_ids), -1)
@@ -131,7 +126,7 @@ class ClassMap:
     @property
     def mapped(self) -> frozenset[int]:
         """The train ids that have raw values."""
-        return frozenset(self._ids.tolist()) - {IGNORE}
+        return frozenset(self._train_ids.values()) - {IGNORE}
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """Translate a raw label map to train ids uint8 [H, W]; 255 = ignored.
@@ -160,8 +155,7 @@ class ClassMap:
 
     def train_id(self, value: int | tuple[int, int, int]) -> int | None:
         """The train id of a raw value or 255; None where `encode` would raise."""
-        key = _pack(np.array(value)) if self.by_color else np.array(value)
-        train_id = int(self._search(key))
+        train_id = self._train_ids.get(value, self._rest)
         return None if train_id == _UNKNOWN else train_id
 
     def decoding(self) -> np.ndarray | None:
@@ -174,12 +168,12 @@ class ClassMap:
         if self.by_color:
             return None
         values = {}  # train id -> raw value
-        for value, train_id in zip(self._keys.tolist(), self._ids.tolist(), strict=True):
+        for value, train_id in sorted(self._train_ids.items()):
             if 0 <= value <= 255:
                 values.setdefault(train_id, value)
-        if IGNORE not in values and self._rest == IGNORE:
-            free = set(range(256)) - set(self._keys.tolist())
-            values |= {IGNORE: max(free)} if free else {}
+        free = set(range(256)) - set(self._train_ids)
+        if free and self._rest == IGNORE:
+            values.setdefault(IGNORE, max(free))
         if set(values) != {*range(self.label_space.num_classes), IGNORE}:
             return None
         table = np.full(256, values[IGNORE], np.uint8)
@@ -191,16 +185,13 @@ class ClassMap:
         if self.channel is not None:
             if raw.ndim == 3:
                 return raw[..., self.channel]
-            raise UserError(
-                f"the label has one channel, the class map reads channel {self.channel} of "
-                "several; use the data set's own label files, or remove 'channel'"
-            )
+            problem = f"has one channel, the class map reads channel {self.channel} of several"
+            remedy = "use the data set's own label files, or remove 'channel'"
+            raise UserError(f"the label {problem}; {remedy}")
         if (raw.ndim == 3) != self.by_color:
             kinds = ("integers", "colours")[:: -1 if raw.ndim == 3 else 1]
-            raise UserError(
-                f"the label holds {kinds[0]}, the class map lists {kinds[1]}; "
-                "use the class map that belongs to this data set"
-            )
+            problem = f"the label holds {kinds[0]}, the class map lists {kinds[1]}"
+            raise UserError(f"{problem}; use the class map that belongs to this data set")
         return raw
 
     def _search(self, keys: np.ndarray) -> np.ndarray:
@@ -224,10 +215,8 @@ def _unknown_message(values: np.ndarray) -> str:
     shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
     more = ", ..." if len(unique) > _SHOWN_VALUES else ""
     noun = "label value" if len(unique) == 1 else "label values"
-    return (
-        f"{noun} {shown}{more} not in the class map; "
-        "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
-    )
+    remedy = "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
+    return f"{noun} {shown}{more} not in the class map; {remedy}"
 
 
 def read_class_map(path: Path) -> ClassMap:

@@ -20,7 +20,6 @@ from cag.runtime.overlap import cores, in_order
 
 EXCLUDED = "excluded.csv"
 EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
-_BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def prepare_split(
 
 def prepared_bytes(pixels: int) -> int:
     """Estimate the bytes of prepared images with so many pixels in sum, and of their label maps."""
-    return pixels * _BYTES_PER_PIXEL
+    return 2 * pixels  # a photograph is lightly compressed
 
 
 def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item], pd.DataFrame]:
@@ -115,25 +114,20 @@ def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np
     path = inside(folder, item.label)
     raw = read_label(path)
     if size is not None and raw.shape[:2] != size:
-        (height, width), (label_height, label_width) = size, raw.shape[:2]
-        raise UserError(
-            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
-            f"{label_width} x {label_height}; they must have one size"
-        )
+        image = f"{folder / item.image} is {size[1]} x {size[0]} pixels"
+        label = f"its label {path} is {raw.shape[1]} x {raw.shape[0]}"
+        raise UserError(f"{image}, but {label}; they must have one size")
     return raw
 
 
 def require_one_size(rows: pd.DataFrame) -> None:
     """Raise a UserError unless a manifest's rows share one size, as a feature store needs."""
-    sizes = rows[["height", "width"]]
-    other = (sizes != sizes.iloc[0]).any(axis=1)
-    if other.any():
-        first, second = rows.iloc[0], rows[other].iloc[0]
-        raise UserError(
-            f"target images of several sizes: {first['name']} is {first['width']} x "
-            f"{first['height']} pixels, {second['name']} is {second['width']} x "
-            f"{second['height']}; the rounds need one size: set target.size to [height, width]"
-        )
+    different = rows.drop_duplicates(["height", "width"])[["name", "width", "height"]]
+    if len(different) > 1:
+        first, second = ("{} is {} x {}".format(*row) for row in different.values[:2])
+        problem = f"target images of several sizes: {first} pixels, {second}"
+        remedy = "set target.size to [height, width]"
+        raise UserError(f"{problem}; the rounds need one size: {remedy}")
 
 
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:

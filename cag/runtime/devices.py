@@ -20,13 +20,9 @@ def make_fabric(precision: str) -> Fabric:
     warnings.filterwarnings("ignore", module="lightning_fabric")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator="auto",
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
-        precision=best_precision(precision),
-    )
+    nodes, strategy = max(1, world // local), "ddp" if world > 1 else "auto"
+    precision = best_precision(precision)
+    fabric = Fabric(devices=local, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
 

@@ -48,12 +48,10 @@ def overlapped(
             for item in advance.waiting(read):
                 yield from compute(item)
 
-    with closing(ahead(outputs(), depth=1)) as results:
-        if finish is None:
-            yield from results
-        else:
-            with closing(in_order(finish, results, threads())) as finished:
-                yield from finished
+    results = ahead(outputs(), depth=1)
+    finished = results if finish is None else in_order(finish, results, threads())
+    with closing(results), closing(finished):
+        yield from finished
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
