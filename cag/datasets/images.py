@@ -103,9 +103,8 @@ def _read(path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder and the file's name") from None
     except _UNREADABLE as error:
-        raise UserError(
-            f"{path}: not a readable image ({in_one_line(error)}); replace or remove the file"
-        ) from error
+        problem = f"not a readable image ({in_one_line(error)})"
+        raise UserError(f"{path}: {problem}; replace or remove the file") from error
 
 
 def _decode_image(path: Path) -> np.ndarray:

@@ -86,10 +86,8 @@ def list_split(folder: Path, split: Split) -> list[Item]:
         return [Item(name, path, None) for name, path in sorted(images.items())]
     first, second = PurePosixPath(split.images), PurePosixPath(split.labels)
     if first.is_relative_to(second) or second.is_relative_to(first):
-        raise UserError(
-            f"{folder}: images ({split.images}) and labels ({split.labels}) must be two separate "
-            "folders"
-        )
+        problem = f"images ({split.images}) and labels ({split.labels})"
+        raise UserError(f"{folder}: {problem} must be two separate folders")
     labels = _by_name(folder, split.labels, split.label_suffix)
     _check_pairs(folder, split, images, labels)
     return [Item(name, path, labels[name]) for name, path in sorted(images.items())]
@@ -133,9 +131,8 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple) -> None:
     if not real.exists():
         raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
     if not real.is_relative_to(root):
-        raise UserError(
-            f"{entry.path}: this link leaves the data set's folder {root}; copy the files into it"
-        )
+        problem = f"this link leaves the data set's folder {root}"
+        raise UserError(f"{entry.path}: {problem}; copy the files into it")
     if real in ancestors:
         raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
 
@@ -154,11 +151,9 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
             repeated.append(sorted([paths[name], path]))
         paths[name] = path
     if repeated:
-        first, second = min(repeated)
-        raise UserError(
-            f"{root / second}: has the same name as {root / first} but for the extension; "
-            "keep one of them"
-        )
+        first, second = (root / path for path in min(repeated))
+        problem = f"has the same name as {first} but for the extension"
+        raise UserError(f"{second}: {problem}; keep one of them")
     return paths
 
 
@@ -170,8 +165,6 @@ def _check_pairs(folder: Path, split: Split, images: dict, labels: dict) -> None
         if missing := paths.keys() - others.keys():
             name = min(missing)
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(
-                f"{folder / paths[name]}: this {kind} has no {other}{more}; expected "
-                f"{folder / below / f'{name}{suffix}'} with an image extension; add or remove the "
-                "file"
-            )
+            expected = f"{folder / below / f'{name}{suffix}'} with an image extension"
+            problem = f"this {kind} has no {other}{more}; expected {expected}"
+            raise UserError(f"{folder / paths[name]}: {problem}; add or remove the file")

@@ -140,11 +140,10 @@ class PreparedImages:
 
         path = self.folder / self._images[index]
         image = torch.from_numpy(read_image(path))  # (H, W, 3)
-        if image.shape[:2] != self.sizes[index]:
-            raise UserError(
-                f"{path}: height and width are {tuple(image.shape[:2])}, {MANIFEST} has "
-                f"{self.sizes[index]}; prepare the data set again"
-            )
+        size, expected = tuple(image.shape[:2]), self.sizes[index]
+        if size != expected:
+            problem = f"height and width are {size}, {MANIFEST} has {expected}"
+            raise UserError(f"{path}: {problem}; prepare the data set again")
         labels = None
         if self.with_labels:
             labels = torch.from_numpy(read_label(self.folder / self._labels[index]))  # (h, w)
@@ -163,7 +162,6 @@ def _check_rows(path: Path, split: str, rows, manifest, with_labels: bool) -> No
         raise UserError(f"{path}: no image of the split '{split}'; splits found: {splits}")
     unlabelled = rows["name"][rows["label"] == ""]
     if with_labels and len(unlabelled):
-        raise UserError(
-            f"{path}: {unlabelled.iloc[0]!r} of the split '{split}' has no label map; "
-            "labels are needed here; prepare the data set with its labels"
-        )
+        problem = f"{unlabelled.iloc[0]!r} of the split '{split}' has no label map"
+        remedy = "labels are needed here; prepare the data set with its labels"
+        raise UserError(f"{path}: {problem}; {remedy}")

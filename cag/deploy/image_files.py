@@ -26,10 +26,9 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
                 continue
             other = paths.setdefault(name, path)
             if other.resolve() != path.resolve():
-                raise UserError(
-                    f"{path}: its results would have the same name as those of {other} ({name}); "
-                    "give the folder above both, or label them into two folders"
-                )
+                problem = f"its results would have the same name as those of {other} ({name})"
+                remedy = "give the folder above both, or label them into two folders"
+                raise UserError(f"{path}: {problem}; {remedy}")
     if not paths:
         raise UserError(f"{', '.join(patterns)}: no image found")
     return sorted(paths.items())

@@ -75,10 +75,8 @@ def inside(folder: Path, relative: str) -> Path:
     path, real = Path(folder) / relative, os.path.realpath
     # resolve() raises for a circle of links before Python 3.13
     if not is_local(relative) or not Path(real(path)).is_relative_to(real(folder)):
-        raise UserError(
-            f"{folder}: the path {relative!r} leaves this folder; "
-            "use a path below it, without '..' and without links that lead elsewhere"
-        )
+        remedy = "use a path below it, without '..' and without links that lead elsewhere"
+        raise UserError(f"{folder}: the path {relative!r} leaves this folder; {remedy}")
     return path
 
 
@@ -171,10 +169,9 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Raise a UserError unless the disk of `folder` has so many bytes free for `what`."""
     free = free_bytes(folder)
     if free < bytes_needed:
-        raise UserError(
-            f"{folder}: {what} needs about {bytes_needed / 1e9:.2f} GB, "
-            f"the disk has {free / 1e9:.2f} GB free; free some space or use a smaller image size"
-        )
+        problem = f"{what} needs about {bytes_needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f}"
+        remedy = "free some space or use a smaller image size"
+        raise UserError(f"{folder}: {problem} GB free; {remedy}")
 
 
 def as_json(obj: Any) -> str:

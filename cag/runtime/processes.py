@@ -16,8 +16,6 @@ from cag.runtime.progress import Advance, progress
 
 T = TypeVar("T")
 
-_UNTIL_ENDED = 20  # seconds in which a launcher ends the processes beside a failed one
-
 
 class Processes:
     """The processes of a launch, or the only one; small values pass between their CPUs.
@@ -71,5 +69,5 @@ def _together(operation: Callable[[], object]) -> None:
         operation()
     except RuntimeError:
         # Another process failed and has said why; the launcher's signal ends this one in silence.
-        time.sleep(_UNTIL_ENDED)
+        time.sleep(20)
         raise

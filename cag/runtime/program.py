@@ -1,6 +1,5 @@
 """How a stage runs: one line for a user's error, and a record of the run."""
 
-import errno
 import json
 import os
 import platform
@@ -10,8 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import psutil
@@ -21,10 +22,7 @@ from cag.runtime.files import project_root, write_json
 from cag.runtime.progress import finished_bars, is_main_process
 
 # Refusals of the disk, not defects of the program.
-UNUSABLE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-}
+UNUSABLE = {EACCES, EPERM, EROFS, ENOSPC, EDQUOT, ENOTDIR, EISDIR, EEXIST}
 RECORDS = Path(".scratch/runs")
 
 
@@ -37,14 +35,12 @@ def run(main: Callable[..., None]) -> int | None:
     try:
         return main.main(standalone_mode=False)
     except UserError as error:
-        _print_error(error)
-        sys.exit(1)
+        _fail(error)
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
         where = "the disk" if error.filename is None else error.filename
-        _print_error(UserError(f"{where}: {error.strerror}; free space, or use another folder"))
-        sys.exit(1)
+        _fail(UserError(f"{where}: {error.strerror}; free space, or use another folder"))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -122,10 +118,11 @@ def cpu_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _print_error(error: UserError) -> None:
+def _fail(error: UserError) -> NoReturn:
     process = ""
     if not is_main_process():
         # Rank 0 mostly meets the same error and reports it; then the launcher ends this process.
         time.sleep(3)
         process = f" (process {os.environ['RANK']})"
     print(f"error{process}:", *str(error).splitlines(), file=sys.stderr)
+    sys.exit(1)
