@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,20 @@ def label_photographs(
     def write(predicted: Predicted) -> np.ndarray:
         photograph, arrived = predicted
         labels, *probability = (part.numpy() for part in arrived())
-        _write(out, photograph, labels, probability, kinds, segmenter.palette)
+        for kind in kinds:
+            suffix = ".jpg" if kind == OVERLAYS else ".png"
+            path = out / kind / f"{photograph.name}{suffix}"
+            try:
+                with atomic_file(path) as partial:
+                    if kind == LABELS:
+                        write_label(partial, labels, segmenter.palette)
+                    elif kind == OVERLAYS:
+                        write_jpeg(partial, overlay(photograph.image, labels, segmenter.palette))
+                    else:
+                        write_image(partial, (255 * probability[0]).round().astype(np.uint8))
+            except OSError as error:
+                problem = f"cannot be written ({error.strerror or error})"
+                raise UserError(f"{path}: {problem}") from None
         return np.bincount(labels.ravel(), minlength=segmenter.num_classes)
 
     with progress("predict", len(files), "images") as advance:
@@ -139,21 +152,3 @@ def _predictions(
             remedy = "give a smaller --tile or --batch, or --device cpu"
             problem = f"{group[0].name}: too large for the memory of {memory}"
             raise UserError(f"{problem}; {remedy}") from None
-
-
-def _write(
-    out: Path, photograph: Photograph, labels, probability: list, kinds: Sequence[str], palette
-) -> None:
-    for kind in kinds:
-        suffix = ".jpg" if kind == OVERLAYS else ".png"
-        path = out / kind / PurePosixPath(f"{photograph.name}{suffix}")
-        try:
-            with atomic_file(path) as partial:
-                if kind == LABELS:
-                    write_label(partial, labels, palette)
-                elif kind == OVERLAYS:
-                    write_jpeg(partial, overlay(photograph.image, labels, palette))
-                else:
-                    write_image(partial, (255 * probability[0]).round().astype(np.uint8))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
