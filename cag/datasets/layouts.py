@@ -26,7 +26,7 @@ class Split:
     image_suffix: str = ""  # ends a name before its extension; other files are skipped
     label_suffix: str = ""  # the rest of the name is the image's
     label_size: Literal["prepared", "own"] = "prepared"  # as for `preparation.prepare_split`
-    drop_mismatched: bool = False  # leave out an image of another size than its label, or fail
+    drop_mismatched: bool = False  # leave out, not refuse, an image of another size than its label
 
     @property
     def folders(self) -> list[str]:
@@ -61,7 +61,7 @@ def _cityscapes(split: str, labels: str | None) -> Split:
 
 
 def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
-    """List the visible files of sub-folders: path (posix, below `folder`; sorted) and bytes.
+    """The visible files of sub-folders, as a table: path (posix, below `folder`; sorted), bytes.
 
     A UserError if a folder is missing, or a link leads outside, in a circle or to nothing.
     """

@@ -109,7 +109,7 @@ def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
 
 
 class PreparedImages:
-    """One split ("train" or "val") of a prepared data set, in its order; a data set of PyTorch.
+    """One split ("train" or "val") of a prepared data set, in the manifest's order, for PyTorch.
 
     Has the images' `names` and `sizes`, (height, width) in pixels. Without `with_labels` no label
     map is ever opened. A UserError if the manifest is missing or broken or lacks the split or a

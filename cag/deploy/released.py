@@ -72,8 +72,8 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
 def import_released(path: Path, out: Path, class_map: Path) -> str:
     """Convert a file that `read_released` reads: "weights" to .safetensors, "anchors" to .npy.
 
-    The result says which. `class_map` is the YAML file of the 19 classes. A UserError as there, or
-    if `out` has another extension or a weight does not fit.
+    The result says which. `class_map` is the YAML file of the 19 classes. A UserError as for
+    reading, or if `out` has another extension or a weight does not fit.
     """
     content = read_released(path)
     kind, suffix = ("weights", ".safetensors") if isinstance(content, dict) else ("anchors", ".npy")
