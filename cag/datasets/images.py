@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def read_image(path: Path) -> np.ndarray:
 
     Alpha is dropped, 16 bits become the upper 8, and the EXIF orientation is applied.
     """
-    return _read(path, _decode_image)
+    with _readable(path), Image.open(path) as picture:
+        return to_rgb(picture)
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
@@ -55,12 +57,16 @@ def read_label(path: Path) -> np.ndarray:
     Palette PNGs give their indices, low-bit grey PNGs their unscaled values, 16-bit PNGs all 16
     bits; alpha is dropped. A UserError if the file cannot be read or holds no integers.
     """
-    return _read(path, _decode_label)
+    with _readable(path):
+        return _decode_label(Path(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """The (height, width) that `read_image` would give, from the header; a UserError as there."""
-    return _read(path, _decode_size)
+    with _readable(path), Image.open(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+    return (width, height) if turned else (height, width)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
@@ -92,31 +98,18 @@ def write_jpeg(path: Path, array: np.ndarray) -> None:
 
 def full_palette(palette: np.ndarray) -> np.ndarray:
     """Extend the colours uint8 [K, 3] to [256, 3] with black."""
-    full = np.zeros((256, 3), np.uint8)
-    full[: len(palette)] = palette
-    return full
+    return np.pad(np.asarray(palette, np.uint8), ((0, 256 - len(palette)), (0, 0)))
 
 
-def _read(path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return decode(Path(path))
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder and the file's name") from None
     except _UNREADABLE as error:
         problem = f"not a readable image ({in_one_line(error)})"
         raise UserError(f"{path}: {problem}; replace or remove the file") from error
-
-
-def _decode_image(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return to_rgb(picture)
-
-
-def _decode_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-    return (width, height) if turned else (height, width)
 
 
 def _decode_label(path: Path) -> np.ndarray:
