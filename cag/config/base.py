@@ -40,33 +40,22 @@ class Section(BaseModel):
 def about(meaning: str, unit: str | None = None, source: str = OURS, default: Any = ...) -> Any:
     """A parameter's documentation and default; its annotation gives the type and the range.
 
-    Args:
-        meaning: The end of "this parameter is ...".
-        unit: Of its numbers, if they have one.
-        source: Where the parameter comes from.
-        default: The value that switches it off, for files without the key; ...: required.
+    `meaning` ends "this parameter is ...", `unit` is of its numbers, `source` its origin. `default`
+    is the value that switches it off, for files without the key; ...: required.
     """
     extra = {"unit": unit, "source": source}
     return Field(default, description=meaning, json_schema_extra=extra)
 
 
 def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
-    """Read and validate the top-level keys of a YAML file that `model` has, and no others.
-
-    Raises:
-        UserError: The file cannot be read, or as `validated`.
-    """
+    """Read the keys of a YAML file that `model` has; a UserError if one is bad or none readable."""
     content = read_parameters(path)
     wanted = {name: content[name] for name in model.model_fields if name in content}
     return validated(model, wanted, path)
 
 
 def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P:
-    """The content of a parameter file as sections.
-
-    Raises:
-        UserError: A key is missing, unknown, mistyped or impossible.
-    """
+    """A parameter file's sections; a UserError if a key is missing, unknown or has a bad value."""
     try:
         # Through JSON's rules a YAML list is a tuple; other types stay strict.
         return model.model_validate(_tuples(content))
@@ -89,11 +78,7 @@ def as_yaml(value: Any) -> str:
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """The content of a parameter file, not yet validated.
-
-    Raises:
-        UserError: The file is missing or cannot be read.
-    """
+    """The content of a parameter file, not yet validated; a UserError if it cannot be read."""
     return read_yaml(path, "`cag preset scenes` writes one", COMPLETE)
 
 

@@ -14,9 +14,7 @@ class Views(Section):
         "the factors on the image's size", "factor", default=(1.0,)
     )
     gammas: Annotated[tuple[Annotated[float, Field(gt=0, le=5)], ...], Field(min_length=1)] = about(
-        "the exponents of intensities in [0, 1]; below 1: lighter",
-        "exponent",
-        default=(1.0,),
+        "the exponents of intensities in [0, 1]; below 1: lighter", "exponent", default=(1.0,)
     )
     flip: bool = about("whether each view is also mirrored", default=False)
 

@@ -64,11 +64,7 @@ class Parameters(Experiment):
 
 
 def load_all(path: str | Path = "params.yaml") -> Parameters:
-    """Read and validate every section, and what sections must agree on.
-
-    Raises:
-        UserError: As `load_params`, or sections disagree: a round may name only earlier models.
-    """
+    """Read and validate every section, and what sections must agree on; else a UserError."""
     params = validated(Parameters, read_parameters(path), path)
     models, rounds = ["pretrain", "warmup"], []
     for name, entry in params.rounds.items():

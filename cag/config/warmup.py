@@ -34,9 +34,8 @@ class Warmup(Training):
     @field_validator("augmentation")
     @classmethod
     def _large_enough(cls, augmentation: Augmentation) -> Augmentation:
-        if min(augmentation.crop) < DISCRIMINATOR_MINIMUM:
-            raise ValueError(
-                f"crop is {list(augmentation.crop)}; the discriminator needs at least "
-                f"{DISCRIMINATOR_MINIMUM} x {DISCRIMINATOR_MINIMUM} pixels"
-            )
+        crop, least = list(augmentation.crop), DISCRIMINATOR_MINIMUM
+        if min(crop) < least:
+            needed = f"the discriminator needs at least {least} x {least} pixels"
+            raise ValueError(f"crop is {crop}; {needed}")
         return augmentation

@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,12 @@ _UNREADABLE = (
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture of any kind as uint8 [H, W, 3], RGB.
+    """Read a picture of any kind as uint8 [H, W, 3], RGB; a UserError if it cannot be read.
 
     Alpha is dropped, 16 bits become the upper 8, and the EXIF orientation is applied.
-
-    Raises:
-        UserError: The file is missing, truncated or not an image.
     """
-    return _read(path, _decode_image)
+    with _readable(path), Image.open(path) as picture:
+        return to_rgb(picture)
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
@@ -43,14 +42,9 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def resize(
-    array: np.ndarray,
-    size: tuple[int, int] | None,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
+    array: np.ndarray, size: tuple[int, int] | None, resample=Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """Resize an image or label map uint8 [H, W, ...] to (height, width), with antialiasing.
-
-    None keeps its size.
-    """
+    """Resize uint8 [H, W, ...] to (height, width), with antialiasing; None keeps the size."""
     if size is None or array.shape[:2] == tuple(size):
         return array
     height, width = size
@@ -61,21 +55,18 @@ def read_label(path: Path) -> np.ndarray:
     """Read the raw values of a label map: integers [H, W], or uint8 or uint16 colours [H, W, 3].
 
     Palette PNGs give their indices, low-bit grey PNGs their unscaled values, 16-bit PNGs all 16
-    bits; alpha is dropped.
-
-    Raises:
-        UserError: The file is missing, truncated, not an image, or holds no integers.
+    bits; alpha is dropped. A UserError if the file cannot be read or holds no integers.
     """
-    return _read(path, _decode_label)
+    with _readable(path):
+        return _decode_label(Path(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Read from its header the height and width in pixels that `read_image` gives a picture.
-
-    Raises:
-        UserError: The file is missing or not an image.
-    """
-    return _read(path, _decode_size)
+    """The (height, width) that `read_image` would give, from the header; a UserError as there."""
+    with _readable(path), Image.open(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+    return (width, height) if turned else (height, width)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
@@ -84,13 +75,7 @@ def write_image(path: Path, array: np.ndarray) -> None:
 
 
 def write_label(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-    """Write train ids as a PNG in their colours, whatever the extension.
-
-    Args:
-        path: The file.
-        labels: uint8 [H, W], train ids; 255 = unlabelled, shown black.
-        palette: uint8 [K, 3], the colour of each train id.
-    """
+    """Write train ids uint8 [H, W] as a PNG in their colours uint8 [K, 3], 255 black."""
     picture = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     picture.putpalette(full_palette(palette).tobytes())
     picture.save(path, format="PNG", compress_level=1)
@@ -113,32 +98,18 @@ def write_jpeg(path: Path, array: np.ndarray) -> None:
 
 def full_palette(palette: np.ndarray) -> np.ndarray:
     """Extend the colours uint8 [K, 3] to [256, 3] with black."""
-    full = np.zeros((256, 3), np.uint8)
-    full[: len(palette)] = palette
-    return full
+    return np.pad(np.asarray(palette, np.uint8), ((0, 256 - len(palette)), (0, 0)))
 
 
-def _read(path: Path, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return decode(Path(path))
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder and the file's name") from None
     except _UNREADABLE as error:
-        raise UserError(
-            f"{path}: not a readable image ({in_one_line(error)}); replace or remove the file"
-        ) from error
-
-
-def _decode_image(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return to_rgb(picture)
-
-
-def _decode_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-    return (width, height) if turned else (height, width)
+        problem = f"not a readable image ({in_one_line(error)})"
+        raise UserError(f"{path}: {problem}; replace or remove the file") from error
 
 
 def _decode_label(path: Path) -> np.ndarray:
@@ -160,9 +131,8 @@ def _png_header(path: Path) -> tuple[int | None, int | None]:
     """The bit depth and colour type of a PNG; (None, None) for another format."""
     with open(path, "rb") as file:
         head = file.read(26)
-    if len(head) < 26 or not head.startswith(_PNG_SIGNATURE):
-        return None, None
-    return head[24], head[25]
+    is_png = len(head) == 26 and head.startswith(_PNG_SIGNATURE)
+    return (head[24], head[25]) if is_png else (None, None)
 
 
 def _decode_png_16(path: Path) -> np.ndarray:

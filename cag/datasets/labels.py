@@ -32,15 +32,11 @@ _SHOWN_VALUES = 5
 class LabelSpace:
     """The classes of a project, in the order of their train ids.
 
-    Attributes:
-        names: The name of each class.
-        palette: The (red, green, blue) colour of each class, in 0..255.
-        subsets: Sets of classes that get their own mean IoU: name and train ids, e.g.
-            ("13_of_16", (0, 1, 2, 6, ...)).
+    A subset such as ("13_of_16", (0, 1, 2, 6, ...)), a name and train ids, gets its own mean IoU.
     """
 
     names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[tuple[int, int, int], ...]  # (red, green, blue) in 0..255
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
@@ -95,11 +91,7 @@ class ClassList(BaseModel, strict=True):
 
     @property
     def label_space(self) -> LabelSpace:
-        """The classes in the order of their train ids.
-
-        Raises:
-            ValueError: A name is repeated, or a set names no class.
-        """
+        """The classes as a label space; a ValueError if a name is repeated or no class's."""
         names = [entry.name for entry in self.classes]
         named = {f"subsets.{key}": members for key, members in self.subsets.items()}
         for key, members in [("classes", names), *named.items()]:
@@ -113,25 +105,16 @@ class ClassList(BaseModel, strict=True):
 
 
 class ClassMap:
-    """A map from a data set's raw label values to train ids.
+    """A map from a data set's raw label values, all integers or all (r, g, b), to train ids.
 
-    Args:
-        label_space: The classes, in the order of their train ids.
-        train_ids: Raw value -> train id or 255. All values are integers, or all (red, green, blue).
-        ignore_rest: Whether all other values become 255.
-        channel: The channel that holds the class (0: the first, red); None: labels have one
-            channel, or are colour-coded.
+    With `ignore_rest` values beside `train_ids` become 255. `channel` holds the class (0: red);
+    None: labels have one channel, or are colour-coded.
     """
 
     def __init__(
-        self,
-        label_space: LabelSpace,
-        train_ids: Mapping[int | tuple[int, int, int], int],
-        ignore_rest: bool = False,
-        channel: int | None = None,
+        self, label_space: LabelSpace, train_ids: Mapping, ignore_rest: bool = False, channel=None
     ):
-        self.label_space = label_space
-        self.channel = channel
+        self.label_space, self.channel, self._train_ids = label_space, channel, train_ids
         self.by_color = any(isinstance(value, tuple) for value in train_ids)
         self._rest = IGNORE if ignore_rest else _UNKNOWN
         values = np.array(list(train_ids), np.int64).reshape(len(train_ids), -1)
@@ -143,30 +126,25 @@ class ClassMap:
     @property
     def mapped(self) -> frozenset[int]:
         """The train ids that have raw values."""
-        return frozenset(self._ids.tolist()) - {IGNORE}
+        return frozenset(self._train_ids.values()) - {IGNORE}
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """Translate a raw label map to train ids uint8 [H, W]; 255 = ignored.
 
-        Args:
-            raw: Integers [H, W], or [H, W, C] for a map of colours or with a channel.
-
-        Raises:
-            UserError: Values are not in the map, the label has colours and the map integers (or
-                the reverse), or the label lacks the map's channel.
+        `raw` is integers [H, W], or [H, W, C] for a map of colours or with a channel. A UserError
+        if a value is not in the map, only one of the two has colours, or the channel is missing.
         """
         raw = self._class_values(raw)
-        labels = self._look_up(raw)
+        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
+            labels = self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
+        else:
+            labels = self._search(_pack(raw) if self.by_color else raw)
         if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
             raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
         return labels
 
     def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
-        """Count the pixels of each raw value of a label map, in the class map or not.
-
-        Raises:
-            UserError: The label is not of the map's kind, as in `encode`.
-        """
+        """Count the pixels of each raw value, in the map or not; a UserError on another kind."""
         raw = self._class_values(raw)
         if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
             counts = np.bincount(raw.ravel())
@@ -177,28 +155,25 @@ class ClassMap:
 
     def train_id(self, value: int | tuple[int, int, int]) -> int | None:
         """The train id of a raw value or 255; None where `encode` would raise."""
-        key = _pack(np.array(value)) if self.by_color else np.array(value)
-        train_id = int(self._search(key))
+        train_id = self._train_ids.get(value, self._rest)
         return None if train_id == _UNKNOWN else train_id
 
     def decoding(self) -> np.ndarray | None:
         """The raw value of each train id, uint8 [256]: the inverse of `encode`.
 
         A class gets its smallest value. 255 gets the smallest of `ignore`, or with `rest` the
-        largest that is not listed.
-
-        Returns:
-            None if the map has colours, or if a class or 255 has no value up to 255.
+        largest that is not listed. None if the map has colours, or a class or 255 has no value up
+        to 255.
         """
         if self.by_color:
             return None
         values = {}  # train id -> raw value
-        for value, train_id in zip(self._keys.tolist(), self._ids.tolist(), strict=True):
+        for value, train_id in sorted(self._train_ids.items()):
             if 0 <= value <= 255:
                 values.setdefault(train_id, value)
-        if IGNORE not in values and self._rest == IGNORE:
-            free = set(range(256)) - set(self._keys.tolist())
-            values |= {IGNORE: max(free)} if free else {}
+        free = set(range(256)) - set(self._train_ids)
+        if free and self._rest == IGNORE:
+            values.setdefault(IGNORE, max(free))
         if set(values) != {*range(self.label_space.num_classes), IGNORE}:
             return None
         table = np.full(256, values[IGNORE], np.uint8)
@@ -210,22 +185,14 @@ class ClassMap:
         if self.channel is not None:
             if raw.ndim == 3:
                 return raw[..., self.channel]
-            raise UserError(
-                f"the label has one channel, the class map reads channel {self.channel} of "
-                "several; use the data set's own label files, or remove 'channel'"
-            )
+            problem = f"has one channel, the class map reads channel {self.channel} of several"
+            remedy = "use the data set's own label files, or remove 'channel'"
+            raise UserError(f"the label {problem}; {remedy}")
         if (raw.ndim == 3) != self.by_color:
             kinds = ("integers", "colours")[:: -1 if raw.ndim == 3 else 1]
-            raise UserError(
-                f"the label holds {kinds[0]}, the class map lists {kinds[1]}; "
-                "use the class map that belongs to this data set"
-            )
+            problem = f"the label holds {kinds[0]}, the class map lists {kinds[1]}"
+            raise UserError(f"{problem}; use the class map that belongs to this data set")
         return raw
-
-    def _look_up(self, raw: np.ndarray) -> np.ndarray:
-        if raw.dtype in (np.uint8, np.uint16) and not self.by_color:
-            return self._search(np.arange(np.iinfo(raw.dtype).max + 1))[raw]  # far faster
-        return self._search(_pack(raw) if self.by_color else raw)
 
     def _search(self, keys: np.ndarray) -> np.ndarray:
         position = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
@@ -248,14 +215,12 @@ def _unknown_message(values: np.ndarray) -> str:
     shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
     more = ", ..." if len(unique) > _SHOWN_VALUES else ""
     noun = "label value" if len(unique) == 1 else "label values"
-    return (
-        f"{noun} {shown}{more} not in the class map; "
-        "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
-    )
+    remedy = "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
+    return f"{noun} {shown}{more} not in the class map; {remedy}"
 
 
 def read_class_map(path: Path) -> ClassMap:
-    """Read a class map from YAML.
+    """Read a class map from YAML; a UserError if it cannot be read or breaks a rule.
 
     The order of `classes` gives the train ids. Values are integers, or [r, g, b] for colour-coded
     labels; a class that the data set lacks has an empty list. `ignore` lists the raw values that
@@ -268,9 +233,6 @@ def read_class_map(path: Path) -> ClassMap:
         ignore: [0, 1, 255]
         channel: 0
         subsets: {1_of_2: [road]}
-
-    Raises:
-        UserError: The file is missing, is not YAML or breaks a rule.
     """
     examples = "classes/ holds complete class maps"
     content = read_yaml(path, examples, examples)
@@ -289,11 +251,9 @@ def _raw_value(value: Any, handler: Callable[[Any], Any]) -> int | tuple[int, in
 
 
 def _list_or_rest(value: Any, handler: Callable[[Any], list]) -> Any:
-    if isinstance(value, list):
-        return handler(value)
-    if value != "rest":
+    if value != "rest" and not isinstance(value, list):
         raise ValueError("expected a list of values or 'rest'")
-    return value
+    return value if value == "rest" else handler(value)
 
 
 RawValues = list[Annotated[int | Color, WrapValidator(_raw_value)]]
@@ -319,11 +279,7 @@ class ClassMapFile(ClassList, extra="forbid"):
 
     @property
     def train_ids(self) -> dict[int | tuple[int, int, int], int]:
-        """Raw value -> train id or 255.
-
-        Raises:
-            ValueError: A value is repeated, or values are of two kinds.
-        """
+        """Raw value -> train id or 255; a ValueError if one is repeated or there are two kinds."""
         listed = [(f"classes.{i}.values", entry.values, i) for i, entry in enumerate(self.classes)]
         if self.ignore != "rest":
             listed.append(("ignore", self.ignore, IGNORE))

@@ -18,26 +18,15 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp
 
 @dataclass(frozen=True)
 class Split:
-    """A split of a raw data set.
+    """A split of a raw data set."""
 
-    Attributes:
-        name: "train" or "val".
-        images: Folder of the images, below the data set's, with its sub-folders.
-        labels: Folder of the labels; None: no label may be opened.
-        image_suffix: The end of an image's name before its extension; other files are skipped.
-        label_suffix: The same for labels; the rest of the name is the image's.
-        label_size: As for `preparation.prepare_split`.
-        drop_mismatched: Whether to leave out an image of another size than its label; if not, it
-            is an error.
-    """
-
-    name: str
-    images: str
-    labels: str | None
-    image_suffix: str = ""
-    label_suffix: str = ""
-    label_size: Literal["prepared", "own"] = "prepared"
-    drop_mismatched: bool = False
+    name: str  # "train" or "val"
+    images: str  # a folder below the data set's, with its sub-folders
+    labels: str | None  # the same; None: no label may be opened
+    image_suffix: str = ""  # ends a name before its extension; other files are skipped
+    label_suffix: str = ""  # the rest of the name is the image's
+    label_size: Literal["prepared", "own"] = "prepared"  # as for `preparation.prepare_split`
+    drop_mismatched: bool = False  # leave out, not refuse, an image of another size than its label
 
     @property
     def folders(self) -> list[str]:
@@ -72,13 +61,9 @@ def _cityscapes(split: str, labels: str | None) -> Split:
 
 
 def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
-    """List the visible files of a data set's sub-folders `below`.
+    """The visible files of sub-folders, as a table: path (posix, below `folder`; sorted), bytes.
 
-    Returns:
-        Columns path (posix, below `folder`; sorted) and bytes.
-
-    Raises:
-        UserError: A folder is missing, or a link leads outside, in a circle or to nothing.
+    A UserError if a folder is missing, or a link leads outside, in a circle or to nothing.
     """
     sizes = dict(entry for part in below for entry in _files(Path(folder), part))
     return pd.DataFrame(sorted(sizes.items()), columns=["path", "bytes"])
@@ -87,28 +72,22 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
 def list_split(folder: Path, split: Split) -> list[Item]:
     """List the images of a split of the data set in `folder` and, matched by name, its labels.
 
-    Returns:
-        Items sorted by name: the path below the images' folder without suffix and extension.
-
-    Raises:
-        UserError: A folder is missing, there is no image, an image has no label or a label no
-            image, or two files have one name.
+    They are sorted by name, the path below the images' folder without suffix and extension. A
+    UserError if a folder is missing, there is no image, an image has no label or a label no image,
+    or two files have one name.
     """
     folder = Path(folder)
     images = _by_name(folder, split.images, split.image_suffix)
     if not images:
-        raise UserError(
-            f"{folder / split.images}: no image found; expected files that end in "
-            f"{', '.join(split.image_suffix + extension for extension in sorted(EXTENSIONS))}"
-        )
+        ends = ", ".join(split.image_suffix + extension for extension in sorted(EXTENSIONS))
+        where = folder / split.images
+        raise UserError(f"{where}: no image found; expected files that end in {ends}")
     if split.labels is None:
         return [Item(name, path, None) for name, path in sorted(images.items())]
     first, second = PurePosixPath(split.images), PurePosixPath(split.labels)
     if first.is_relative_to(second) or second.is_relative_to(first):
-        raise UserError(
-            f"{folder}: images ({split.images}) and labels ({split.labels}) must be two separate "
-            "folders"
-        )
+        problem = f"images ({split.images}) and labels ({split.labels})"
+        raise UserError(f"{folder}: {problem} must be two separate folders")
     labels = _by_name(folder, split.labels, split.label_suffix)
     _check_pairs(folder, split, images, labels)
     return [Item(name, path, labels[name]) for name, path in sorted(images.items())]
@@ -118,16 +97,13 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
     """The (posix path below root, bytes) of the visible files below root/below."""
     start = inside(root, below)
     if not start.is_dir():
-        raise UserError(
-            f"{start}: no such folder; put the data set there or point the folder elsewhere"
-        )
+        hint = "put the data set there or point the folder elsewhere"
+        raise UserError(f"{start}: no such folder; {hint}")
     prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
     return _walk(start, prefix, root.resolve(), (start.resolve(),))
 
 
-def _walk(
-    folder: Path, prefix: str, root: Path, ancestors: tuple[Path, ...]
-) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[tuple[str, int]]:
     below = []  # followed last, so that only one folder is open at a time
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -144,7 +120,7 @@ def _walk(
         yield from _walk(path, f"{prefix}{name}/", root, (*ancestors, real))
 
 
-def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) -> None:
+def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple) -> None:
     try:
         entry.name.encode()
     except UnicodeEncodeError:
@@ -155,9 +131,8 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple[Path, ...]) ->
     if not real.exists():
         raise UserError(f"{entry.path}: this link leads to nothing; remove or mend it")
     if not real.is_relative_to(root):
-        raise UserError(
-            f"{entry.path}: this link leaves the data set's folder {root}; copy the files into it"
-        )
+        problem = f"this link leaves the data set's folder {root}"
+        raise UserError(f"{entry.path}: {problem}; copy the files into it")
     if real in ancestors:
         raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
 
@@ -176,17 +151,13 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
             repeated.append(sorted([paths[name], path]))
         paths[name] = path
     if repeated:
-        first, second = min(repeated)
-        raise UserError(
-            f"{root / second}: has the same name as {root / first} but for the extension; "
-            "keep one of them"
-        )
+        first, second = (root / path for path in min(repeated))
+        problem = f"has the same name as {first} but for the extension"
+        raise UserError(f"{second}: {problem}; keep one of them")
     return paths
 
 
-def _check_pairs(
-    folder: Path, split: Split, images: dict[str, str], labels: dict[str, str]
-) -> None:
+def _check_pairs(folder: Path, split: Split, images: dict, labels: dict) -> None:
     for kind, paths, other, others, below, suffix in (
         ("image", images, "label", labels, split.labels, split.label_suffix),
         ("label", labels, "image", images, split.images, split.image_suffix),
@@ -194,8 +165,6 @@ def _check_pairs(
         if missing := paths.keys() - others.keys():
             name = min(missing)
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(
-                f"{folder / paths[name]}: this {kind} has no {other}{more}; expected "
-                f"{folder / below / f'{name}{suffix}'} with an image extension; add or remove the "
-                "file"
-            )
+            expected = f"{folder / below / f'{name}{suffix}'} with an image extension"
+            problem = f"this {kind} has no {other}{more}; expected {expected}"
+            raise UserError(f"{folder / paths[name]}: {problem}; add or remove the file")

@@ -20,22 +20,15 @@ from cag.runtime.overlap import cores, in_order
 
 EXCLUDED = "excluded.csv"
 EXCLUDED_COLUMNS = ["name", "image_height", "image_width", "label_height", "label_width"]
-_BYTES_PER_PIXEL = 2  # of a lightly compressed photograph and its label map
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of a raw data set.
+    """One image of a raw data set."""
 
-    Attributes:
-        name: Of the prepared files: a posix path without extension.
-        image: Posix path below the data set's folder.
-        label: The same; None if there is no label, or if it may not be opened.
-    """
-
-    name: str
-    image: str
-    label: str | None
+    name: str  # of the prepared files: a posix path without extension
+    image: str  # posix path below the data set's folder
+    label: str | None  # the same; None if there is no label, or if it may not be opened
 
 
 def prepare_split(
@@ -51,23 +44,11 @@ def prepare_split(
 ) -> pd.DataFrame:
     """Write one split in the prepared form: images/<split>/ and labels/<split>/ below `out`.
 
-    Images are resized bilinearly with antialiasing, label maps by nearest neighbour. Few images are
-    in memory. If an item fails, nothing of the split is left; the error is the first bad item's.
-
-    Args:
-        items: The images, in the order of the rows. Without a label path, no label is opened.
-        folder: The raw data set's folder, which no item may leave.
-        out: The prepared folder, without this split.
-        split: "train" or "val".
-        class_map: Translates raw label values to train ids.
-        size: (height, width) in pixels of the prepared images; None: each image's own.
-        label_size: "prepared": the label map gets the image's prepared size; "own": it keeps its
-            own, for evaluation at full resolution.
-        workers: Number of threads; None: one for each core.
-        on_item: Called after each item, in the calling thread.
-
-    Returns:
-        The split's rows of the manifest (`COLUMNS`).
+    Images are resized to `size`, (height, width) in pixels or None for each image's own, bilinearly
+    with antialiasing; label maps by nearest neighbour, or not at all (`label_size` "own"), for
+    evaluation at full resolution. Few images are in memory. If an item fails, nothing of the split
+    is left; the error is the first bad item's. `on_item` is called after each item, in the calling
+    thread. The result is the split's rows of the manifest (`COLUMNS`), in the order of `items`.
 
     Raises:
         UserError: A file cannot be read, leaves its folder or has a value outside the class map; an
@@ -101,21 +82,14 @@ def prepare_split(
 
 def prepared_bytes(pixels: int) -> int:
     """Estimate the bytes of prepared images with so many pixels in sum, and of their label maps."""
-    return pixels * _BYTES_PER_PIXEL
+    return 2 * pixels  # a photograph is lightly compressed
 
 
 def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item], pd.DataFrame]:
     """Split labelled items by their files' headers: those as large as their label, and the others.
 
-    Args:
-        items: With labels.
-        folder: The raw data set's folder.
-
-    Returns:
-        The items to keep, and a table of the others (`EXCLUDED_COLUMNS`, sizes in pixels).
-
-    Raises:
-        UserError: A file cannot be read or leaves its folder.
+    The others come as a table (`EXCLUDED_COLUMNS`, sizes in pixels). A UserError if a file cannot
+    be read or leaves its folder.
     """
 
     def sizes(item: Item) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -135,36 +109,25 @@ def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item],
 def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
     """Read an item's label below the raw data set's folder with `read_label`.
 
-    Args:
-        item: With a label.
-        folder: The raw data set's folder.
-        size: The image's (height, width), which the label must have; None: any.
-
-    Raises:
-        UserError: It cannot be read, leaves its folder, or has another size.
+    A UserError if it cannot be read, leaves the folder, or has not the image's `size` (None: any).
     """
     path = inside(folder, item.label)
     raw = read_label(path)
     if size is not None and raw.shape[:2] != size:
-        (height, width), (label_height, label_width) = size, raw.shape[:2]
-        raise UserError(
-            f"{folder / item.image} is {width} x {height} pixels, but its label {path} is "
-            f"{label_width} x {label_height}; they must have one size"
-        )
+        image = f"{folder / item.image} is {size[1]} x {size[0]} pixels"
+        label = f"its label {path} is {raw.shape[1]} x {raw.shape[0]}"
+        raise UserError(f"{image}, but {label}; they must have one size")
     return raw
 
 
 def require_one_size(rows: pd.DataFrame) -> None:
     """Raise a UserError unless a manifest's rows share one size, as a feature store needs."""
-    sizes = rows[["height", "width"]]
-    other = (sizes != sizes.iloc[0]).any(axis=1)
-    if other.any():
-        first, second = rows.iloc[0], rows[other].iloc[0]
-        raise UserError(
-            f"target images of several sizes: {first['name']} is {first['width']} x "
-            f"{first['height']} pixels, {second['name']} is {second['width']} x "
-            f"{second['height']}; the rounds need one size: set target.size to [height, width]"
-        )
+    different = rows.drop_duplicates(["height", "width"])[["name", "width", "height"]]
+    if len(different) > 1:
+        first, second = ("{} is {} x {}".format(*row) for row in different.values[:2])
+        problem = f"target images of several sizes: {first} pixels, {second}"
+        remedy = "set target.size to [height, width]"
+        raise UserError(f"{problem}; the rounds need one size: {remedy}")
 
 
 def write_manifest(folder: Path, rows: pd.DataFrame, label_space: LabelSpace) -> None:
@@ -184,13 +147,7 @@ def _check_names(items: Sequence[Item], split: str) -> None:
 
 
 def _prepare_item(
-    item: Item,
-    folder: Path,
-    out: Path,
-    split: str,
-    class_map: ClassMap,
-    size: tuple[int, int] | None,
-    label_size: str,
+    item: Item, folder: Path, out: Path, split: str, class_map: ClassMap, size, label_size: str
 ) -> dict:
     image = read_image(inside(folder, item.image))  # (H, W, 3)
     labels = None
@@ -203,22 +160,20 @@ def _prepare_item(
     image = resize(image, size)
     row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
     row["height"], row["width"] = image.shape[:2]
-
-    row["image"], path = _output(out, "images", split, item.name)
-    write_image(path, image)
-    row["image_sha256"] = sha256(path)
+    row["image"] = f"images/{split}/{item.name}.png"
+    row["image_sha256"] = _write(out, row["image"], write_image, image)
     if labels is not None:
         if label_size == "prepared":
             labels = resize(labels, size, Image.Resampling.NEAREST)
-        row["label"], path = _output(out, "labels", split, item.name)
-        write_label(path, labels, class_map.label_space.palette_array)
-        row["label_sha256"] = sha256(path)
+        palette = class_map.label_space.palette_array
+        row["label"] = f"labels/{split}/{item.name}.png"
+        row["label_sha256"] = _write(out, row["label"], write_label, labels, palette)
     return row
 
 
-def _output(out: Path, kind: str, split: str, name: str) -> tuple[str, Path]:
-    """A file's path for the manifest, below `out`, and the path to write; its folder is made."""
-    relative = f"{kind}/{split}/{name}.png"
+def _write(out: Path, relative: str, write: Callable, *content: np.ndarray) -> str:
+    """Write a file below `out`; its SHA-256."""
     path = inside(out, relative)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return relative, path
+    write(path, *content)
+    return sha256(path)

@@ -34,16 +34,11 @@ def common_size(rows: pd.DataFrame) -> tuple[int, int] | None:
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
-    """Read a prepared data set's table of images.
+    """Read a prepared data set's table of images, with the columns `COLUMNS`.
 
-    Returns:
-        Columns split, name, image, label, height, width, image_sha256, label_sha256. Paths are
-        posix, below the folder; label is "" if there is none; height and width (int64, pixels) are
-        the image's.
-
-    Raises:
-        UserError: The manifest is missing, or has other columns, sizes that are no numbers, a
-            repeated name or a path that leaves the folder.
+    Paths are posix, below the folder; label is "" if there is none; height and width (int64,
+    pixels) are the image's. A UserError if the manifest is missing, or has other columns, sizes
+    that are no numbers, a repeated name or a path that leaves the folder.
     """
     path = Path(folder) / MANIFEST
     with readable(path, "a readable table", PREPARE, AGAIN):
@@ -53,27 +48,18 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def read_label_space(folder: Path) -> LabelSpace:
-    """Read a prepared data set's classes.
-
-    Raises:
-        UserError: classes.json is missing or damaged.
-    """
+    """Read a prepared data set's classes; a UserError if classes.json is missing or damaged."""
     path = Path(folder) / CLASSES
     with readable(path, "a list of classes", PREPARE, AGAIN):
         return LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
-    """Read the target's classes, which must have the source's names and order.
-
-    Raises:
-        UserError: They differ, or cannot be read.
-    """
-    spaces = [read_label_space(folder) for folder in (source, target)]
-    names = [space.names for space in spaces]
-    if names[0] != names[1]:
-        raise UserError(class_difference(*names))
-    return spaces[1]
+    """Read the target's classes; a UserError unless the source's have the same names and order."""
+    theirs, ours = read_label_space(source), read_label_space(target)
+    if ours.names != theirs.names:
+        raise UserError(class_difference(theirs.names, ours.names))
+    return ours
 
 
 def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
@@ -104,43 +90,30 @@ def fingerprint(folder: Path) -> str:
 
 def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
     if list(rows.columns) != COLUMNS:
-        raise UserError(
-            f"{path}: found the columns {', '.join(rows.columns)}; expected {', '.join(COLUMNS)}; "
-            f"{AGAIN}"
-        )
+        columns, expected = ", ".join(rows.columns), ", ".join(COLUMNS)
+        raise UserError(f"{path}: found the columns {columns}; expected {expected}; {AGAIN}")
     for column in ("height", "width"):
-        wrong = ~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")
-        if wrong.any():
-            raise UserError(
-                f"{path}: {column} of {rows['name'][wrong].iloc[0]!r} is "
-                f"{rows[column][wrong].iloc[0]!r}; expected a number of pixels; {AGAIN}"
-            )
+        wrong = rows[~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")]
+        if len(wrong):
+            where = f"{path}: {column} of {wrong['name'].iloc[0]!r}"
+            value = f"{wrong[column].iloc[0]!r}; expected a number of pixels"
+            raise UserError(f"{where} is {value}; {AGAIN}")
     for column in _PATH_COLUMNS:
         for value in rows[column]:
             if not is_local(value) or (not value and column != "label"):
-                raise UserError(
-                    f"{path}: the {column} {value!r} is not a path below {path.parent}; {AGAIN}"
-                )
+                problem = f"the {column} {value!r} is not a path below {path.parent}"
+                raise UserError(f"{path}: {problem}; {AGAIN}")
     repeated = rows.duplicated(["split", "name"])
     if repeated.any():
         raise UserError(f"{path}: {rows['name'][repeated].iloc[0]!r} is listed twice")
 
 
 class PreparedImages:
-    """One split of a prepared data set, in the manifest's order; a data set of PyTorch.
+    """One split ("train" or "val") of a prepared data set, in the manifest's order, for PyTorch.
 
-    Args:
-        folder: The prepared folder.
-        split: "train" or "val".
-        with_labels: Whether to read label maps; if not, none is ever opened.
-
-    Attributes:
-        names: The images' names.
-        sizes: Their (height, width) in pixels.
-
-    Raises:
-        UserError: The manifest is missing or broken or lacks the split, or a wanted label is
-            missing.
+    Has the images' `names` and `sizes`, (height, width) in pixels. Without `with_labels` no label
+    map is ever opened. A UserError if the manifest is missing or broken or lacks the split or a
+    wanted label.
     """
 
     def __init__(self, folder: Path, split: str, with_labels: bool):
@@ -160,30 +133,24 @@ class PreparedImages:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None, str]:
         """An image uint8 [3, H, W], its train ids uint8 [h, w] (255 = ignored) or None, its name.
 
-        The label map has the image's size, or its own if it was prepared so.
-
-        Raises:
-            UserError: A file is missing or damaged, or the image is not of the manifest's size.
+        The label map has the image's size, or its own if it was prepared so. A UserError if a file
+        is missing or damaged, or the image is not of the manifest's size.
         """
         import torch  # slow to import, and reading the manifest needs none
 
         path = self.folder / self._images[index]
         image = torch.from_numpy(read_image(path))  # (H, W, 3)
-        if image.shape[:2] != self.sizes[index]:
-            raise UserError(
-                f"{path}: height and width are {tuple(image.shape[:2])}, {MANIFEST} has "
-                f"{self.sizes[index]}; prepare the data set again"
-            )
+        size, expected = tuple(image.shape[:2]), self.sizes[index]
+        if size != expected:
+            problem = f"height and width are {size}, {MANIFEST} has {expected}"
+            raise UserError(f"{path}: {problem}; prepare the data set again")
         labels = None
         if self.with_labels:
             labels = torch.from_numpy(read_label(self.folder / self._labels[index]))  # (h, w)
         return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
 
     def batches(self, size: int, indices: Sequence[int] | None = None) -> list[list[int]]:
-        """Cut indices, by default all, into batches of one image size, in their order.
-
-        The number of processes changes no batch.
-        """
+        """Cut indices (None: all), in order, into batches of one size, for any process count."""
         runs = groupby(range(len(self)) if indices is None else indices, self.sizes.__getitem__)
         groups = (list(run) for _, run in runs)
         return [run[i : i + size] for run in groups for i in range(0, len(run), size)]
@@ -195,7 +162,6 @@ def _check_rows(path: Path, split: str, rows, manifest, with_labels: bool) -> No
         raise UserError(f"{path}: no image of the split '{split}'; splits found: {splits}")
     unlabelled = rows["name"][rows["label"] == ""]
     if with_labels and len(unlabelled):
-        raise UserError(
-            f"{path}: {unlabelled.iloc[0]!r} of the split '{split}' has no label map; "
-            "labels are needed here; prepare the data set with its labels"
-        )
+        problem = f"{unlabelled.iloc[0]!r} of the split '{split}' has no label map"
+        remedy = "labels are needed here; prepare the data set with its labels"
+        raise UserError(f"{path}: {problem}; {remedy}")

@@ -32,17 +32,15 @@ INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], H and W above 32; normalis
 OUTPUT = "logits: float32 [B, K, H, W] at the images' size; their argmax over K is the train id"
 _EXAMPLE = (2, 3, 100, 157)  # no multiple of a network's stride, so that nothing is traced away
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Tensor]  # logits of images float [B, 3, H, W] in [0, 1]
 
 
 class FullResolution(nn.Module):
     """A network whose logits come at the images' size, in a form that is traced for all sizes.
 
-    It computes `prediction.upsampled` of the network's logits. The network itself sometimes pads
-    and crops by 0, which a trace takes for always or never; this module always does both.
-
-    Args:
-        network: In eval mode, on the CPU.
+    It computes `prediction.upsampled` of the network's logits. The network, in eval mode on the
+    CPU, sometimes pads and crops by 0, which a trace takes for always or never; this module always
+    does both.
     """
 
     def __init__(self, network: SegmentationNetwork):
@@ -87,16 +85,9 @@ class Comparison(NamedTuple):
 
 
 def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> list[Comparison]:
-    """Write a model for other programs, and compare the file with it.
+    """Write a model as "onnx" or "pt2", and compare the file with it on `comparison_images`.
 
-    Args:
-        model: A model of the pipeline.
-        form: "onnx" or "pt2".
-        path: The file to write, under any name.
-        images: Photographs to compare with; see `comparison_images`.
-
-    Raises:
-        UserError: A file cannot be read, a package is missing, or the network cannot be exported.
+    A UserError if a file cannot be read, a package is missing, or the network cannot be exported.
     """
     if form == "onnx":
         require_packages("onnx", "onnxscript", "onnxruntime")
@@ -110,11 +101,8 @@ def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> li
 def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
     """Random images of two sizes, and 4 images of files, folders or patterns, or else two scenes.
 
-    Returns:
-        Names, and float32 [B, 3, H, W] in [0, 1].
-
-    Raises:
-        UserError: There is no image, or one is too small.
+    They are names and float32 [B, 3, H, W] in [0, 1]. A UserError if there is no image, or one is
+    too small.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, 3, 96, 160), (2, 3, 125, 203))
@@ -136,8 +124,7 @@ def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
 def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
     """Trace a network in eval mode on the CPU; batch, height and width (above 32) stay free.
 
-    Raises:
-        UserError: It cannot be traced.
+    A UserError if it cannot be traced.
     """
     shapes = {"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     try:
@@ -157,8 +144,7 @@ def write_pt2(path: Path, program: torch.export.ExportedProgram, about: dict) ->
 def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
     """Write an ONNX model in one file; each entry of `metadata` is a property, as JSON.
 
-    Raises:
-        UserError: It cannot be translated.
+    A UserError if it cannot be translated.
     """
     free = {0: "batch", 2: "height", 3: "width"}
     try:
@@ -176,19 +162,9 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -
 
 
 def metadata(classes: LabelSpace, size: tuple[int, int] | None) -> dict:
-    """An exported model's description: classes, palette, size, input and output.
-
-    Args:
-        classes: Its classes.
-        size: (height, width) of the images that it was trained on, or None.
-    """
-    return {
-        "classes": list(classes.names),
-        "palette": [list(color) for color in classes.palette],
-        "size": None if size is None else list(size),
-        "input": INPUT,
-        "output": OUTPUT,
-    }
+    """A description; `size` is the (height, width) of all training images, or None."""
+    about = {"classes": list(classes.names), "palette": [list(color) for color in classes.palette]}
+    return about | {"size": list(size) if size else None, "input": INPUT, "output": OUTPUT}
 
 
 def load_pt2(path: Path) -> Run:
@@ -209,13 +185,7 @@ def load_onnx(path: Path) -> Run:
 def compare(
     network: SegmentationNetwork, run: Run, images: Sequence[tuple[str, Tensor]]
 ) -> Iterator[Comparison]:
-    """Compare an exported network with the network itself.
-
-    Args:
-        network: In eval mode, on the CPU.
-        run: The exported network.
-        images: Names, and float [B, 3, H, W] in [0, 1].
-    """
+    """Run an exported network beside the network, in eval mode, on names and `Run`'s images."""
     exact = deepcopy(network).double()
     for name, batch in images:
         logits = network(batch).logits
@@ -232,19 +202,13 @@ def compare(
 
 
 def require_packages(*names: str) -> None:
-    """Check that the optional packages of an export are there.
-
-    Raises:
-        UserError: One is missing.
-    """
+    """A UserError unless the optional packages of an export are there."""
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise UserError(
-                f"the export to ONNX needs the package {name}, which is not installed; "
-                "run: pip install 'cag[export]'"
-            ) from None
+            problem = f"the export to ONNX needs the package {name}, which is not installed"
+            raise UserError(f"{problem}; run: pip install 'cag[export]'") from None
 
 
 def _failed(problem: str, error: Exception) -> UserError:
@@ -258,8 +222,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(level)

@@ -9,19 +9,12 @@ from cag.runtime.errors import UserError
 
 
 def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
-    """The images that are meant by files, folders or patterns.
+    """The images of files, folders or patterns: names (posix, no extension) and paths, sorted.
 
-    Args:
-        patterns: A file is named by its stem; an image in a folder, or of a pattern, by its path
-            below the folder, or below the pattern's part without wildcards.
-        written: Folders that the command writes; the files of an earlier run there are no input.
-
-    Returns:
-        Names (posix paths without extension) and paths, sorted by name.
-
-    Raises:
-        UserError: There is nothing of that name, no image, one name for two images, or an image
-            that the command would write over.
+    A file is named by its stem; an image in a folder, or of a pattern, by its path below the
+    folder, or below the pattern's part without wildcards. Files of an earlier run in the folders
+    that the command writes are no input. A UserError if there is nothing of that name, no image,
+    one name for two images, or an image that the command would write over.
     """
     folders = [folder.resolve() for folder in written]
     paths: dict[str, Path] = {}
@@ -33,10 +26,9 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
                 continue
             other = paths.setdefault(name, path)
             if other.resolve() != path.resolve():
-                raise UserError(
-                    f"{path}: its results would have the same name as those of {other} ({name}); "
-                    "give the folder above both, or label them into two folders"
-                )
+                problem = f"its results would have the same name as those of {other} ({name})"
+                remedy = "give the folder above both, or label them into two folders"
+                raise UserError(f"{path}: {problem}; {remedy}")
     if not paths:
         raise UserError(f"{', '.join(patterns)}: no image found")
     return sorted(paths.items())

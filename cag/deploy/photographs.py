@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ class Photograph(NamedTuple):
 
     name: str  # of its files below the output folders: a posix path without extension
     image: np.ndarray  # uint8 [H, W, 3]
-    given: np.ndarray  # the same at the size to predict at, uint8 [h, w, 3]
+    scaled: np.ndarray  # the same at the size to predict at, uint8 [h, w, 3]
 
 
 Predicted = tuple[Photograph, Callable[[], tuple]]
@@ -34,19 +34,12 @@ Predicted = tuple[Photograph, Callable[[], tuple]]
 
 @dataclass
 class Labelled:
-    """The outcome for a number of photographs.
+    """The outcome for a number of photographs."""
 
-    Attributes:
-        pixels: int64 [K], the pixels of each class.
-        images: Number of images that are labelled.
-        seconds: The time it took.
-        failures: The images that could not be read, and why.
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # int64 [K], of each class
     images: int = 0
     seconds: float = 0.0
-    failures: list[tuple[Path, str]] = field(default_factory=list)
+    failures: list[tuple[Path, str]] = field(default_factory=list)  # unread images, and why
 
     @property
     def shares(self) -> np.ndarray:
@@ -63,20 +56,11 @@ def label_photographs(
     tile: int | None = None,
     batch: int = 4,
 ) -> Labelled:
-    """Predict images and write the wanted kinds of files for each, with a progress bar.
+    """Predict the images of `list_images` and write files of each for the wanted `OUTPUTS`.
 
-    Args:
-        segmenter: The model.
-        files: Names and paths, from `list_images`.
-        out: The folder to write to.
-        kinds: Of `OUTPUTS`; each is a folder below `out`.
-        size: As for a call of the segmenter, like `tile`.
-        tile: Side of the tiles.
-        batch: The most images of one size that are predicted together.
-
-    Raises:
-        UserError: The tile is too small, or something cannot be written. An image that cannot be
-            read is passed over.
+    Each of `kinds` is a folder below `out`. `size` and `tile` are those of a call of the segmenter;
+    up to `batch` images of one size are predicted together. A UserError if the tile is too small,
+    or something cannot be written; an image that cannot be read is passed over.
     """
     if tile and tile < SMALLEST_TILE:
         raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
@@ -90,7 +74,20 @@ def label_photographs(
     def write(predicted: Predicted) -> np.ndarray:
         photograph, arrived = predicted
         labels, *probability = (part.numpy() for part in arrived())
-        _write(out, photograph, labels, probability, kinds, segmenter.palette)
+        for kind in kinds:
+            suffix = ".jpg" if kind == OVERLAYS else ".png"
+            path = out / kind / f"{photograph.name}{suffix}"
+            try:
+                with atomic_file(path) as partial:
+                    if kind == LABELS:
+                        write_label(partial, labels, segmenter.palette)
+                    elif kind == OVERLAYS:
+                        write_jpeg(partial, overlay(photograph.image, labels, segmenter.palette))
+                    else:
+                        write_image(partial, (255 * probability[0]).round().astype(np.uint8))
+            except OSError as error:
+                problem = f"cannot be written ({error.strerror or error})"
+                raise UserError(f"{path}: {problem}") from None
         return np.bincount(labels.ravel(), minlength=segmenter.num_classes)
 
     with progress("predict", len(files), "images") as advance:
@@ -105,11 +102,7 @@ def label_photographs(
     return labelled
 
 
-def _read(
-    files: Sequence[tuple[str, Path]],
-    size: tuple[int, int] | None,
-    failures: list[tuple[Path, str]],
-) -> Iterator[Photograph]:
+def _read(files: Sequence[tuple[str, Path]], size, failures: list) -> Iterator[Photograph]:
     """Read images by threads, in order; unreadable ones go to `failures`."""
 
     def read(entry: tuple[str, Path]) -> Photograph | UserError:
@@ -134,12 +127,9 @@ def _batches(images: Iterator[Photograph], count: int) -> Iterator[list[Photogra
     """Group neighbours of one size: up to `count`, and up to `WHOLE_PIXELS` if more than one."""
     batch: list[Photograph] = []
     for image in images:
-        shape = image.given.shape
-        if batch and (
-            len(batch) == count
-            or shape != batch[0].given.shape
-            or (len(batch) + 1) * shape[0] * shape[1] > WHOLE_PIXELS
-        ):
+        shape = image.scaled.shape
+        too_many = len(batch) == count or (len(batch) + 1) * shape[0] * shape[1] > WHOLE_PIXELS
+        if batch and (too_many or shape != batch[0].scaled.shape):
             yield batch
             batch = []
         batch.append(image)
@@ -148,45 +138,17 @@ def _batches(images: Iterator[Photograph], count: int) -> Iterator[list[Photogra
 
 
 def _predictions(
-    segmenter: Segmenter,
-    images: Iterator[Photograph],
-    tile: int | None,
-    batch: int,
-    confidence: bool,
+    segmenter: Segmenter, images: Iterator[Photograph], tile, batch: int, confidence: bool
 ) -> Iterator[Predicted]:
     """Each image with a function that waits for its labels and, if wanted, their probability."""
     for group in _batches(images, batch):
-        stacked = torch.from_numpy(np.stack([image.given for image in group]))  # (B, h, w, 3)
+        stacked = torch.from_numpy(np.stack([image.scaled for image in group]))  # (B, h, w, 3)
         try:
             logits = segmenter.logits(stacked.permute(0, 3, 1, 2), tile)
             for image, scores in zip(group, logits, strict=True):
                 yield image, to_cpu(*full_resolution(scores, image.image.shape[:2], confidence))
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"{group[0].name}: too large for the memory of {segmenter.device} "
-                f"({len(group)} images of {group[0].given.shape[:2]}); give a smaller --tile or "
-                "--batch, or --device cpu"
-            ) from None
-
-
-def _write(
-    out: Path,
-    photograph: Photograph,
-    labels: np.ndarray,
-    probability: list[np.ndarray],
-    kinds: Sequence[str],
-    palette: np.ndarray,
-) -> None:
-    for kind in kinds:
-        suffix = ".jpg" if kind == OVERLAYS else ".png"
-        path = out / kind / PurePosixPath(f"{photograph.name}{suffix}")
-        try:
-            with atomic_file(path) as partial:
-                if kind == LABELS:
-                    write_label(partial, labels, palette)
-                elif kind == OVERLAYS:
-                    write_jpeg(partial, overlay(photograph.image, labels, palette))
-                else:
-                    write_image(partial, (255 * probability[0]).round().astype(np.uint8))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+            memory = f"{segmenter.device} ({len(group)} images of {group[0].scaled.shape[:2]})"
+            remedy = "give a smaller --tile or --batch, or --device cpu"
+            problem = f"{group[0].name}: too large for the memory of {memory}"
+            raise UserError(f"{problem}; {remedy}") from None

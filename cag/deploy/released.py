@@ -41,16 +41,11 @@ LEGACY = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 
 def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
-    """Read a file that the authors of the paper released.
+    """Read a file of the paper's authors, by torch.save of today or of 2019 or a plain pickle.
 
-    Args:
-        path: A checkpoint `{"DeepLab": {"model_state": ...}, ...}`, or the file `category_anchors`:
-            `{"objective_vectors": [K, D], ...}`, or such an array alone. It is written by
-            torch.save, of today or of 2019, or as a plain pickle.
-
-    Returns:
-        The checkpoint's weights under the authors' keys, on the CPU; or the anchors, float32
-        [K, D], with a row of NaN for a class that was never seen (theirs: zeros).
+    A checkpoint `{"DeepLab": {"model_state": ...}, ...}` gives its weights under the authors' keys,
+    on the CPU. The file `category_anchors`, `{"objective_vectors": [K, D], ...}` or such an array
+    alone, gives anchors float32 [K, D], NaN for a class that was never seen (theirs: zeros).
 
     Raises:
         UserError: The file cannot be read, holds something else, or asks to run anything that
@@ -75,18 +70,10 @@ def read_released(path: Path) -> dict[str, Tensor] | np.ndarray:
 
 
 def import_released(path: Path, out: Path, class_map: Path) -> str:
-    """Convert a file that `read_released` reads: a checkpoint to a model, anchors to an array.
+    """Convert a file that `read_released` reads: "weights" to .safetensors, "anchors" to .npy.
 
-    Args:
-        path: The file.
-        out: The file to write: .safetensors for a model, .npy for anchors.
-        class_map: The YAML file of the 19 classes.
-
-    Returns:
-        "weights" or "anchors".
-
-    Raises:
-        UserError: As `read_released`, or `out` has another extension, or a weight does not fit.
+    The result says which. `class_map` is the YAML file of the 19 classes. A UserError as for
+    reading, or if `out` has another extension or a weight does not fit.
     """
     content = read_released(path)
     kind, suffix = ("weights", ".safetensors") if isinstance(content, dict) else ("anchors", ".npy")
@@ -123,16 +110,12 @@ def _load(path: Path) -> Any:
         by_torch = data[:4] == ZIP or LEGACY in data[:32]
         return _load_torch(data) if by_torch else _Pickle(io.BytesIO(data)).load()
     except Exception as error:  # damaged files raise many kinds
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
-            raise UserError(
-                f"{path}: asks to run {named[1]}, which weights and anchors do not need; nothing "
-                "of it was run; do not use this file"
-            ) from None
-        raise UserError(
-            f"{path}: not a file that torch.save or pickle wrote, or damaged "
-            f"({type(error).__name__}); fetch it again"
-        ) from None
+        problem = f"not a file that torch.save or pickle wrote, or damaged ({type(error).__name__})"
+        remedy = "fetch it again"
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            problem = f"asks to run {named[1]}, which weights and anchors do not need"
+            remedy = "nothing of it was run; do not use this file"
+        raise UserError(f"{path}: {problem}; {remedy}") from None
 
 
 def _load_torch(data: bytes) -> Any:
@@ -182,16 +165,9 @@ RELEASED_KEYS = {
 
 
 def convert_released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of one of the authors' checkpoints for the network of `RELEASED_NETWORK`.
+    """Give the 680 weights `DeepLab.model_state` the keys, in order, of our `RELEASED_NETWORK`.
 
-    Args:
-        state: A checkpoint's `DeepLab.model_state`: 680 tensors.
-
-    Returns:
-        The same tensors under the keys of `build(RELEASED_NETWORK, 19)`, in its order.
-
-    Raises:
-        UserError: A key is missing or too many, or a tensor has another shape; the first is named.
+    A UserError names the first key that is missing, is too many or has a tensor of another shape.
     """
     with torch.device("meta"):
         expected = build(RELEASED_NETWORK, RELEASED_CLASSES).state_dict()
@@ -208,10 +184,8 @@ def convert_released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         value, shape = state[key], list(expected[ours].shape)
         form = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if form != shape:
-            raise UserError(
-                f"released weights: '{key}' is {form}, expected {shape}: the authors' "
-                f"DeepLab v3+ on ResNet-101 with {RELEASED_CLASSES} classes"
-            )
+            network = f"the authors' DeepLab v3+ on ResNet-101 with {RELEASED_CLASSES} classes"
+            raise UserError(f"released weights: '{key}' is {form}, expected {shape}: {network}")
     return {ours: state[key] for key, ours in released.items()}
 
 

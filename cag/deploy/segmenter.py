@@ -23,7 +23,6 @@ TILE, SMALLEST_TILE = 1024, 2 * INPUT_MULTIPLE
 Picture = str | PathLike | Image.Image | np.ndarray | Tensor
 Pixels = tuple[int, int]
 Size = Pixels | Literal["own"]
-OWN = "own"
 
 
 class Segmenter:
@@ -32,15 +31,9 @@ class Segmenter:
     Args:
         network: The network.
         classes: Its classes.
-        device: See `cag.load`.
-        size: (height, width) of the images that it was trained on, if all had one.
-
-    Attributes:
-        classes: Names of the classes, in the order of their train ids.
-        palette: Their colours, uint8 [K, 3].
-        num_classes: K.
-        device: Where it computes.
-        size: (height, width) to predict at unless a call gives another, or None.
+        device: Where it computes; see `cag.load`.
+        size: (height, width) to predict at unless a call gives another, that of all training
+            images; None: each image's own.
     """
 
     def __init__(
@@ -50,11 +43,9 @@ class Segmenter:
         device: str | None = None,
         size: Pixels | None = None,
     ):
-        self.size = size
-        self._fabric = one_device(device)
+        self.size, self.label_space, self._fabric = size, classes, one_device(device)
         self.device = self._fabric.device
-        network = network.eval().to(self.device, memory_format=torch.channels_last)
-        self._network, self.label_space = network, classes
+        self._network = network.eval().to(self.device, memory_format=torch.channels_last)
 
     @classmethod
     def from_file(cls, path: Path, device: str | None = None) -> Segmenter:
@@ -80,7 +71,7 @@ class Segmenter:
     def __call__(
         self, image: Picture, size: Size | None = None, tile: int | None = None
     ) -> np.ndarray:
-        """The predicted train ids of an image.
+        """The predicted train ids of an image, uint8 [H, W].
 
         Args:
             image: A file's path; a Pillow image; uint8 [H, W, 3], [H, W] or [H, W, 4] (alpha is
@@ -89,9 +80,6 @@ class Segmenter:
                 image's size either way. None: `self.size`, as the pipeline's `evaluate` does, or
                 the image's if that is None.
             tile: See `logits`.
-
-        Returns:
-            uint8 [H, W].
 
         Raises:
             UserError: The file is missing or not an image.
@@ -150,11 +138,9 @@ class Segmenter:
 
     def seen_size(self, size: Size | None) -> Pixels | None:
         """The size that images are brought to: a call's, or else `self.size`; None: their own."""
-        return None if size == OWN else size or self.size
+        return None if size == "own" else size or self.size
 
-    def _logits_and_size(
-        self, image: Picture, size: Size | None, tile: int | None
-    ) -> tuple[Tensor, Pixels]:
+    def _logits_and_size(self, image: Picture, size, tile) -> tuple[Tensor, Pixels]:
         """Logits [K, h, w] of an image, and its own height and width."""
         pixels = as_rgb(image)  # (H, W, 3)
         resized = torch.from_numpy(resize(pixels, self.seen_size(size))).permute(2, 0, 1)[None]
@@ -162,12 +148,7 @@ class Segmenter:
 
 
 def as_rgb(image: Picture) -> np.ndarray:
-    """An image in any form that a `Segmenter` takes, as uint8 [H, W, 3].
-
-    Raises:
-        UserError: The file is missing or not an image.
-        ValueError: An array has another form.
-    """
+    """An image in any form that a `Segmenter` takes, as uint8 [H, W, 3]; errors as for a call."""
     if isinstance(image, str | PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
@@ -175,9 +156,8 @@ def as_rgb(image: Picture) -> np.ndarray:
     if isinstance(image, Tensor) and image.ndim == 3 and len(image) == 3:
         image, known = image.permute(1, 2, 0).cpu().numpy(), True
     else:
-        known = isinstance(image, np.ndarray) and (
-            image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-        )
+        is_array = isinstance(image, np.ndarray)
+        known = is_array and (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (1, 3, 4))
     if not known or image.dtype != np.uint8 or 0 in image.shape:
         what = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image)
         raise ValueError(
@@ -192,12 +172,8 @@ def as_rgb(image: Picture) -> np.ndarray:
 def tiles(side: int, tile: int) -> list[slice]:
     """Cut a side of an image into tiles that overlap by at least about a quarter.
 
-    Args:
-        side: Pixels.
-        tile: Pixels of a tile, a multiple of 32, at least 64.
-
-    Returns:
-        Slices that start at multiples of 32; the last ends with the image.
+    A tile has a multiple of 32 pixels, at least 64. They start at multiples of 32; the last ends
+    with the image.
     """
     step = tile - max(INPUT_MULTIPLE, tile // 4 // INPUT_MULTIPLE * INPUT_MULTIPLE)
     last = max(0, -(-(side - tile) // INPUT_MULTIPLE) * INPUT_MULTIPLE)

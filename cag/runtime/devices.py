@@ -13,22 +13,16 @@ from cag.runtime.overlap import cores
 def make_fabric(precision: str) -> Fabric:
     """A launched Fabric on the best device there is; under torchrun, one of its processes.
 
-    On a GPU, float32 products use TF32 unless the code asks for `full_precision`.
-
-    Args:
-        precision: "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`.
+    The precision is "32-true", "bf16-mixed", "16-mixed", or "auto" for `best_precision`. On a GPU,
+    float32 products use TF32 unless the code asks for `full_precision`.
     """
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     warnings.filterwarnings("ignore", module="lightning_fabric")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator="auto",
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
-        precision=best_precision(precision),
-    )
+    nodes, strategy = max(1, world // local), "ddp" if world > 1 else "auto"
+    precision = best_precision(precision)
+    fabric = Fabric(devices=local, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
 
@@ -36,13 +30,8 @@ def make_fabric(precision: str) -> Fabric:
 def one_device(name: str | None) -> Fabric:
     """A Fabric on one device in this process alone; changes no global setting.
 
-    A GPU computes in `best_precision`, other devices in float32.
-
-    Args:
-        name: As PyTorch writes it: cpu, cuda, cuda:1, mps. None: the best there is.
-
-    Raises:
-        UserError: There is no such device here.
+    It is named as in PyTorch: cpu, cuda, cuda:1, mps; None: the best there is. A GPU computes in
+    `best_precision`, other devices in float32. A UserError if there is no such device.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -53,13 +42,11 @@ def one_device(name: str | None) -> Fabric:
     if (device.index or 0) >= counts.get(device.type, 0):
         known = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
         raise UserError(f"device '{name}' is not here; there are {known}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about devices that are left unused
-        return Fabric(
-            accelerator=device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=best_precision("auto") if device.type == "cuda" else "32-true",
-        )
+    on_gpu = device.type == "cuda"
+    devices = [device.index or 0] if on_gpu else 1
+    precision = best_precision("auto") if on_gpu else "32-true"
+    with warnings.catch_warnings(action="ignore"):  # about devices that are left unused
+        return Fabric(accelerator=device.type, devices=devices, precision=precision)
 
 
 def best_precision(precision: str) -> str:

@@ -23,43 +23,32 @@ def project_root() -> Path:
     data and weights, which lie below the real root.
     """
     here = Path.cwd()
-    copies = [
-        p.parents[2] for p in (here, *here.parents) if p.parts[-3:] == (".dvc", "tmp", "exps")
-    ]
-    return copies[0] if copies else here
+    above = (p for p in (here, *here.parents) if p.parts[-3:] == (".dvc", "tmp", "exps"))
+    return next((copies.parents[2] for copies in above), here)
 
 
 def data_root() -> Path:
     """The folder of the raw data sets: $CAG_DATA, else data/raw below the project root."""
-    return _root_from("CAG_DATA", "data/raw")
+    return project_root() / Path(os.environ.get("CAG_DATA") or "data/raw").expanduser()
 
 
 def weights_root() -> Path:
     """The folder of local weights: $CAG_WEIGHTS, else data/weights below the project root."""
-    return _root_from("CAG_WEIGHTS", "data/weights")
+    return project_root() / Path(os.environ.get("CAG_WEIGHTS") or "data/weights").expanduser()
 
 
 def encoder_weights_file(encoder: str, weights: str) -> Path:
-    """The file of an encoder's local weights below `weights_root`.
+    """The file of an encoder's local weights; a UserError unless it lies below `weights_root`.
 
-    Args:
-        encoder: Its name.
-        weights: A path that ends in .safetensors, or a name such as imagenet, which stands for
-            <encoder>_<weights>.safetensors.
-
-    Raises:
-        UserError: The file would lie outside the folder.
+    `weights` is a path that ends in .safetensors, or a name such as imagenet, which stands for
+    <encoder>_<weights>.safetensors.
     """
     is_path = weights.endswith(".safetensors")
     return inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
 
 
 def model_weights_file(weights: str) -> Path:
-    """The file of a model from outside the pipeline, below `weights_root`.
-
-    Raises:
-        UserError: It is missing, or lies outside the folder.
-    """
+    """The file of a model from outside; a UserError unless it exists below `weights_root`."""
     path = inside(weights_root(), weights)
     if not path.is_file():
         raise UserError(
@@ -67,10 +56,6 @@ def model_weights_file(weights: str) -> Path:
             "of the authors' checkpoint), set CAG_WEIGHTS to its folder, or set it to null"
         )
     return path
-
-
-def _root_from(variable: str, default: str) -> Path:
-    return project_root() / Path(os.environ.get(variable) or default).expanduser()
 
 
 def is_local(relative: str) -> bool:
@@ -85,16 +70,13 @@ def is_local(relative: str) -> bool:
 def inside(folder: Path, relative: str) -> Path:
     """Join a posix path that was read from data to its folder, which may be a symbolic link.
 
-    Raises:
-        UserError: The path is absolute, has a `..`, or leaves the folder through a symbolic link.
+    A UserError if the path is absolute, has a `..`, or leaves the folder through a symbolic link.
     """
     path, real = Path(folder) / relative, os.path.realpath
     # resolve() raises for a circle of links before Python 3.13
     if not is_local(relative) or not Path(real(path)).is_relative_to(real(folder)):
-        raise UserError(
-            f"{folder}: the path {relative!r} leaves this folder; "
-            "use a path below it, without '..' and without links that lead elsewhere"
-        )
+        remedy = "use a path below it, without '..' and without links that lead elsewhere"
+        raise UserError(f"{folder}: the path {relative!r} leaves this folder; {remedy}")
     return path
 
 
@@ -102,8 +84,7 @@ def inside(folder: Path, relative: str) -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling path that becomes `path` on success and is removed on failure.
 
-    Missing parent folders are made. The sibling's name is .<name>.partial: tell its writer the
-    format.
+    Parent folders are made. The sibling is called .<name>.partial: tell its writer the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,10 +169,9 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Raise a UserError unless the disk of `folder` has so many bytes free for `what`."""
     free = free_bytes(folder)
     if free < bytes_needed:
-        raise UserError(
-            f"{folder}: {what} needs about {bytes_needed / 1e9:.2f} GB, "
-            f"the disk has {free / 1e9:.2f} GB free; free some space or use a smaller image size"
-        )
+        problem = f"{what} needs about {bytes_needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f}"
+        remedy = "free some space or use a smaller image size"
+        raise UserError(f"{folder}: {problem} GB free; {remedy}")
 
 
 def as_json(obj: Any) -> str:

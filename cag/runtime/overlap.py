@@ -37,16 +37,10 @@ def overlapped(
     advance: Advance,
     finish: Callable[[T], U] | None = None,
 ) -> Iterator[T | U]:
-    """Read, compute and write at the same time, with few items under way.
+    """Read items in one thread, `compute` outputs in another, `finish` each in several.
 
     The outputs come in the items' order, and an error of any thread in its place. Its end, or
-    closing it, ends all threads and closes `items`.
-
-    Args:
-        items: Read in one thread.
-        compute: Gives the outputs of an item, in another thread.
-        advance: Counts the time that `compute` waits for items.
-        finish: Maps each output, in several threads.
+    closing it, ends all threads and closes `items`. `advance` counts the waiting for items.
     """
 
     def outputs() -> Iterator[T]:
@@ -54,12 +48,10 @@ def overlapped(
             for item in advance.waiting(read):
                 yield from compute(item)
 
-    with closing(ahead(outputs(), depth=1)) as results:
-        if finish is None:
-            yield from results
-        else:
-            with closing(in_order(finish, results, threads())) as finished:
-                yield from finished
+    results = ahead(outputs(), depth=1)
+    finished = results if finish is None else in_order(finish, results, threads())
+    with closing(results), closing(finished):
+        yield from finished
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:

@@ -15,27 +15,20 @@ from cag.runtime.files import atomic_folder
 from cag.runtime.progress import Advance, progress
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=30)  # the others may need hours
-_UNTIL_ENDED = 20  # seconds in which a launcher ends the processes beside a failed one
 
 
 class Processes:
     """The processes of a launch, or the only one; small values pass between their CPUs.
 
     After a process has ended, the others' next call fails at once.
-
-    Attributes:
-        rank: This process's number.
-        count: Number of processes.
-        main: Whether this is process 0, which joins the parts.
     """
 
     def __init__(self, fabric: Fabric):
         self.rank, self.count = fabric.global_rank, fabric.world_size
-        self.main = self.rank == 0
+        self.main = self.rank == 0  # joins the parts
         self._group = None
-        if self.count > 1:
-            self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        if self.count > 1:  # the others may need hours
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -76,5 +69,5 @@ def _together(operation: Callable[[], object]) -> None:
         operation()
     except RuntimeError:
         # Another process failed and has said why; the launcher's signal ends this one in silence.
-        time.sleep(_UNTIL_ENDED)
+        time.sleep(20)
         raise

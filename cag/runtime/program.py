@@ -1,6 +1,5 @@
 """How a stage runs: one line for a user's error, and a record of the run."""
 
-import errno
 import json
 import os
 import platform
@@ -8,9 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
+from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import psutil
@@ -20,33 +22,25 @@ from cag.runtime.files import project_root, write_json
 from cag.runtime.progress import finished_bars, is_main_process
 
 # Refusals of the disk, not defects of the program.
-UNUSABLE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-}
+UNUSABLE = {EACCES, EPERM, EROFS, ENOSPC, EDQUOT, ENOTDIR, EISDIR, EEXIST}
 RECORDS = Path(".scratch/runs")
 
 
 def run(main: Callable[..., None]) -> int | None:
     """Run a click command; a UserError or a refusal of the disk is one line and exit status 1.
 
-    A termination raises too, so that half-written files are removed.
-
-    Returns:
-        0 if the command only printed its help, else None.
+    A termination raises too, so that half-written files are removed. 0 if it only printed its help.
     """
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return main.main(standalone_mode=False)
     except UserError as error:
-        _print_error(error)
-        sys.exit(1)
+        _fail(error)
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
         where = "the disk" if error.filename is None else error.filename
-        _print_error(UserError(f"{where}: {error.strerror}; free space, or use another folder"))
-        sys.exit(1)
+        _fail(UserError(f"{where}: {error.strerror}; free space, or use another folder"))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -70,14 +64,11 @@ def run_stage(main: Callable[..., None]) -> None:
     """
     finished = run(main) is None  # not with --help
     if finished and is_main_process():
-        program, argument = Path(sys.argv[0]).stem, sys.argv[1:2]
-        stage = "@".join([program, *argument])
-        folders, experiment = [RECORDS], os.environ.get("DVC_EXP_NAME")
-        if experiment:
-            folders.append(project_root() / RECORDS / experiment)
+        stage = "@".join([Path(sys.argv[0]).stem, *sys.argv[1:2]])
         record = {"stage": stage, **_record()}
-        for folder in folders:
-            write_json(folder / f"{stage}.json", record)
+        write_json(RECORDS / f"{stage}.json", record)
+        if experiment := os.environ.get("DVC_EXP_NAME"):
+            write_json(project_root() / RECORDS / experiment / f"{stage}.json", record)
 
 
 def _record() -> dict:
@@ -104,11 +95,9 @@ def read_records(folder: Path = RECORDS) -> dict[str, dict]:
     """The undamaged records of `run_stage`, by stage."""
     records = {}
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(path.read_text(encoding="utf-8"))
             records[record["stage"]] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return records
 
 
@@ -129,10 +118,11 @@ def cpu_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _print_error(error: UserError) -> None:
+def _fail(error: UserError) -> NoReturn:
     process = ""
     if not is_main_process():
         # Rank 0 mostly meets the same error and reports it; then the launcher ends this process.
         time.sleep(3)
         process = f" (process {os.environ['RANK']})"
     print(f"error{process}:", *str(error).splitlines(), file=sys.stderr)
+    sys.exit(1)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 T = TypeVar("T")
 _END = object()
@@ -22,18 +22,12 @@ def is_main_process() -> bool:
 
 
 class Advance:
-    """Counts units and the time spent waiting; called as advance(count, note).
-
-    Attributes:
-        done: Units done in this run.
-        waited: Seconds that `waiting` waited; None without it.
-        images: Images in a unit.
-        seconds: From the beginning to the end.
-    """
+    """Counts units and the time spent waiting; called as advance(count, note)."""
 
     def __init__(self, update: Callable[[int, str], None], images: int = 0):
-        self.done, self.waited, self.began = 0, None, time.monotonic()
-        self.images, self.seconds = images, 0.0
+        self.done, self.images = 0, images  # units in this run, and images in a unit
+        self.waited = None  # seconds that `waiting` waited
+        self.began, self.seconds = time.monotonic(), 0.0  # the seconds until the end
         self._update = update
 
     def __call__(self, count: int = 1, note: str = "", resumed: bool = False) -> None:
@@ -65,19 +59,11 @@ class Advance:
 def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Advance]:
     """A progress bar with a rate, then one line that stays.
 
-    Args:
-        what: The work, e.g. "pretrain".
-        total: Number of units.
-        unit: Their name in the plural, e.g. "images".
-        images: Images in a unit, for the record; None: 1 if the unit is images, else 0.
+    `what` is the work, e.g. "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for
+    the record; None: 1 if the unit is images, else 0.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} {task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
+    rate = "{task.fields[rate]} {task.fields[note]}"
+    columns = "{task.description}", BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
     console = Console(stderr=True)
     # rich prints an empty line where it cannot draw a bar
     console.quiet = not (console.is_interactive and is_main_process())

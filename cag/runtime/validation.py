@@ -15,11 +15,7 @@ from cag.runtime.errors import UserError, in_one_line, shortened
 def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Iterator[None]:
     """Turn an error of reading, decoding or parsing a file into a UserError.
 
-    Args:
-        path: The file.
-        kind: The content it should have, with its article.
-        missing: What to do if it does not exist.
-        broken: What to do if it has another content.
+    It says the `kind` of content, with its article, and the remedy for a missing or broken file.
     """
     try:
         yield
@@ -31,16 +27,7 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
 
 
 def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: The file.
-        missing: What to do if it does not exist.
-        broken: What to do if it holds no mapping.
-
-    Raises:
-        UserError: It is missing, cannot be read or holds no mapping.
-    """
+    """The mapping in a YAML file; a UserError, with the remedy, if it is missing or has none."""
     with readable(path, "readable YAML", missing):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -53,11 +40,8 @@ def explain(
 ) -> str:
     """The first of pydantic's complaints in one line: key, value, expected value.
 
-    Args:
-        model: The model that refused its input.
-        error: Its complaints.
-        example: Where to find a complete input, for the message of a missing key.
-        tagged: Keys whose value has one of several forms; locations name the form after the key.
+    `example` says where a complete input is, for a missing key. The value of a `tagged` key has one
+    of several forms, which locations name after the key.
     """
     # A misspelt key is an unknown and a missing one; the unknown says more.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
@@ -69,8 +53,8 @@ def explain(
     if kind == "union_tag_not_found":
         return f"'{key}.layout' is missing"
     if kind == "union_tag_invalid":
-        expected = first["ctx"]["expected_tags"]
-        return f"{key}.layout is {first['ctx']['tag']!r}: expected one of {expected}"
+        tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+        return f"{key}.layout is {tag!r}: expected one of {expected}"
     if kind == "extra_forbidden":
         known = "check its spelling" if parts else f"known are {', '.join(model.model_fields)}"
         return f"unknown key '{key}'; {known}"
