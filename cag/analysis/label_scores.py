@@ -16,11 +16,8 @@ from cag.pseudo_labels import Pixels, apply_rules
 class LabelScores:
     """Scores of the rules over labelled images, batch by batch, in constant memory.
 
-    Args:
-        config: The thresholds in use.
-        grid: The thresholds of the curves.
-        class_thresholds: float [K, T] at the T quantiles of the grid.
-        device: Where the pixels are.
+    `config` holds the thresholds in use, `grid` those of the curves; `class_thresholds` are float
+    [K, T] at the T quantiles of the grid, and `device` holds the pixels.
     """
 
     def __init__(
