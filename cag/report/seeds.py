@@ -18,13 +18,10 @@ LEAD = "The spread of the scores over seeds, and the score with true target labe
 def spread(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation of each model's mIoU over the seeds.
 
-    Args:
-        scores: A row for each seed: columns `seed` and the models, in order, with mIoU in [0, 1].
-
-    Returns:
-        Columns model, miou, deviation (NaN for one seed), change (from the first model; NaN for
-        it), closed (gain over the source-only model / the oracle's gain) and share (mIoU / the
-        oracle's); NaN without an oracle.
+    The scores have a row for each seed: `seed` and the models, in order, with mIoU in [0, 1]. The
+    result has a row for each model: model, miou, deviation (NaN for one seed), change (from the
+    first model; NaN for it), closed (gain over the source-only model / the oracle's gain) and
+    share (mIoU / the oracle's); NaN without an oracle.
     """
     models = scores.drop(columns="seed")
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
