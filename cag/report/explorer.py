@@ -93,14 +93,12 @@ def section(run: Run) -> dict | None:
     shared = [key for key, kind in THRESHOLDS.items() if not kind.per_class]
     scales = {key: _scale(THRESHOLDS[key], maps, configured[key]) for key in shared}
     rounds = [_round(run, name, shown, scales) for name in run.rounds]
-    kinds = [
-        {
-            "key": key,
-            "title": f"{kind.title}: {kind.label}",
-            "falling": kind.per_class or kind.at_most,
-        }
-        for key, kind in KINDS.items()
-    ]
+    kinds, missing = [], []  # missing: configured values that some round's sliders do not have
+    for key, kind in KINDS.items():
+        falling, value = kind.per_class or kind.at_most, configured[key]
+        kinds.append({"key": key, "title": f"{kind.title}: {kind.label}", "falling": falling})
+        if not all(value in (None, *part["scales"][key]) for part in rounds):
+            missing.append(f"{key} {value:g}")
     return {
         "names": run.label_space.names,
         "palette": run.label_space.palette_array.tolist(),
@@ -108,12 +106,7 @@ def section(run: Run) -> dict | None:
         "rules": configured,
         "step": max(map(_step, maps)),
         "rounds": rounds,
-        "missing": [  # configured values that some round's sliders do not have
-            f"{key} {configured[key]:g}"
-            for key in KINDS
-            if configured[key] is not None
-            and not all(configured[key] in part["scales"][key] for part in rounds)
-        ],
+        "missing": missing,
     }
 
 
