@@ -27,10 +27,10 @@ def spread(scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
     table["change"] = (table["miou"] - table["miou"].iloc[0]).where(table.index != table.index[0])
     nan, miou = float("nan"), table["miou"]
-    oracle, gain = miou.get(ORACLE, nan), miou - miou.get(BASELINE, nan)
+    gain = miou - miou.get(BASELINE, nan)
     gap = gain.get(ORACLE, nan)
     table["closed"] = (gain / gap).drop(BASELINE, errors="ignore") if gap > 0 else nan
-    table["share"] = table["miou"] / oracle
+    table["share"] = miou / miou.get(ORACLE, nan)
     table.loc[table.index == ORACLE, ["closed", "share"]] = nan
     return table.rename_axis("model").reset_index()
 
