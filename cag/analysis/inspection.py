@@ -9,19 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cag import pseudo_labels
 from cag.anchors import resize_labels
 from cag.config.base import RULES
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import (
-    COVERAGE,
-    THRESHOLDS,
-    Pixels,
-    apply_rules,
-    configured,
-    count_labels,
-    measure,
-)
+from cag.pseudo_labels import COVERAGE, THRESHOLDS, Pixels
 from cag.runtime.errors import UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -48,9 +41,9 @@ def inspect_image(
 
     `prediction` is uint8 and `probability` float32 [1, h, w]; the rest is as for `describe_pixel`.
     """
-    pixels = measure(features, prediction, probability, anchors)
+    pixels = pseudo_labels.measure(features, prediction, probability, anchors)
     pixels = Pixels(*(pixel_map[0] for pixel_map in pixels))
-    return Inspection(pixels, *apply_rules(pixels, config, class_thresholds))
+    return Inspection(pixels, *pseudo_labels.apply_rules(pixels, config, class_thresholds))
 
 
 def enlarge(pixel_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,11 +54,8 @@ def enlarge(pixel_map: Tensor, size: tuple[int, int]) -> Tensor:
 def feature_pixel(xy: tuple[int, int], size: tuple[int, int], shape: torch.Size) -> tuple[int, int]:
     """The row and column of the feature pixel that an image's pixel takes its label from.
 
-    `xy` is column and row, from 0, in the prepared image of `size` (height, width); `shape` is h, w
-    of the features.
-
-    Raises:
-        UserError: The pixel lies outside the image.
+    `xy` is column and row, from 0, in the prepared image of `size` (height, width), else a
+    UserError; `shape` is h, w of the features.
     """
     (x, y), (height, width) = xy, size
     if not (0 <= x < width and 0 <= y < height):
@@ -92,11 +82,10 @@ def describe_pixel(
     Features are float16 [1, D, h, w], anchors float32 [K, D], the class thresholds float [K] of the
     configured quantile, or None; the student trains on the labels `adapt.target_labels`.
 
-    Returns:
-        Plain values: the distances to the anchors, nearest first, in units of the features; the
-        margins; each configured threshold, the value compared with it, and whether the pixel
-        passes; the prediction; the labels, None for none; and under "training" the classes that
-        the student's cross-entropy draws the pixel to.
+    The result is plain values: the distances to the anchors, nearest first, in units of the
+    features; the margins; each configured threshold, the value compared with it, and whether the
+    pixel passes; the prediction; the labels, None for none; and under "training" the classes that
+    the student's cross-entropy draws the pixel to.
     """
     row, column = place
     pixel = Pixels(*(pixel_map[row, column] for pixel_map in image.pixels))
@@ -107,7 +96,7 @@ def describe_pixel(
     used = labels.values() if target_labels == "both" else [labels[target_labels]]
     rules = []
     for rule in RULES:
-        thresholds = configured(rule, config, class_thresholds)
+        thresholds = pseudo_labels.configured(rule, config, class_thresholds)
         rules += [_threshold(key, pixel, threshold) for key, threshold in thresholds.items()]
         if rule == "anchor" and config.agreement:
             agree = bool(pixel.nearest == pixel.prediction)
@@ -139,7 +128,8 @@ def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
     probability.
     """
     labels = (image.pixels.nearest, image.by_anchor, image.by_probability)
-    classes = pd.DataFrame(count_labels(*labels, len(names)).T.numpy(), columns=COVERAGE)
+    counts = pseudo_labels.count_labels(*labels, len(names)).T.numpy()
+    classes = pd.DataFrame(counts, columns=COVERAGE)
     levels, quantiles = torch.tensor(QUANTILES), pd.DataFrame({"quantile": QUANTILES})
     for key, threshold in THRESHOLDS.items():
         if not threshold.per_class:
@@ -155,8 +145,7 @@ def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
 def find_image(names: Sequence[str], wanted: str) -> int:
     """The index of the image with this name, part of a name, or path that ends in a name.
 
-    Raises:
-        UserError: No name or several fit; the message gives examples.
+    If no name or several fit, the message of the UserError gives examples.
     """
     path = PurePosixPath(wanted)
     path = path.with_suffix("").as_posix() if path.name else ""

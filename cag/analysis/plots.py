@@ -130,10 +130,8 @@ def panel(
 ) -> np.ndarray:
     """Lay pictures out in a grid under a line of titles, `gap` pixels apart; uint8 [H', W', 3] RGB.
 
-    All pictures, uint8 [H, W, 3] RGB, are scaled to the size of the first.
-
-    Raises:
-        ValueError: There is no row, or one with more or fewer pictures than titles.
+    All pictures, uint8 [H, W, 3] RGB, are scaled to the size of the first. There must be a row, and
+    a picture for each title in every row.
     """
     if not rows or any(len(row) != len(column_titles) for row in rows):
         count = len(column_titles)

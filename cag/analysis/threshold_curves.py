@@ -81,9 +81,9 @@ class ThresholdCounts:
         return torch.stack(columns, dim=1).cpu()
 
     def labelled(self, class_thresholds: Tensor) -> dict[str, Tensor]:
-        """Pixels that each threshold alone labels: exactly those of `pseudo_labels.label_pixels`.
+        """Pixels that each threshold alone labels, int64 [K, T] on the CPU, by key of THRESHOLDS.
 
-        They are int64 [K, T] on the CPU, by key of THRESHOLDS, in the order of the grid. The
+        They are exactly those of `pseudo_labels.label_pixels`, in the order of the grid. The
         argument is float32 [K, T], edges of the histogram's bins, from the method of this name.
         """
         reaching = _at_least(self._relative.counts)
@@ -171,17 +171,13 @@ class LabelledCounts:
 def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
     """Read a `curve_table`: its grid, and the class thresholds float32 [K, T] at the quantiles.
 
-    Raises:
-        UserError: The file is missing or damaged, or of other classes.
+    A file that is missing, damaged or of other classes is a UserError.
     """
-    texts, numbers = ("rule", "class"), ("share", "class_threshold", *MEASURES)
+    types = {"rule": str, "class": str, "threshold": float, "pixels": np.int64}
+    missing = dict.fromkeys(("share", "class_threshold", *MEASURES), [""])
     with readable(path, "a readable table", "`dvc repro` makes it", "delete it and rerun"):
-        table = pd.read_csv(
-            path,
-            dtype={**dict.fromkeys(texts, str), "threshold": float, "pixels": np.int64},
-            keep_default_na=False,  # names are text, whatever they spell
-            na_values=dict.fromkeys(numbers, [""]),
-        )
+        # Names are text, whatever they spell.
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise UserError(f"{path}: lacks the column {missing[0]}; delete it and rerun")
@@ -197,10 +193,9 @@ def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor]
 
 
 def class_thresholds_at(quantile: float | None, grid: Grid, cuts: Tensor) -> Tensor | None:
-    """From class thresholds [K, T] those of a quantile of the grid, float32 [K]; None for None.
+    """From class thresholds [K, T] those of a quantile, float32 [K]; None for None.
 
-    Raises:
-        UserError: The grid lacks it: the curves are of another quantile.
+    A UserError if the grid lacks it: the curves are of another quantile.
     """
     if quantile is None:
         return None

@@ -57,11 +57,7 @@ class Folders:
 
 
 def collect(folders: Folders, params) -> Run:
-    """Read the contents of the page, for the parameters of an experiment.
-
-    Raises:
-        UserError: An artifact is missing or damaged.
-    """
+    """Read the contents of the page; UserError: an artifact is missing or damaged."""
     manifest, label_space = read_manifest(folders.target), read_label_space(folders.target)
     training, validation = (manifest[manifest["split"] == split] for split in ("train", "val"))
     shown = _evenly(training, params.report.images)
