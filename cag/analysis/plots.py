@@ -168,7 +168,11 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     axes.set(xlabel="prediction", ylabel="truth")
     axes.spines[:].set_visible(False)
     if len(names) <= LARGEST_ANNOTATED:
-        _annotate(axes, share, theme)
+        # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
+        style = {"ha": "center", "va": "center", "fontsize": 6.5}
+        for row, column in np.argwhere(np.nan_to_num(share) >= 0.01):
+            style["color"] = theme.surface if share[row, column] > 0.55 else theme.ink
+            axes.text(column, row, f"{100 * share[row, column]:.0f}", **style)
     _heat_bar(figure, axes, picture, theme, format=PercentFormatter(1), fraction=0.045, pad=0.02)
     figure.axes[-1].set_ylabel("share of the true class's pixels", fontsize=10)
     return figure
@@ -185,8 +189,7 @@ def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     lengths = np.nan_to_num(miou)
     colors = np.where(table["change"].isna(), theme.muted, theme.cycle[0])
     axes.barh(positions, lengths, color=colors, height=0.62)
-    rows = zip(lengths, positions, miou, table["change"], strict=True)
-    for x, y, value, change in rows:
+    for x, y, value, change in zip(lengths, positions, miou, table["change"], strict=True):
         text = f"{100 * value:.1f}" if np.isfinite(value) else "none"
         text += "" if pd.isna(change) else f"   ({100 * change:+.1f})"
         axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center")
@@ -395,15 +398,6 @@ def _heat_bar(figure: Figure, axes: Axes, picture: AxesImage, theme: Theme, **op
     bar = figure.colorbar(picture, ax=axes, **options)
     bar.ax.tick_params(labelcolor=theme.muted, labelsize=8)
     bar.outline.set_visible(False)
-
-
-def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
-    # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
-    style = {"ha": "center", "va": "center", "fontsize": 6.5}
-    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.01), strict=True):
-        value = share[row, column]
-        ink = theme.surface if value > 0.55 else theme.ink
-        axes.text(column, row, f"{100 * value:.0f}", color=ink, **style)
 
 
 def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:

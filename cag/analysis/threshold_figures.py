@@ -86,9 +86,7 @@ def _mark_threshold(axes: Axes, threshold: float | None, theme: Theme) -> None:
         axes.annotate(f"{threshold:g}", (threshold, 1.0), color=color, fontsize=9, **place)
 
 
-def _quality(
-    axes: Axes, curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme
-) -> None:
+def _quality(axes: Axes, curves: pd.DataFrame, configured: Mapping, theme: Theme) -> None:
     """One line for each kind of threshold, through its thresholds."""
     for number, (key, threshold) in enumerate(THRESHOLDS.items()):
         style = theme.line(number)

@@ -1,6 +1,6 @@
 """The pictures of the page: predictions and pseudo-labels, right and wrong."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ def pseudo_labels(run: Run) -> dict | None:
     """By round, the pseudo-labels of training images, and of labelled images with the errors."""
     if not run.training or not run.rounds:
         return None
+    colors = [css_color(color) for color in JUDGED_COLORS]
     return {
         "rounds": list(run.rounds),
-        "agreement": _legend(AGREEMENT),
-        "errors": _legend(ERRORS),
+        "agreement": dict(zip(AGREEMENT, colors, strict=True)),
+        "errors": dict(zip(ERRORS, colors, strict=True)),
         "training": _cards(run, "training", _training_pictures),
         "labelled": _cards(run, "labelled", _labelled_pictures),
     }
@@ -55,10 +56,6 @@ def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray
         return None
     labels = apply_rules(maps.pixels(), rules, torch.from_numpy(cuts[0]) if cuts else None)
     return labels[0].numpy(), labels[1].numpy()
-
-
-def _legend(words: tuple[str, ...]) -> Mapping[str, str]:
-    return dict(zip(words, map(css_color, JUDGED_COLORS), strict=True))
 
 
 def _cards(run: Run, kind: str, draw: Callable[..., list[Picture]]) -> list[dict]:

@@ -21,8 +21,6 @@ from cag.report.pictures import css_color, figure
 from cag.report.tables import iou_of, per_class_table, results_table
 from cag.report.texts import count, decimal, percent, points, text
 
-Section = tuple[str, str, Any]  # key, title, data of its template
-
 LEAD = (
     "How a segmentation network trained on labelled source images does on the target, before and "
     "after it learned from unlabelled target images."
@@ -54,16 +52,17 @@ def report_page(run: Run) -> str:
 def render(
     titles: tuple[str, str, str],
     summary: Mapping[str, str],
-    sections: Sequence[Section],
+    sections: Sequence[tuple[str, str, Any]],
     tiles: Sequence[tuple[str, str, str]] | None = None,
     rounds: int = 0,
     colors: Mapping[str, str] | None = None,
 ) -> str:
     """Fill the templates in.
 
-    The titles are the window's, the heading, and the sentence below it; the key of a section names
-    its template. A tile is label, value and note of a number on top; an empty list of tiles means
-    that nothing was evaluated. Of `rounds` a switch shows one. Colours are in CSS, by class.
+    The titles are the window's, the heading, and the sentence below it. A section is its key, which
+    names its template, title and data. A tile is label, value and note of a number on top; an empty
+    list of tiles means that nothing was evaluated. Of `rounds` a switch shows one. Colours are in
+    CSS, by class.
     """
     script, spaces = _read("page.js"), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(
@@ -157,11 +156,10 @@ def _curves(run: Run) -> dict | None:
 
 
 def _confusion(run: Run) -> list[dict]:
-    models = []
+    models, names = [], run.label_space.names
     for name, evaluation in run.evaluations.items():
         alt = f"Confusion matrix of {name}: rows are the truth, columns the prediction."
-        matrix = evaluation.confusion, run.label_space.names
-        drawn = figure(alt, plots.confusion_figure, *matrix)
+        drawn = figure(alt, plots.confusion_figure, evaluation.confusion, names)
         models.append({"name": name, "open": name in run.compared, "figure": drawn})
     return models
 
