@@ -5,22 +5,16 @@ from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from cag import pseudo_labels
 from cag.anchors import resize_labels
 from cag.config.base import RULES
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import IGNORE
-from cag.pseudo_labels import (
-    COVERAGE,
-    THRESHOLDS,
-    Pixels,
-    apply_rules,
-    configured,
-    count_labels,
-    measure,
-)
+from cag.pseudo_labels import COVERAGE, THRESHOLDS, Pixels
 from cag.runtime.errors import UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -47,9 +41,9 @@ def inspect_image(
 
     `prediction` is uint8 and `probability` float32 [1, h, w]; the rest is as for `describe_pixel`.
     """
-    maps = measure(features, prediction, probability, anchors)
-    pixels = Pixels(*(pixel_map[0] for pixel_map in maps))
-    return Inspection(pixels, *apply_rules(pixels, config, class_thresholds))
+    pixels = pseudo_labels.measure(features, prediction, probability, anchors)
+    pixels = Pixels(*(pixel_map[0] for pixel_map in pixels))
+    return Inspection(pixels, *pseudo_labels.apply_rules(pixels, config, class_thresholds))
 
 
 def enlarge(pixel_map: Tensor, size: tuple[int, int]) -> Tensor:
@@ -60,13 +54,8 @@ def enlarge(pixel_map: Tensor, size: tuple[int, int]) -> Tensor:
 def feature_pixel(xy: tuple[int, int], size: tuple[int, int], shape: torch.Size) -> tuple[int, int]:
     """The row and column of the feature pixel that an image's pixel takes its label from.
 
-    Args:
-        xy: Column and row in the prepared image, from 0.
-        size: Height and width of the prepared image.
-        shape: h, w of the features.
-
-    Raises:
-        UserError: The pixel lies outside the image.
+    `xy` is column and row, from 0, in the prepared image of `size` (height, width), else a
+    UserError; `shape` is h, w of the features.
     """
     (x, y), (height, width) = xy, size
     if not (0 <= x < width and 0 <= y < height):
@@ -88,49 +77,35 @@ def describe_pixel(
     names: Sequence[str],
     target_labels: str,
 ) -> dict[str, Any]:
-    """Collect all that is known of a feature pixel.
+    """Collect all that is known of a feature pixel, whose `place` is its row and column.
 
-    Args:
-        image: Its image.
-        place: Its row and column.
-        features: float16 [1, D, h, w].
-        anchors: float32 [K, D].
-        config: The thresholds.
-        class_thresholds: float [K] of the configured quantile, or None.
-        names: K class names.
-        target_labels: `adapt.target_labels`, the labels that the student trains on.
+    Features are float16 [1, D, h, w], anchors float32 [K, D], the class thresholds float [K] of the
+    configured quantile, or None; the student trains on the labels `adapt.target_labels`.
 
-    Returns:
-        Plain values: the distances to the anchors, nearest first, in units of the features; the
-        margins; each configured threshold, the value compared with it, and whether the pixel
-        passes; the prediction; the labels, None for none; and under "training" the classes that
-        the student's cross-entropy draws the pixel to.
+    The result is plain values: the distances to the anchors, nearest first, in units of the
+    features; the margins; each configured threshold, the value compared with it, and whether the
+    pixel passes; the prediction; the labels, None for none; and under "training" the classes that
+    the student's cross-entropy draws the pixel to.
     """
     row, column = place
     pixel = Pixels(*(pixel_map[row, column] for pixel_map in image.pixels))
     nearest, prediction = names[pixel.nearest], names[pixel.prediction]
     distances = (anchors.double() - features[0, :, row, column].double()).norm(dim=1)
-    order = distances.argsort()
-    labels = {
-        rule: _name(labels[row, column], names)
-        for rule, labels in zip(RULES, (image.by_anchor, image.by_probability), strict=True)
-    }
+    by_rule = zip(RULES, (image.by_anchor, image.by_probability), strict=True)
+    labels = {rule: _name(labels[row, column], names) for rule, labels in by_rule}
     used = labels.values() if target_labels == "both" else [labels[target_labels]]
-    rules = {
-        rule: [
-            _threshold(key, pixel, threshold)
-            for key, threshold in configured(rule, config, class_thresholds).items()
-        ]
-        for rule in RULES
-    }
-    if config.agreement:
-        agree = bool(pixel.nearest == pixel.prediction)
-        rules["anchor"].append(_rule("agreement", nearest, prediction, agree))
+    rules = []
+    for rule in RULES:
+        thresholds = pseudo_labels.configured(rule, config, class_thresholds)
+        rules += [_threshold(key, pixel, threshold) for key, threshold in thresholds.items()]
+        if rule == "anchor" and config.agreement:
+            agree = bool(pixel.nearest == pixel.prediction)
+            rules.append(_rule("agreement", nearest, prediction, agree))
     return {
         "feature_pixel": {"row": row, "column": column},
         "distances": [
             {"class": names[i], "distance": distances[i].item()}
-            for i in order.tolist()
+            for i in distances.argsort().tolist()
             if distances[i].isfinite()
         ],
         "nearest": nearest,
@@ -140,7 +115,7 @@ def describe_pixel(
         "relative_margin": pixel.relative_margin().item(),
         "prediction": prediction,
         "probability": pixel.probability.item(),
-        "rules": [passed for rule in RULES for passed in rules[rule]],
+        "rules": rules,
         "labels": {**labels, "training": [*dict.fromkeys(filter(None, used))]},
     }
 
@@ -148,37 +123,29 @@ def describe_pixel(
 def describe_image(image: Inspection, names: Sequence[str]) -> dict[str, Any]:
     """Count an image's feature pixels by class, and take the quantiles of what is compared.
 
-    Returns:
-        Plain values: under "classes", for each class that occurs, the pixels nearest to it and
-        those that each rule and both label so; under "quantiles" those of margins and probability.
+    The result is plain values: under "classes", for each class that occurs, the pixels nearest to
+    it and those that each rule and both label so; under "quantiles" those of margins and
+    probability.
     """
     labels = (image.pixels.nearest, image.by_anchor, image.by_probability)
-    counts = count_labels(*labels, len(names)).T.tolist()  # [K][4]
-    levels = torch.tensor(QUANTILES)
-    quantiles = {
-        key: threshold.value(image.pixels).flatten().quantile(levels).tolist()
-        for key, threshold in THRESHOLDS.items()
-        if not threshold.per_class
-    }
+    counts = pseudo_labels.count_labels(*labels, len(names)).T.numpy()
+    classes = pd.DataFrame(counts, columns=COVERAGE)
+    levels, quantiles = torch.tensor(QUANTILES), pd.DataFrame({"quantile": QUANTILES})
+    for key, threshold in THRESHOLDS.items():
+        if not threshold.per_class:
+            quantiles[key] = threshold.value(image.pixels).flatten().quantile(levels).tolist()
+    present = classes.assign(**{"class": names})[classes.any(axis=1)]
     return {
         "pixels": image.pixels.nearest.numel(),
-        "classes": [
-            {"class": name, **dict(zip(COVERAGE, count, strict=True))}
-            for name, count in zip(names, counts, strict=True)
-            if any(count)
-        ],
-        "quantiles": [
-            {"quantile": level, **{key: values[i] for key, values in quantiles.items()}}
-            for i, level in enumerate(QUANTILES)
-        ],
+        "classes": present[["class", *COVERAGE]].to_dict("records"),
+        "quantiles": quantiles.to_dict("records"),
     }
 
 
 def find_image(names: Sequence[str], wanted: str) -> int:
     """The index of the image with this name, part of a name, or path that ends in a name.
 
-    Raises:
-        UserError: No name or several fit; the message gives examples.
+    If no name or several fit, the message of the UserError gives examples.
     """
     path = PurePosixPath(wanted)
     path = path.with_suffix("").as_posix() if path.name else ""

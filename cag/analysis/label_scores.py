@@ -1,12 +1,12 @@
 """Scores of pseudo-labels where the true classes are known: at the thresholds in use and others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from cag.analysis.threshold_curves import LabelledCounts, class_thresholds_at
+from cag.analysis.threshold_curves import Device, Grid, LabelledCounts, class_thresholds_at
 from cag.config.base import RULES
 from cag.config.pseudo_labels import PseudoLabel
 from cag.metrics import labelling_outcome, labelling_scores
@@ -16,19 +16,12 @@ from cag.pseudo_labels import Pixels, apply_rules
 class LabelScores:
     """Scores of the rules over labelled images, batch by batch, in constant memory.
 
-    Args:
-        config: The thresholds in use.
-        grid: The thresholds of the curves.
-        class_thresholds: float [K, T] at the T quantiles of the grid.
-        device: Where the pixels are.
+    `config` holds the thresholds in use, `grid` those of the curves; `class_thresholds` are float
+    [K, T] at the T quantiles of the grid, and `device` holds the pixels.
     """
 
     def __init__(
-        self,
-        config: PseudoLabel,
-        grid: Mapping[str, Tensor],
-        class_thresholds: Tensor,
-        device: torch.device | str | None = None,
+        self, config: PseudoLabel, grid: Grid, class_thresholds: Tensor, device: Device = None
     ) -> None:
         self._config, self._curves = config, (grid, class_thresholds)
         self._cuts = class_thresholds_at(config.quantile, grid, class_thresholds)

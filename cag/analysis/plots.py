@@ -36,13 +36,13 @@ LARGEST_ANNOTATED = 24  # classes; beyond it numbers in a confusion matrix are t
 class Theme:
     """Colours of a figure. The hues are Okabe and Ito's, which colour-blind readers tell apart."""
 
-    surface: str
-    ink: str
-    muted: str
-    grid: str
-    missing: str
-    cycle: tuple[str, ...]
-    ramp: tuple[str, str, str]
+    surface: str = "#ffffff"
+    ink: str = "#1b1f24"
+    muted: str = "#5b6470"
+    grid: str = "#e3e6ea"
+    missing: str = "#f1f2f4"
+    cycle: tuple[str, ...] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b88600", "#3f9fd8")
+    ramp: tuple[str, str, str] = ("#ffffff", "#6aaedb", "#08306b")
 
     @property
     def colormap(self) -> LinearSegmentedColormap:
@@ -50,44 +50,30 @@ class Theme:
         ramp = LinearSegmentedColormap.from_list("share", self.ramp)
         return ramp.with_extremes(bad=self.missing)
 
+    def line(self, number: int) -> dict[str, str]:
+        """The colour and kind of a line, by its number."""
+        color, style = self.cycle[number % len(self.cycle)], LINES[number % len(LINES)]
+        return {"color": color, "linestyle": style}
+
     def settings(self) -> dict[str, Any]:
         """Matplotlib's settings for its figures."""
-        axes = {
-            "facecolor": self.surface,
-            "edgecolor": self.grid,
-            "labelcolor": self.muted,
-            "labelsize": 9,
-            "titlecolor": self.ink,
-            "axisbelow": True,
-            "spines.top": False,
-            "spines.right": False,
-        }
+        axes = {"facecolor": self.surface, "edgecolor": self.grid, "labelcolor": self.muted}
+        axes |= {"labelsize": 9, "titlecolor": self.ink, "axisbelow": True}
+        figure = {"facecolor": self.surface, "labelsize": 9, "titlesize": 11}
         ticks = {"color": self.muted, "labelcolor": self.ink, "labelsize": 9, "major.size": 0}
-        legend = {"frameon": False, "labelcolor": self.ink, "fontsize": 9}
-        return {
-            **{f"axes.{key}": value for key, value in axes.items()},
-            **{f"{axis}tick.{key}": value for axis in "xy" for key, value in ticks.items()},
-            **{f"legend.{key}": value for key, value in legend.items()},
-            "figure.facecolor": self.surface,
-            "figure.constrained_layout.use": True,
-            "figure.labelsize": 9,
-            "figure.titlesize": 11,
-            "grid.color": self.grid,
-            "grid.linewidth": 0.8,
-            "text.color": self.ink,
-            "text.parse_math": False,  # a name is text, whatever it spells
+        groups = {
+            "axes": axes | {"spines.top": False, "spines.right": False},
+            "figure": figure | {"constrained_layout.use": True},
+            "grid": {"color": self.grid, "linewidth": 0.8},
+            "legend": {"frameon": False, "labelcolor": self.ink, "fontsize": 9},
+            "text": {"color": self.ink, "parse_math": False},  # a name is text, whatever it spells
+            "xtick": ticks,
+            "ytick": ticks,
         }
+        return {f"{group}.{key}": groups[group][key] for group in groups for key in groups[group]}
 
 
-LIGHT = Theme(
-    surface="#ffffff",
-    ink="#1b1f24",
-    muted="#5b6470",
-    grid="#e3e6ea",
-    missing="#f1f2f4",
-    cycle=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b88600", "#3f9fd8"),
-    ramp=("#ffffff", "#6aaedb", "#08306b"),
-)
+LIGHT = Theme()
 DARK = Theme(
     surface="#1b1f25",
     ink="#e8eaed",
@@ -142,22 +128,14 @@ def plot_grid(
 def panel(
     rows: Sequence[Sequence[np.ndarray]], column_titles: Sequence[str], gap: int = 6
 ) -> np.ndarray:
-    """Lay pictures out in a grid under a line of column titles.
+    """Lay pictures out in a grid under a line of titles, `gap` pixels apart; uint8 [H', W', 3] RGB.
 
-    Args:
-        rows: The pictures of each row, uint8 [H, W, 3] RGB; all are scaled to the first one's size.
-        column_titles: A title for each column.
-        gap: Pixels around each picture.
-
-    Returns:
-        uint8 [H', W', 3] RGB.
-
-    Raises:
-        ValueError: There is no row, or one with more or fewer pictures than titles.
+    All pictures, uint8 [H, W, 3] RGB, are scaled to the size of the first. There must be a row, and
+    a picture for each title in every row.
     """
     if not rows or any(len(row) != len(column_titles) for row in rows):
-        needed = len(column_titles)
-        raise ValueError(f"a panel needs at least one row, and {needed} pictures in each")
+        count = len(column_titles)
+        raise ValueError(f"a panel needs at least one row, and {count} pictures in each")
     height, width = rows[0][0].shape[:2]
     size = max(11, min(28, height // 8))
     top = size + 2 * gap
@@ -177,10 +155,7 @@ def panel(
 
 @themed
 def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme = LIGHT) -> Figure:
-    """Draw pixel counts [K, K], rows = truth, as shares of the row; rows without pixels are empty.
-
-    `names` are those of the K classes.
-    """
+    """Draw pixel counts [K, K], rows = truth, as shares of the row; empty rows stay blank."""
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
@@ -193,7 +168,11 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     axes.set(xlabel="prediction", ylabel="truth")
     axes.spines[:].set_visible(False)
     if len(names) <= LARGEST_ANNOTATED:
-        _annotate(axes, share, theme)
+        # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
+        style = {"ha": "center", "va": "center", "fontsize": 6.5}
+        for row, column in np.argwhere(np.nan_to_num(share) >= 0.01):
+            style["color"] = theme.surface if share[row, column] > 0.55 else theme.ink
+            axes.text(column, row, f"{100 * share[row, column]:.0f}", **style)
     _heat_bar(figure, axes, picture, theme, format=PercentFormatter(1), fraction=0.045, pad=0.02)
     figure.axes[-1].set_ylabel("share of the true class's pixels", fontsize=10)
     return figure
@@ -203,20 +182,17 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
 def miou_figure(table: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
     """Draw the mIoU of each model as bars, the source-only model in grey.
 
-    Args:
-        table: Columns model, miou in [0, 1], and change from the source-only model, NaN for it.
-        theme: Colours.
+    The table's columns are model, miou in [0, 1], and change from the source-only model (NaN).
     """
     figure, (axes,) = plot_grid(theme, (8, 0.9 + 0.46 * len(table)))
-    miou = table["miou"].to_numpy(dtype=np.float64)
+    miou, positions = table["miou"].to_numpy(dtype=np.float64), np.arange(len(table))
+    lengths = np.nan_to_num(miou)
     colors = np.where(table["change"].isna(), theme.muted, theme.cycle[0])
-    positions = np.arange(len(table))
-    axes.barh(positions, np.nan_to_num(miou), color=colors, height=0.62)
-    for y, value, change in zip(positions, miou, table["change"], strict=True):
+    axes.barh(positions, lengths, color=colors, height=0.62)
+    for x, y, value, change in zip(lengths, positions, miou, table["change"], strict=True):
         text = f"{100 * value:.1f}" if np.isfinite(value) else "none"
         text += "" if pd.isna(change) else f"   ({100 * change:+.1f})"
-        place = (np.nan_to_num(value), y)
-        axes.annotate(text, place, (6, 0), textcoords="offset points", va="center")
+        axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center")
     axes.set_yticks(positions, table["model"])
     axes.invert_yaxis()
     axes.set_xlim(0, min(1.0, max(0.1, 1.3 * np.nanmax(miou, initial=0.0))))
@@ -235,19 +211,13 @@ def per_class_figure(
 ) -> Figure:
     """Draw each class's IoU before and after as two joined dots, greatest gain first, NaN last.
 
-    Args:
-        before: IoU [K] in [0, 1]; NaN where a class occurs in neither map.
-        after: IoU [K] of the other model.
-        names: K class names.
-        theme: Colours.
-        labels: Names of the two models.
+    IoU is [K] in [0, 1], NaN where a class occurs in neither map; `labels` name the models.
     """
     before, after = (np.asarray(values, dtype=np.float64) for values in (before, after))
     order = np.argsort(before - after, kind="stable")  # NaN sorts last
     before, after = before[order], after[order]
     figure, (axes,) = plot_grid(theme, (8, 1.2 + 0.29 * len(names)))
-    positions, lower = np.arange(len(names)), after < before
-    gain, loss = theme.cycle[:2]
+    positions, lower, (gain, loss) = np.arange(len(names)), after < before, theme.cycle[:2]
     colors = np.where(lower, loss, gain)
     axes.hlines(positions, before, after, colors=colors, linewidth=2.5, alpha=0.55)
     hollow = {"color": theme.surface, "edgecolor": theme.muted, "linewidth": 1.5}
@@ -257,25 +227,20 @@ def per_class_figure(
             style = {"color": color, "marker": marker, "label": f"{labels[1]} ({word})"}
             axes.scatter(after[mask], positions[mask], s=44, zorder=4, **style)
     axes.set_yticks(positions, [names[index] for index in order])
-    axes.set_ylim(len(names) - 0.4, -0.6)  # the first class on top; room for one without a dot
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("IoU")
+    # The first class on top; room for one without a dot.
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="IoU")
     _share_axis(axes)
     add_legend(figure, [axes])
     return figure
 
 
 def coverage_shares(coverage: pd.DataFrame) -> pd.DataFrame:
-    """Turn a round's pixel counts into shares.
+    """Turn a round's pixel counts by class into shares; the last row is "all classes".
 
-    Args:
-        coverage: Columns class, nearest, anchor, probability, agree: pixels nearest to the class's
-            anchor, and those that each rule and both label as the class.
-
-    Returns:
-        Columns class, anchor, probability and agreement; the last row is "all classes". The shares
-        of the rules are of the pixels nearest to the anchor, so `probability` can exceed 1.
-        Agreement is the share of both rules among the pixels that either labels. NaN for n / 0.
+    The columns class, nearest, anchor, probability, agree count pixels nearest to the class's
+    anchor, and those that each rule and both label so. They become class, anchor, probability and
+    agreement: the rules' shares of the nearest pixels, of which `probability` can exceed 1, and the
+    share of both rules among the pixels that either labels. NaN for n / 0.
     """
     counts = coverage[["nearest", "anchor", "probability", "agree"]].astype(np.float64)
     counts = pd.concat([counts, counts.sum().to_frame().T], ignore_index=True)
@@ -314,23 +279,19 @@ def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT)
 def curves_figure(curves: Mapping[str, pd.DataFrame], theme: Theme = LIGHT) -> Figure:
     """Draw the learning curves, a small plot per quantity and a line per model.
 
-    The lines are running means over a thirtieth of the run, with the raw values behind them.
-
-    Args:
-        curves: Model -> columns iteration and any of learning_rate, loss, source_ce, ...
-        theme: Colours.
+    The lines are running means over a thirtieth of the run, with the raw values behind them. A
+    model's columns are iteration and any of learning_rate, loss, source_ce, ...
     """
     columns = dict.fromkeys(column for table in curves.values() for column in table)
     quantities = [column for column in columns if column != "iteration"]
     quantities.sort(key="learning_rate".__eq__)  # a stable sort that puts it last
     count = max(1, len(quantities))
-    columns = min(3, count)
-    size = (8.4, 0.7 + 2.1 * -(-count // columns))
-    figure, plots = plot_grid(theme, size, len(quantities), columns)
+    size = (8.4, 0.7 + 2.1 * -(-count // 3))
+    figure, plots = plot_grid(theme, size, len(quantities), min(3, count))
     for axes, quantity in zip(plots, quantities, strict=True):
         for index, (model, table) in enumerate(curves.items()):
             if quantity in table:
-                _curve(axes, table, quantity, model, index, theme)
+                _curve(axes, table["iteration"], table[quantity], model, theme.line(index))
         axes.set_title(quantity.replace("_", " "), fontsize=10)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -345,29 +306,21 @@ def sweep_figure(
 ) -> Figure:
     """Draw mIoU, precision and coverage of experiments against a parameter.
 
-    A line is a result of a group: groups differ in the kind of line, results in colour.
-
-    Args:
-        groups: Each group's other parameters, as text, and its experiments: the column `parameter`
-            and results such as round1.miou, round1.precision.anchor, round1.coverage.anchor.
-        parameter: The column on the horizontal axis.
-        theme: Colours.
+    A line is a result of a group: groups differ in the kind of line, results in colour. A group is
+    its other parameters, as text, and its experiments: the column `parameter` and results such as
+    round1.miou, round1.precision.anchor, round1.coverage.anchor.
     """
     kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
     figure, plots = plot_grid(theme, (11.5, 5), len(kinds), len(kinds))
     for number, (group, rows) in enumerate(groups):
         for axes, (title, part) in zip(plots, kinds.items(), strict=True):
             for i, key in enumerate(key for key in rows if part in key):
-                values = rows[key].astype(float)
+                values, color = rows[key].astype(float), theme.cycle[i % len(theme.cycle)]
                 if values.notna().any():
                     name = key.replace(part, " ").strip() if part != ".miou" else key[: -len(part)]
-                    style = {
-                        "marker": "os^Dv"[number % 5],
-                        "color": theme.cycle[i % len(theme.cycle)],
-                        "linestyle": LINES[number % len(LINES)],
-                        "label": f"{name} ({group})" if group else name,
-                    }
-                    axes.plot(rows[parameter], values, **style)
+                    label = f"{name} ({group})" if group else name
+                    style = LINES[number % len(LINES)] + "os^Dv"[number % 5]
+                    axes.plot(rows[parameter], values, style, color=color, label=label)
             axes.set_title(title, fontsize=11)
             axes.set_xlabel(parameter)
     for axes in plots:
@@ -386,19 +339,14 @@ def inspection_figure(
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Draw an image's maps beside it.
+    """Draw an image's maps beside it, and mark a pixel (column, row) in each.
 
-    Args:
-        pictures: Title -> uint8 [H, W, 3] RGB, or float [H, W] in [0, 1] for a heat map.
-        legend: Class -> its colour (red, green, blue) in 0..255.
-        point: Column and row of a pixel to mark in each picture.
-        title: Line above.
-        theme: Colours.
+    `pictures` are, by title, uint8 [H, W, 3] RGB, or float [H, W] in [0, 1] for a heat map;
+    `legend` gives each class's colour (red, green, blue) in 0..255.
     """
     height, width = next(iter(pictures.values())).shape[:2]
-    lines = -(-len(pictures) // 2)
     side = min(6.0, 3.2 * width / height)  # inches
-    size = (2 * side + 2.2, lines * (side * height / width + 0.45) + 0.5)
+    size = (2 * side + 2.2, -(-len(pictures) // 2) * (side * height / width + 0.45) + 0.5)
     figure, plots = plot_grid(theme, size, len(pictures), 2)
     for axes, (name, picture) in zip(plots, pictures.items(), strict=True):
         shown = axes.imshow(picture, cmap=theme.colormap, vmin=0, vmax=1, interpolation="nearest")
@@ -452,15 +400,6 @@ def _heat_bar(figure: Figure, axes: Axes, picture: AxesImage, theme: Theme, **op
     bar.outline.set_visible(False)
 
 
-def _annotate(axes: Axes, share: np.ndarray, theme: Theme) -> None:
-    # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
-    style = {"ha": "center", "va": "center", "fontsize": 6.5}
-    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.01), strict=True):
-        value = share[row, column]
-        ink = theme.surface if value > 0.55 else theme.ink
-        axes.text(column, row, f"{100 * value:.0f}", color=ink, **style)
-
-
 def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:
     positions = np.arange(len(shares))
     axes.axhline(len(shares) - 1.5, color=theme.muted, linewidth=0.8)  # above "all classes"
@@ -473,11 +412,7 @@ def _coverage_column(axes: Axes, shares: pd.DataFrame, theme: Theme) -> None:
         axes.scatter(np.full(len(outside), 1.1), outside, marker=">", s=30, **style)
 
 
-def _curve(
-    axes: Axes, table: pd.DataFrame, quantity: str, model: str, index: int, theme: Theme
-) -> None:
-    color = theme.cycle[index % len(theme.cycle)]
-    style = LINES[index % len(LINES)]
-    smooth = table[quantity].rolling(max(1, len(table) // 30), min_periods=1, center=True).mean()
-    axes.plot(table["iteration"], table[quantity], color=color, alpha=0.22, linewidth=0.7)
-    axes.plot(table["iteration"], smooth, color=color, linestyle=style, linewidth=1.6, label=model)
+def _curve(axes: Axes, x: pd.Series, values: pd.Series, label: str, style: dict[str, str]) -> None:
+    smooth = values.rolling(max(1, len(values) // 30), min_periods=1, center=True).mean()
+    axes.plot(x, values, color=style["color"], alpha=0.22, linewidth=0.7)
+    axes.plot(x, smooth, **style, linewidth=1.6, label=label)

@@ -20,22 +20,18 @@ from cag.runtime.validation import readable
 COLUMNS = ("rule", "threshold", "class", "pixels", "share", "class_threshold")
 MEASURES = ("precision", "recall")
 ALL = "all"  # stands for the classes together
+Grid = Mapping[str, Tensor]  # key of THRESHOLDS -> thresholds float32 [T]
+Device = torch.device | str | None
 _MARGINS = 99  # steps up to the largest margin there can be
 _DIGITS = 6  # of a share
 
 
 def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
-    """Choose the thresholds of each curve; the configured ones are among them.
+    """Choose the ascending thresholds of each curve, float32 [T] on the CPU, by key of THRESHOLDS.
 
-    By the triangle inequality no d2 - d1 exceeds the largest distance between two anchors, so the
-    margins need no pass over the features.
-
-    Args:
-        anchors: float [K, D], rows of NaN where not seen.
-        config: The configured thresholds.
-
-    Returns:
-        Key of THRESHOLDS -> ascending thresholds float32 [T], on the CPU.
+    The configured ones are among them. By the triangle inequality no d2 - d1 exceeds the largest
+    distance between two anchors, float [K, D] with rows of NaN where not seen, so the margins need
+    no pass over the features.
     """
     seen = anchors[~anchors.isnan().any(dim=1)].cpu().float()
     step = _round_up(torch.cdist(seen, seen).max().item() / _MARGINS)
@@ -49,17 +45,12 @@ def threshold_grid(anchors: Tensor, config: PseudoLabel) -> dict[str, Tensor]:
 
 
 class ThresholdCounts:
-    """Pixels of each class by the thresholds they pass; counts of parts of a data set add up.
+    """Pixels of each class by the thresholds of a `threshold_grid` that they pass.
 
-    Args:
-        num_classes: K.
-        grid: As `threshold_grid` gives it.
-        device: Where the pixels are.
+    Counts of parts of a data set add up. `device` holds the pixels.
     """
 
-    def __init__(
-        self, num_classes: int, grid: Mapping[str, Tensor], device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, grid: Grid, device: Device = None) -> None:
         # The histogram serves the thresholds per class, whatever share they keep.
         direct = [key for key, threshold in THRESHOLDS.items() if not threshold.per_class]
         self._grid = {key: grid[key].to(device) for key in direct}
@@ -90,14 +81,10 @@ class ThresholdCounts:
         return torch.stack(columns, dim=1).cpu()
 
     def labelled(self, class_thresholds: Tensor) -> dict[str, Tensor]:
-        """Pixels that each threshold alone labels: exactly those of `pseudo_labels.label_pixels`.
+        """Pixels that each threshold alone labels, int64 [K, T] on the CPU, by key of THRESHOLDS.
 
-        Args:
-            class_thresholds: float32 [K, T], edges of the histogram's bins, as the method
-                `class_thresholds` gives them.
-
-        Returns:
-            Key of THRESHOLDS -> int64 [K, T] on the CPU, in the order of the grid.
+        They are exactly those of `pseudo_labels.label_pixels`, in the order of the grid. The
+        argument is float32 [K, T], edges of the histogram's bins, from the method of this name.
         """
         reaching = _at_least(self._relative.counts)
         edges = (class_thresholds * reaching.shape[1]).long().to(reaching.device)  # [K, T]
@@ -123,22 +110,12 @@ def decimal(threshold: Tensor) -> float:
 
 
 def curve_table(
-    names: Sequence[str],
-    grid: Mapping[str, Tensor],
-    counts: ThresholdCounts,
-    class_thresholds: Tensor,
+    names: Sequence[str], grid: Grid, counts: ThresholdCounts, class_thresholds: Tensor
 ) -> pd.DataFrame:
-    """Make a row for each kind of threshold, threshold and class.
+    """Make a row for each kind of threshold, threshold and class, with the columns `COLUMNS`.
 
-    Args:
-        names: K class names.
-        grid: Key of THRESHOLDS -> thresholds float32 [T].
-        counts: The pixels.
-        class_thresholds: float32 [K, T] at the T quantiles.
-
-    Returns:
-        The columns `COLUMNS`: the pixels that the threshold alone labels, and their share of the
-        pixels nearest to (for probability: predicted as) the class.
+    They hold the pixels that the threshold alone labels, and their share of the pixels nearest to
+    (for probability: predicted as) the class. Class thresholds: float32 [K, T] at the T quantiles.
     """
     labelled, totals, cuts = counts.labelled(class_thresholds), counts.totals(), class_thresholds
     tables = [_rows(names, key, grid[key], labelled[key], totals[key], cuts) for key in THRESHOLDS]
@@ -148,9 +125,7 @@ def curve_table(
 class LabelledCounts:
     """`ThresholdCounts`, three times: of all pixels, of a known class, and rightly labelled."""
 
-    def __init__(
-        self, num_classes: int, grid: Mapping[str, Tensor], device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, grid: Grid, device: Device = None) -> None:
         self._parts = [ThresholdCounts(num_classes, grid, device) for _ in range(3)]
         self._truth = torch.zeros(num_classes, dtype=torch.int64, device=device)
 
@@ -170,9 +145,7 @@ class LabelledCounts:
             counts.add_up(total)
         self._truth = total(self._truth)
 
-    def table(
-        self, names: Sequence[str], grid: Mapping[str, Tensor], class_thresholds: Tensor
-    ) -> pd.DataFrame:
+    def table(self, names: Sequence[str], grid: Grid, class_thresholds: Tensor) -> pd.DataFrame:
         """`curve_table` with rows of the class "all", and two more columns.
 
         Of the labelled pixels of a known class, precision is the share labelled rightly; of the
@@ -196,47 +169,33 @@ class LabelledCounts:
 
 
 def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Read the grid of a round's curves, and the class thresholds float32 [K, T] at the quantiles.
+    """Read a `curve_table`: its grid, and the class thresholds float32 [K, T] at the quantiles.
 
-    Args:
-        path: A `curve_table` as CSV.
-        names: K class names.
-
-    Raises:
-        UserError: The file is missing or damaged, or of other classes.
+    A file that is missing, damaged or of other classes is a UserError.
     """
-    texts, numbers = ("rule", "class"), ("share", "class_threshold", *MEASURES)
+    types = {"rule": str, "class": str, "threshold": float, "pixels": np.int64}
+    missing = dict.fromkeys(("share", "class_threshold", *MEASURES), [""])
     with readable(path, "a readable table", "`dvc repro` makes it", "delete it and rerun"):
-        table = pd.read_csv(
-            path,
-            dtype={**dict.fromkeys(texts, str), "threshold": float, "pixels": np.int64},
-            keep_default_na=False,  # names are text, whatever they spell
-            na_values=dict.fromkeys(numbers, [""]),
-        )
+        # Names are text, whatever they spell.
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise UserError(f"{path}: lacks the column {missing[0]}; delete it and rerun")
     grid, count = {}, len(names)
     for key in THRESHOLDS:
         rows = table[table["rule"] == key]
-        values = rows["threshold"].to_numpy(dtype=np.float32)
         if not len(rows) or list(rows["class"]) != list(names) * (len(rows) // count):
-            raise UserError(
-                f"{path}: the rule {key} has not one row for each threshold and class; "
-                "delete it and rerun"
-            )
-        grid[key] = torch.from_numpy(values[::count].copy())
+            fault = f"the rule {key} has not one row for each threshold and class"
+            raise UserError(f"{path}: {fault}; delete it and rerun")
+        grid[key] = torch.tensor(rows["threshold"].to_numpy(dtype=np.float32)[::count])
     cuts = table.loc[table["rule"] == "quantile", "class_threshold"].to_numpy(dtype=np.float32)
     return grid, torch.from_numpy(cuts.reshape(-1, count).T.copy())
 
 
-def class_thresholds_at(
-    quantile: float | None, grid: Mapping[str, Tensor], class_thresholds: Tensor
-) -> Tensor | None:
-    """The class thresholds float32 [K] of a quantile of the grid; None for None.
+def class_thresholds_at(quantile: float | None, grid: Grid, cuts: Tensor) -> Tensor | None:
+    """From class thresholds [K, T] those of a quantile, float32 [K]; None for None.
 
-    Raises:
-        UserError: The grid lacks it: the curves are of another quantile.
+    A UserError if the grid lacks it: the curves are of another quantile.
     """
     if quantile is None:
         return None
@@ -245,7 +204,7 @@ def class_thresholds_at(
         raise UserError(
             f"the threshold curves lack pseudo_label.quantile {quantile:g}; `dvc repro` makes them"
         )
-    return class_thresholds[:, place[0]]
+    return cuts[:, place[0]]
 
 
 def _with_sum(counts: Tensor) -> Tensor:
@@ -254,19 +213,16 @@ def _with_sum(counts: Tensor) -> Tensor:
 
 
 def _rows(names, key, thresholds, labelled, totals, class_thresholds) -> pd.DataFrame:
-    count = len(names)
-    per_class = THRESHOLDS[key].per_class
-    cuts = class_thresholds.T.flatten() if per_class else torch.tensor(math.nan)
-    return pd.DataFrame(
-        {
-            "rule": key,
-            "threshold": np.repeat([decimal(value) for value in thresholds], count),
-            "class": list(names) * len(thresholds),
-            "pixels": labelled.T.flatten().numpy(),
-            "share": _shares(labelled, totals[:, None]),
-            "class_threshold": cuts.expand(labelled.numel()).double().numpy(),
-        }
+    cuts = class_thresholds.T.flatten() if THRESHOLDS[key].per_class else torch.tensor(math.nan)
+    columns = (
+        key,
+        np.repeat([decimal(value) for value in thresholds], len(names)),
+        list(names) * len(thresholds),
+        labelled.T.flatten().numpy(),
+        _shares(labelled, totals[:, None]),
+        cuts.expand(labelled.numel()).double().numpy(),
     )
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def _shares(part: Tensor, whole: Tensor) -> np.ndarray:

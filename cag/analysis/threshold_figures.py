@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cag.analysis.plots import LIGHT, LINES, Theme, add_legend, plot_grid, themed
+from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, themed
 from cag.pseudo_labels import THRESHOLDS
 
 
@@ -23,17 +23,9 @@ def threshold_curves_figure(
     """Draw the share that each threshold alone labels: a plot per kind, a line per class.
 
     The thick line is all classes together. For quantiles the plot shows the relative margins that
-    they come to.
-
-    Args:
-        curves: A table as `curve_table` makes it.
-        names: K class names.
-        palette: Their colours, uint8 [K, 3].
-        configured: Key of THRESHOLDS -> the threshold in use, to be marked, or None.
-        theme: Colours.
+    they come to. `curves` is a `curve_table`, `palette` uint8 [K, 3]; thresholds in use are marked.
     """
-    size = (10.5, 3.5 * -(-len(THRESHOLDS) // 2))
-    figure, plots = plot_grid(theme, size, len(THRESHOLDS), 2)
+    figure, plots = plot_grid(theme, (10.5, 3.5 * -(-len(THRESHOLDS) // 2)), len(THRESHOLDS), 2)
     colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
     drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
     for axes, (key, threshold) in zip(plots, THRESHOLDS.items(), strict=True):
@@ -65,16 +57,12 @@ def pseudo_label_quality_figure(
 ) -> Figure:
     """Draw each threshold's precision against the share that it labels, a small plot per class.
 
-    Args:
-        curves: A table as `LabelledCounts.table` makes it, "all" after the other classes.
-        configured: Key of THRESHOLDS -> the threshold in use, marked with a dot, or None.
-        theme: Colours.
+    `curves` is a `LabelledCounts.table`. A dot marks the threshold in use.
     """
     # By the place in a threshold's block, not by name: a class may be called "all", too.
     places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
     classes = [rows for _, rows in curves.groupby(places)]
-    classes = classes[-1:] + classes[:-1]
-    count = len(classes)
+    classes, count = classes[-1:] + classes[:-1], len(classes)
     columns = 5 if count > 4 else max(1, count)
     size = (max(6, 2.3 * columns), 1.1 + 1.9 * max(1, -(-count // columns)))
     figure, plots = plot_grid(theme, size, count, columns, sharex=True, sharey=True)
@@ -98,18 +86,15 @@ def _mark_threshold(axes: Axes, threshold: float | None, theme: Theme) -> None:
         axes.annotate(f"{threshold:g}", (threshold, 1.0), color=color, fontsize=9, **place)
 
 
-def _quality(
-    axes: Axes, curves: pd.DataFrame, configured: Mapping[str, float | None], theme: Theme
-) -> None:
+def _quality(axes: Axes, curves: pd.DataFrame, configured: Mapping, theme: Theme) -> None:
     """One line for each kind of threshold, through its thresholds."""
     for number, (key, threshold) in enumerate(THRESHOLDS.items()):
-        color, style = theme.cycle[number % len(theme.cycle)], LINES[number % len(LINES)]
+        style = theme.line(number)
         rows = curves[(curves["rule"] == key) & (curves["pixels"] > 0)]
-        label = threshold.title
-        axes.plot(rows["share"], rows["precision"], style, color=color, lw=1.6, label=label)
+        axes.plot(rows["share"], rows["precision"], **style, lw=1.6, label=threshold.title)
         if configured.get(key) is not None:
             used = rows[np.float32(rows["threshold"]) == np.float32(configured[key])]
-            axes.scatter(used["share"], used["precision"], color=color, s=34, zorder=3)
+            axes.scatter(used["share"], used["precision"], color=style["color"], s=34, zorder=3)
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from cag.analysis.threshold_curves import decimal
 from cag.datasets.labels import IGNORE
 from cag.datasets.prepared import evenly_spaced
 from cag.pseudo_labels import THRESHOLDS, Threshold
@@ -56,16 +57,10 @@ def quantile_values(thresholds: Mapping[float, np.ndarray], configured: float | 
 def codes(
     maps: Maps, scales: Mapping[str, Sequence[float]], class_thresholds: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Code an image's maps.
+    """Code an image's maps: nearest, prediction, each of THRESHOLDS, and truth (255: none).
 
-    Args:
-        maps: At the features' size.
-        scales: Values of each slider but the quantile's, strictest last.
-        class_thresholds: float32 [Q, K] at the Q >= 0 quantiles, strictest last.
-
-    Returns:
-        uint8 [h, w] each, in the order of embedding: nearest, prediction, a code for each of
-        THRESHOLDS, and truth (255 where there is none).
+    They are uint8 [h, w] in the order of embedding. Scales give the values of each slider but the
+    quantile's, class thresholds are float32 [Q, K] at the Q >= 0 quantiles; the strictest is last.
     """
     step = _step(maps)
     pixels = maps.pixels(step)
@@ -95,32 +90,23 @@ def section(run: Run) -> dict | None:
         return None
     maps = [part for _, _, sample in shown for part in sample.maps.values()]
     configured = {key: getattr(run.rules, key) for key in (*THRESHOLDS, "agreement")}
-    scales = {
-        key: _scale(kind, maps, configured[key])
-        for key, kind in THRESHOLDS.items()
-        if not kind.per_class
-    }
+    shared = [key for key, kind in THRESHOLDS.items() if not kind.per_class]
+    scales = {key: _scale(THRESHOLDS[key], maps, configured[key]) for key in shared}
     rounds = [_round(run, name, shown, scales) for name in run.rounds]
+    kinds, missing = [], []  # missing: configured values that some round's sliders do not have
+    for key, kind in KINDS.items():
+        falling, value = kind.per_class or kind.at_most, configured[key]
+        kinds.append({"key": key, "title": f"{kind.title}: {kind.label}", "falling": falling})
+        if not all(value in (None, *part["scales"][key]) for part in rounds):
+            missing.append(f"{key} {value:g}")
     return {
         "names": run.label_space.names,
         "palette": run.label_space.palette_array.tolist(),
-        "kinds": [
-            {
-                "key": key,
-                "title": f"{kind.title}: {kind.label}",
-                "falling": kind.per_class or kind.at_most,
-            }
-            for key, kind in KINDS.items()
-        ],
+        "kinds": kinds,
         "rules": configured,
         "step": max(map(_step, maps)),
         "rounds": rounds,
-        "missing": [  # configured values that some round's sliders do not have
-            f"{key} {configured[key]:g}"
-            for key in KINDS
-            if configured[key] is not None
-            and not all(configured[key] in part["scales"][key] for part in rounds)
-        ],
+        "missing": missing,
     }
 
 
@@ -139,10 +125,7 @@ def _round(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
             about |= {"height": height, "width": width, "fields": list(coded)}
             samples.append({**about, "maps": packed.decode()})
     # The configured value replaces the known one that is equal in float32.
-    exact = [
-        configured if same_threshold(q, configured) else float(str(np.float32(q)))
-        for q in quantiles
-    ]
+    exact = [configured if same_threshold(q, configured) else decimal(q) for q in quantiles]
     by_class = {key: exact for key, kind in KINDS.items() if kind.per_class}
     return {"name": name, "scales": {**scales, **by_class}, "samples": samples}
 

@@ -15,14 +15,10 @@ WIDTH, HEIGHT = 672, 472  # of the largest projection, in its own units
 
 
 def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two directions in which the anchors differ most.
+    """The two directions in which anchors float [K, D] differ most; K and D are at least 2.
 
-    Args:
-        anchors: float [K, D], K and D at least 2; rows of NaN are left out.
-
-    Returns:
-        The anchors' centre float64 [D], unit directions [2, D], whose largest component is
-        positive, and the share of the anchors' variance along each, [2].
+    The result is their centre float64 [D], unit directions [2, D], whose largest component is
+    positive, and the share of the variance along each, [2]. Rows of NaN are left out.
     """
     seen = anchors[~np.isnan(anchors).any(axis=1)].astype(np.float64)
     centre = seen.mean(axis=0)
@@ -34,25 +30,18 @@ def principal_axes(anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def drift_table(anchors: Mapping[str, np.ndarray], names: tuple[str, ...]) -> pd.DataFrame:
-    """Tabulate how far each class's anchor moved from round to round.
+    """Tabulate how far each class's anchor, float [K, D] by round, moved from round to round.
 
-    Args:
-        anchors: Round -> float [K, D], in order.
-        names: K class names.
-
-    Returns:
-        Columns class, and for each round but the first (round, "distance"), the L2 distance to the
-        anchor of the round before, and (round, "cosine") of their angle; NaN where one is missing.
+    Each round but the first has the columns (round, "distance"), the L2 distance to the anchor of
+    the round before, and (round, "cosine") of their angle; NaN where one is missing.
     """
     table = {("", "class"): list(names)}
     for (_, before), (name, after) in pairwise(anchors.items()):
         before, after = before.astype(np.float64), after.astype(np.float64)
         table[name, "distance"] = np.linalg.norm(after - before, axis=1)
         lengths = np.linalg.norm(after, axis=1) * np.linalg.norm(before, axis=1)
-        cosine = np.full(len(lengths), np.nan)
-        table[name, "cosine"] = np.divide(
-            (after * before).sum(axis=1), lengths, out=cosine, where=lengths > 0
-        )
+        dots, unknown = (after * before).sum(axis=1), np.full(len(lengths), np.nan)
+        table[name, "cosine"] = np.divide(dots, lengths, out=unknown, where=lengths > 0)
     return pd.DataFrame(table)
 
 
@@ -61,15 +50,10 @@ def section(run: Run) -> dict | None:
     features = {name: part.features for name, part in run.rounds.items() if part.features}
     if not features:
         return None
-    space = run.label_space
-    rounds = [
-        {
-            "name": name,
-            "projection": _projection(name, part, space),
-            **_distances(part.anchors, space.names),
-        }
-        for name, part in features.items()
-    ]
+    space, rounds = run.label_space, []
+    for name, part in features.items():
+        drawn = {"name": name, "projection": _projection(name, part, space)}
+        rounds.append(drawn | _distances(part.anchors, space.names))
     anchors = {name: part.anchors for name, part in features.items()}
     drift = drift_table(anchors, space.names) if len(rounds) > 1 else pd.DataFrame()
     return {"rounds": rounds, "drift": list(drift.itertuples(index=False, name=None))}
@@ -86,9 +70,7 @@ def _projection(name: str, features: Features, label_space: LabelSpace) -> dict:
     low, high = np.nanmin(drawn, axis=0), np.nanmax(drawn, axis=0)
     # One scale for both axes keeps distances comparable.
     scale = (np.array([WIDTH, HEIGHT]) / np.maximum(high - low, 1e-9)).min()
-    source, target, anchors = (
-        (scale * (part - low)).round(1) for part in (source, target, anchors)
-    )
+    source, target, anchors = ((scale * (xy - low)).round(1) for xy in (source, target, anchors))
     width, height = np.ceil(scale * (high - low)).astype(int).tolist()
     sides = _free_sides(anchors, width / 2)
     named = zip(label_space.names, label_space.palette, strict=True)
@@ -134,14 +116,12 @@ def _free_sides(places: np.ndarray, middle: float) -> np.ndarray:
 def _distances(anchors: np.ndarray, names: tuple[str, ...]) -> dict:
     """L2 distances between the known anchors, and the strength of each one's colour."""
     seen = [i for i, row in enumerate(anchors) if not np.isnan(row).any()]
-    there = anchors[seen].astype(np.float64)
+    there, names = anchors[seen].astype(np.float64), [names[k] for k in seen]
     distances = np.linalg.norm(there[:, None] - there[None], axis=2)
     heat = 1 - distances / max(distances.max(), np.finfo(np.float64).tiny)  # near pairs are strong
+    heat = np.where(np.eye(len(seen), dtype=bool), None, heat)
     rows = [
-        {
-            "class": names[k],
-            "cells": [(distances[i, j], None if i == j else heat[i, j]) for j in range(len(seen))],
-        }
-        for i, k in enumerate(seen)
+        {"class": name, "cells": list(zip(*cells, strict=True))}
+        for name, *cells in zip(names, distances, heat, strict=True)
     ]
-    return {"seen": [names[k] for k in seen], "distances": rows}
+    return {"seen": names, "distances": rows}

@@ -18,8 +18,8 @@ def miou(run: Run, theme: Theme = LIGHT) -> Figure:
 def per_class(run: Run, theme: Theme = LIGHT) -> Figure:
     """Each class's IoU for the two models that the page compares."""
     names = run.label_space.names
-    before, after = (iou_of(run.scores[model], names) for model in run.compared)
-    return plots.per_class_figure(before, after, names, theme=theme, labels=run.compared)
+    iou = (iou_of(run.scores[model], names) for model in run.compared)
+    return plots.per_class_figure(*iou, names, theme=theme, labels=run.compared)
 
 
 def coverage(run: Run, theme: Theme = LIGHT) -> Figure:
@@ -35,6 +35,5 @@ def curves(run: Run, theme: Theme = LIGHT) -> Figure:
 
 def drawable(run: Run) -> list[Callable[..., Figure]]:
     """The figures for which the run has contents."""
-    needs = {miou: run.evaluations, per_class: run.evaluations, coverage: run.rounds}
-    needs[curves] = run.curves
+    needs = {miou: run.scores, per_class: run.scores, coverage: run.rounds, curves: run.curves}
     return [draw for draw, contents in needs.items() if contents]

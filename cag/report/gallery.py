@@ -1,6 +1,6 @@
 """The pictures of the page: predictions and pseudo-labels, right and wrong."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,15 +24,11 @@ def predictions(run: Run) -> dict | None:
     """Validation images with their truth and the predictions of the compared models."""
     if not run.validation or not run.evaluations:
         return None
-    (first, last), palette = run.compared, run.label_space.palette_array
-    cards = []
+    palette, cards = run.label_space.palette_array, []
+    captions = [*(f"{model} prediction" for model in run.compared), "truth"]
     for sample in run.validation:
-        maps = {
-            f"{first} prediction": sample.before,
-            f"{last} prediction": sample.after,
-            "truth": sample.truth,
-        }
-        drawn = [label_map(labels, word, sample.name, palette) for word, labels in maps.items()]
+        maps = zip((sample.before, sample.after, sample.truth), captions, strict=True)
+        drawn = [label_map(labels, caption, sample.name, palette) for labels, caption in maps]
         pictures = [photo(sample.image, sample.name), *drawn]
         cards.append({"name": sample.name, "pictures": pictures, "rounds": ()})
     return {"cards": cards}
@@ -42,30 +38,24 @@ def pseudo_labels(run: Run) -> dict | None:
     """By round, the pseudo-labels of training images, and of labelled images with the errors."""
     if not run.training or not run.rounds:
         return None
+    colors = [css_color(color) for color in JUDGED_COLORS]
     return {
         "rounds": list(run.rounds),
-        "agreement": _legend(AGREEMENT),
-        "errors": _legend(ERRORS),
+        "agreement": dict(zip(AGREEMENT, colors, strict=True)),
+        "errors": dict(zip(ERRORS, colors, strict=True)),
         "training": _cards(run, "training", _training_pictures),
         "labelled": _cards(run, "labelled", _labelled_pictures),
     }
 
 
 def rule_labels(run: Run, name: str, maps: Maps) -> tuple[np.ndarray, np.ndarray] | None:
-    """Label an image with both rules at the configured thresholds: two uint8 [h, w].
-
-    None if the quantile's class thresholds are not known.
-    """
+    """Apply both rules: two uint8 [h, w], or None if the class thresholds are not known."""
     rules, thresholds = run.rules, run.rounds[name].class_thresholds
     cuts = [cut for quantile, cut in thresholds.items() if same_threshold(quantile, rules.quantile)]
     if rules.quantile is not None and not cuts:
         return None
     labels = apply_rules(maps.pixels(), rules, torch.from_numpy(cuts[0]) if cuts else None)
     return labels[0].numpy(), labels[1].numpy()
-
-
-def _legend(words: tuple[str, ...]) -> Mapping[str, str]:
-    return dict(zip(words, map(css_color, JUDGED_COLORS), strict=True))
 
 
 def _cards(run: Run, kind: str, draw: Callable[..., list[Picture]]) -> list[dict]:
@@ -81,9 +71,8 @@ def _cards(run: Run, kind: str, draw: Callable[..., list[Picture]]) -> list[dict
 
 def _training_pictures(run: Run, name: str, sample: TrainingSample) -> list[Picture]:
     by_rule = dict(zip(RULES, sample.pseudo_labels[name], strict=True))
-    drawn = {}
+    drawn, size = {}, by_rule["anchor"].shape
     if name in sample.maps:
-        size = by_rule["anchor"].shape
         drawn[f"{name} · nearest anchor"] = enlarged(sample.maps[name].nearest, size)
     for rule, labels in by_rule.items():
         kept = percent(float((labels != IGNORE).mean()))

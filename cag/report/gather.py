@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from cag.analysis.plots import save_png
 from cag.analysis.threshold_curves import decimal, read_thresholds
@@ -28,16 +29,8 @@ from cag.features import (
     sample_pixels,
 )
 from cag.pseudo_labels import Pixels, measure
-from cag.report.contents import (
-    Evaluation,
-    Features,
-    LabelledSample,
-    Maps,
-    Round,
-    Run,
-    TrainingSample,
-    ValidationSample,
-)
+from cag.report import contents
+from cag.report.contents import Features, Maps, Round, Run
 from cag.report.figures import drawable
 from cag.report.page import report_page
 from cag.report.tables import BASELINE, baseline_of
@@ -64,11 +57,7 @@ class Folders:
 
 
 def collect(folders: Folders, params) -> Run:
-    """Read the contents of the page, for the parameters of an experiment.
-
-    Raises:
-        UserError: An artifact is missing or damaged.
-    """
+    """Read the contents of the page; UserError: an artifact is missing or damaged."""
     manifest, label_space = read_manifest(folders.target), read_label_space(folders.target)
     training, validation = (manifest[manifest["split"] == split] for split in ("train", "val"))
     shown = _evenly(training, params.report.images)
@@ -108,14 +97,14 @@ def write(run: Run, folder: Path) -> None:
             save_png(draw(run), partial / f"{draw.__name__}.png")
 
 
-def read_evaluation(folders: Folders, model: str) -> Evaluation:
+def read_evaluation(folders: Folders, model: str) -> contents.Evaluation:
     """Read a model's scores, as `evaluate` wrote them."""
     metrics, confusion = (
         _existing(folders.evaluation / model / name, f"evaluate@{model}")
         for name in ("metrics.json", "confusion.csv")
     )
     matrix = pd.read_csv(confusion).iloc[:, 1:].to_numpy(dtype=np.int64)
-    return Evaluation(json.loads(metrics.read_text(encoding="utf-8")), matrix)
+    return contents.Evaluation(json.loads(metrics.read_text(encoding="utf-8")), matrix)
 
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
@@ -123,17 +112,12 @@ def read_round(folder: Path, name: str, rounds: Mapping, features: Features | No
     # A class may be called "none" or "null": names are text, whatever they spell.
     missing = dict.fromkeys(("recall", "norm", "distance", "nearest_anchor"), ["", "nan"])
     options = {"dtype": dict.fromkeys(("class", "nearest_anchor"), str), "keep_default_na": False}
-    coverage, anchors = (
-        pd.read_csv(_existing(folder / name / file, stage), na_values=missing, **options)
-        for file, stage in (
-            ("coverage.csv", f"pseudo_label@{name}"),
-            ("anchors.csv", f"anchors@{name}"),
-        )
-    )
-    entry = rounds[name]
+    stages = {"coverage": f"pseudo_label@{name}", "anchors": f"anchors@{name}"}
+    paths = [_existing(folder / name / f"{table}.csv", stages[table]) for table in stages]
+    coverage, anchors = (pd.read_csv(path, na_values=missing, **options) for path in paths)
     path = folder / name / "threshold_curves.csv"
     thresholds = quantile_thresholds(path, list(coverage["class"]))
-    teachers = entry.teacher, rounds[entry.anchors].teacher
+    teachers = rounds[name].teacher, rounds[rounds[name].anchors].teacher
     return Round(*teachers, coverage, anchors, thresholds, features)
 
 
@@ -143,7 +127,7 @@ def quantile_thresholds(path: Path, classes: Sequence[str]) -> dict[float, np.nd
     return dict(zip(map(decimal, grid["quantile"]), cuts.T.numpy(), strict=True))
 
 
-def read_features(folder: Path, store: TargetStore, anchors: torch.Tensor, seed: int) -> Features:
+def read_features(folder: Path, store: TargetStore, anchors: Tensor, seed: int) -> Features:
     """Read up to FEATURES_PER_CLASS features of a round for each class and domain."""
     keys = ("sample_features", "sample_labels")
     with open_store(folder / "source.h5", keys) as file:
@@ -166,9 +150,7 @@ def target_sample(store: TargetStore, seed: int) -> Sample:
     return samples[0]
 
 
-def training_maps(
-    store: TargetStore, anchors: torch.Tensor, names: Iterable[str]
-) -> dict[str, Maps]:
+def training_maps(store: TargetStore, anchors: Tensor, names: Iterable[str]) -> dict[str, Maps]:
     """Work out the maps of training images from their features."""
     maps = {}
     for name in names:
@@ -179,22 +161,19 @@ def training_maps(
 
 def labelled_samples(
     folders: Folders, rows: pd.DataFrame, rounds: Iterable[str]
-) -> list[LabelledSample]:
+) -> list[contents.LabelledSample]:
     """Read the labelled validation images on which each round's rules were tried."""
     maps = {name: _labelled_maps(folders.labelled / name / "samples.h5") for name in rounds}
     names = dict.fromkeys(name for by_image in maps.values() for name in by_image)
     images = rows.set_index("name")["image"]
-    unknown = [name for name in names if name not in images]
-    if unknown:
-        raise UserError(
-            f"{folders.labelled}: samples of '{unknown[0]}', which is no validation image of "
-            f"{folders.target}; run `dvc repro` first"
-        )
     samples = []
     for name in names:
+        if name not in images:
+            fault = f"samples of '{name}', which is no validation image of {folders.target}"
+            raise UserError(f"{folders.labelled}: {fault}; run `dvc repro` first")
         by_round = {key: by_image[name] for key, by_image in maps.items() if name in by_image}
         image = read_image(inside(folders.target, images[name]))
-        samples.append(LabelledSample(name, image, by_round))
+        samples.append(contents.LabelledSample(name, image, by_round))
     return samples
 
 
@@ -202,12 +181,10 @@ def _labelled_maps(path: Path) -> dict[str, Maps]:
     """Read the maps of labelled validation images by name, if there are any."""
     if not path.is_file():
         return {}
-    maps = {}
+    maps, fields = {}, (*Pixels._fields, "truth")
     with open_store(path, ()) as file:
         for key in sorted(file, key=int):
-            parts = (
-                read_array(file, f"{key}/{part}").numpy() for part in (*Pixels._fields, "truth")
-            )
+            parts = (read_array(file, f"{key}/{field}").numpy() for field in fields)
             maps[str(file[key].attrs.get("name"))] = Maps(*parts)
     return maps
 
@@ -230,25 +207,26 @@ def _evenly(rows: pd.DataFrame, number: int) -> list[pd.Series]:
     return [rows.iloc[index] for index in evenly_spaced(len(rows), number)]
 
 
-def _training_sample(
-    folders: Folders, row: pd.Series, maps: Mapping[str, Mapping[str, Maps]]
-) -> TrainingSample:
+def _training_sample(folders: Folders, row: pd.Series, maps: Mapping) -> contents.TrainingSample:
     """Read a target training image and its pseudo-labels; it has no other labels."""
     name, labels = row["name"], {}
     for key in maps:
         paths = (folders.rounds / key / "pseudo_labels" / rule for rule in RULES)
         labels[key] = tuple(read_label(inside(path, f"{name}.png")) for path in paths)
-    image = read_image(inside(folders.target, row["image"]))
-    return TrainingSample(name, image, labels, {key: part[name] for key, part in maps.items()})
+    image, shown = (
+        read_image(inside(folders.target, row["image"])),
+        {key: maps[key][name] for key in maps},
+    )
+    return contents.TrainingSample(name, image, labels, shown)
 
 
-def _validation_sample(folders: Folders, row: pd.Series, *models: str) -> ValidationSample:
+def _validation_sample(folders: Folders, row: pd.Series, *models: str) -> contents.ValidationSample:
     """Read a labelled target image and two models' predictions."""
     paths = (folders.evaluation / model / "predictions" for model in models)
     predictions = (read_label(inside(path, f"{row['name']}.png")) for path in paths)
     image = read_image(inside(folders.target, row["image"]))
     truth = read_label(inside(folders.target, row["label"]))
-    return ValidationSample(row["name"], image, *predictions, truth)
+    return contents.ValidationSample(row["name"], image, *predictions, truth)
 
 
 def _checksums(folders: Folders) -> list[tuple[str, str]]:
@@ -258,10 +236,7 @@ def _checksums(folders: Folders) -> list[tuple[str, str]]:
     return [(str(path), hashlib.md5(path.read_bytes()).hexdigest()) for path in paths]
 
 
-def _summary(
-    params, models: Iterable[str], classes: int, training: pd.DataFrame, validation: pd.DataFrame
-) -> dict[str, str]:
-    """The main facts about the run."""
+def _summary(params, models, classes, training, validation) -> dict[str, str]:
     common = common_size(training)
     size = f"{common[1]} x {common[0]}" if common else "various sizes"
     return {

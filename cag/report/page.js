@@ -4,6 +4,15 @@
   const byId = (id) => document.getElementById(id);
   const NOTHING = "\u2013";
 
+  // For each key of `steps`, `act` on its value.
+  function onKeys(element, steps, act) {
+    element.addEventListener("keydown", (event) => {
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      act(steps[event.key]);
+    });
+  }
+
   // Pictures that enlarge -------------------------------------------------------------------
 
   const viewer = byId("viewer");
@@ -12,8 +21,7 @@
   function show(index) {
     current = (index + shown.length) % shown.length;
     const picture = shown[current];
-    byId("viewer-picture").setAttribute("src", picture.src);
-    byId("viewer-picture").alt = picture.alt;
+    Object.assign(byId("viewer-picture"), { src: picture.src, alt: picture.alt });
     byId("viewer-caption").textContent = picture.alt + " (" + (current + 1) + " of " + shown.length + ")";
   }
 
@@ -29,18 +37,10 @@
     picture.tabIndex = 0;
     picture.setAttribute("role", "button");
     picture.addEventListener("click", () => enlarge(picture));
-    picture.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      enlarge(picture);
-    });
+    onKeys(picture, { Enter: picture, " ": picture }, enlarge);
   }
-  viewer.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    show(current + step);
-  });
+  const arrows = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  onKeys(viewer, arrows, (step) => show(current + step));
   viewer.addEventListener("close", () => shown[current].focus());
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
   byId("viewer-previous").addEventListener("click", () => show(current - 1));
@@ -117,8 +117,7 @@
           const value = labels[rule][i];
           if (value === IGNORE) continue;
           kept[rule][value]++;
-          if (sample.truth[i] === IGNORE) continue;
-          judged[rule][value]++;
+          if (sample.truth[i] !== IGNORE) judged[rule][value]++;
           if (sample.truth[i] === value) right[rule][value]++;
         }
       }
@@ -154,8 +153,7 @@
     const image = byId("view-" + rule).querySelector("img");
     const [width, height] = ["width", "height"].map((side) => Number(photo.getAttribute(side)));
     if (image.src !== photo.src) image.src = photo.src;
-    image.width = canvas.width = width;
-    image.height = canvas.height = height;
+    for (const shown of [image, canvas]) Object.assign(shown, { width, height });
     canvas.style.opacity = byId("opacity").value / 100;
     const rows = enlargedIndex(sample.height, height), columns = enlargedIndex(sample.width, width);
     const drawn = colors(sample, labels), pixels = new ImageData(width, height);
@@ -182,9 +180,7 @@
     cell(row, name, "th").scope = "row";
     for (const rule of RULES) {
       const kept = reduce(counts.kept[rule]);
-      const pixels = cell(row, grouped(kept));
-      pixels.dataset.rule = rule;
-      pixels.dataset.pixels = kept;
+      Object.assign(cell(row, grouped(kept)).dataset, { rule, pixels: kept });
       cell(row, share(kept, reduce(counts.total[rule]))).className = "strong";
       if (judge) cell(row, share(reduce(counts.right[rule]), reduce(counts.judged[rule])));
     }
@@ -192,16 +188,14 @@
   }
 
   function fillTable(counts, judge) {
-    const table = byId("counts"), columns = judge ? 3 : 2;
+    const table = byId("counts"), columns = ["pixels", "kept %", ...(judge ? ["right %"] : [])];
     const head = document.createElement("tr"), groups = document.createElement("tr");
     groups.className = "groups";
     cell(groups, "");
     cell(head, "class", "th");
     for (const rule of RULES) {
-      cell(groups, rule + " label", "th").colSpan = columns;
-      cell(head, "pixels", "th");
-      cell(head, "kept %", "th");
-      if (judge) cell(head, "right %", "th");
+      cell(groups, rule + " label", "th").colSpan = columns.length;
+      for (const column of columns) cell(head, column, "th");
     }
     table.tHead.replaceChildren(groups, head);
     const rows = data.names.map((name, i) => {
@@ -218,13 +212,10 @@
     table.tFoot.replaceChildren(foot);
   }
 
-  function chosenValue(key) {
-    const index = Number(byId(key).value);
-    return index < 0 ? null : values(key)[index];
-  }
+  const chosenValue = (key) => values(key)[byId(key).value] ?? null;
 
   function command(chosen) {
-    if (!chosen.any) return null;
+    if (!chosen.any) return "";
     const wanted = { agreement: chosen.agreement };
     for (const key of sliders) wanted[key] = chosenValue(key);
     const order = [...kinds, "agreement", "probability"];
@@ -242,9 +233,9 @@
   }
 
   function read() {
-    const sample = chosenSample();
     if (!cursor) return;
-    const i = cursor.row * sample.width + cursor.column, labels = label(sample, settings());
+    const sample = chosenSample(), labels = label(sample, settings());
+    const i = cursor.row * sample.width + cursor.column;
     const nameIn = (map) => map[i] === IGNORE ? "none" : data.names[map[i]];
     const parts = ["row " + cursor.row + ", column " + cursor.column, "nearest anchor: " + nameIn(sample.nearest)];
     for (const key of kinds) {
@@ -262,7 +253,7 @@
     const chosen = settings(), sample = chosenSample(), labels = label(sample, chosen);
     const judge = sample.kind === "labelled";
     for (const key of sliders) {
-      const value = chosenValue(key), text = value === null ? "off" : String(value);
+      const text = String(chosenValue(key) ?? "off");
       byId(key).setAttribute("aria-valuetext", text);
       byId(key).closest("label").querySelector("output").textContent = text;
     }
@@ -278,22 +269,18 @@
     const same = round().samples.filter((other) => other.kind === sample.kind);
     fillTable(count(select.scope.value === "all" ? same : [sample], chosen), judge);
     const text = command(chosen);
-    byId("copy").disabled = text === null;
-    byId("command").textContent = text === null ? "at least one kind of margin must be on"
+    byId("copy").disabled = !text;
+    byId("command").textContent = !text ? "at least one kind of margin must be on"
       : text === "dvc exp run" ? text + "  (these are the values of params.yaml)" : text;
-    byId("command").dataset.command = text === null ? "" : text;
+    byId("command").dataset.command = text;
     byId("copied").textContent = "";
     read();
   }
 
   function chooseRound(first) {
     const kept = first ? 0 : select.image.value;
-    select.image.replaceChildren(...round().samples.map((sample, i) => {
-      const option = document.createElement("option");
-      option.value = i;
-      option.textContent = sample.name + (sample.kind === "labelled" ? " (with truth)" : "");
-      return option;
-    }));
+    const name = (sample) => sample.name + (sample.kind === "labelled" ? " (with truth)" : "");
+    select.image.replaceChildren(...round().samples.map((sample, i) => new Option(name(sample), i)));
     select.image.value = Math.min(kept, round().samples.length - 1);
     for (const key of sliders) {
       const slider = byId(key);
@@ -325,12 +312,10 @@
     };
     for (const kind of ["pointermove", "pointerdown"]) view.addEventListener(kind, point);
     for (const kind of ["pointerleave", "blur"]) view.addEventListener(kind, leave);
-    view.addEventListener("keydown", (event) => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      const from = cursor || { row: 0, column: -step[1] };
-      move(from.row + step[0], from.column + step[1]);
+    const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    onKeys(view, arrows, ([down, right]) => {
+      const from = cursor || { row: 0, column: -right };
+      move(from.row + down, from.column + right);
     });
   }
 

@@ -21,8 +21,6 @@ from cag.report.pictures import css_color, figure
 from cag.report.tables import iou_of, per_class_table, results_table
 from cag.report.texts import count, decimal, percent, points, text
 
-Section = tuple[str, str, Any]  # key, title, data of its template
-
 LEAD = (
     "How a segmentation network trained on labelled source images does on the target, before and "
     "after it learned from unlabelled target images."
@@ -54,28 +52,21 @@ def report_page(run: Run) -> str:
 def render(
     titles: tuple[str, str, str],
     summary: Mapping[str, str],
-    sections: Sequence[Section],
-    tiles: Sequence[Mapping[str, str]] | None = None,
+    sections: Sequence[tuple[str, str, Any]],
+    tiles: Sequence[tuple[str, str, str]] | None = None,
     rounds: int = 0,
     colors: Mapping[str, str] | None = None,
 ) -> str:
     """Fill the templates in.
 
-    Args:
-        titles: The window's title, the heading, and the sentence below it.
-        summary: Facts about the run, below the tiles.
-        sections: Key, which names the template, title and data.
-        tiles: Label, value and note of the numbers on top; an empty list: nothing was evaluated.
-        rounds: Number of rounds, of which a switch shows one.
-        colors: Class -> its colour in CSS.
+    The titles are the window's, the heading, and the sentence below it. A section is its key, which
+    names its template, title and data. A tile is label, value and note of a number on top; an empty
+    list of tiles means that nothing was evaluated. Of `rounds` a switch shows one. Colours are in
+    CSS, by class.
     """
-    script = _read("page.js")
+    script, spaces = _read("page.js"), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(
-        loader=PackageLoader("cag.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("cag.report"), autoescape=True, undefined=StrictUndefined, **spaces
     )
     environment.globals["colors"] = colors or {}
     for text_filter in (count, decimal, percent, points, text):
@@ -93,25 +84,22 @@ def render(
 
 
 def _read(name: str) -> str:
-    """Read a file of this package."""
     return resources.files("cag.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _tiles(run: Run) -> list[dict[str, str]]:
-    """The outcome in four numbers."""
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
     if not run.evaluations:
         return []
     baseline, last = run.compared
     scores = results_table(run.scores).set_index("model")
     changes = _class_changes(run)["change"]
     better, worse = int((changes > 0).sum()), int((changes < 0).sum())
-    tiles = [
+    return [
         ("source only", percent(scores.at[baseline, "miou"]), f"mIoU of {baseline}"),
         ("adapted", percent(scores.at[last, "miou"]), f"mIoU of {last}"),
         ("change", points(scores.at[last, "change"]), "points of mIoU"),
         ("classes improved", f"{better} of {changes.notna().sum()}", f"{worse} became worse"),
     ]
-    return [dict(zip(("label", "value", "note"), tile, strict=True)) for tile in tiles]
 
 
 def _results(run: Run) -> dict | None:
@@ -149,14 +137,13 @@ def _classes(run: Run) -> dict | None:
 def _coverage(run: Run) -> dict | None:
     if not run.rounds:
         return None
-    tables = [
-        plots.coverage_shares(part.coverage).set_index("class") for part in run.rounds.values()
-    ]
-    *rows, total = pd.concat(tables, axis=1).itertuples(name=None)
+    tables = (plots.coverage_shares(part.coverage) for part in run.rounds.values())
+    shares = pd.concat([table.set_index("class") for table in tables], axis=1)
+    *rows, total = shares.itertuples(name=None)
     alt = "Share of each class's pixels kept by each rule, per round; the table has the numbers."
     return {
         "rounds": list(run.rounds),
-        "heads": [f"{rule} %" for _ in tables for rule in plots.MARKERS],
+        "heads": [f"{column} %" for column in shares],
         "rows": rows,
         "total": total,
         "figure": figure(alt, figures.coverage, run),
@@ -169,11 +156,10 @@ def _curves(run: Run) -> dict | None:
 
 
 def _confusion(run: Run) -> list[dict]:
-    models = []
+    models, names = [], run.label_space.names
     for name, evaluation in run.evaluations.items():
         alt = f"Confusion matrix of {name}: rows are the truth, columns the prediction."
-        matrix = evaluation.confusion, run.label_space.names
-        drawn = figure(alt, plots.confusion_figure, *matrix)
+        drawn = figure(alt, plots.confusion_figure, evaluation.confusion, names)
         models.append({"name": name, "open": name in run.compared, "figure": drawn})
     return models
 

@@ -36,10 +36,9 @@ def css_color(color: Sequence[int]) -> str:
 
 def figure(alt: str, draw: Callable[..., Figure], *contents) -> dict[str, str]:
     """Draw a figure for light and for dark screens: two URIs and the alternative text."""
-    light, dark = (
-        _uri(_reduced(draw(*contents, theme=theme))) for theme in (plots.LIGHT, plots.DARK)
-    )
-    return {"alt": alt, "light": light, "dark": dark}
+    themes = {"light": plots.LIGHT, "dark": plots.DARK}
+    uris = {name: _uri(_reduced(draw(*contents, theme=themes[name]))) for name in themes}
+    return {"alt": alt, **uris}
 
 
 def photo(image: np.ndarray, name: str, key: str = "") -> Picture:
@@ -65,7 +64,6 @@ def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width at which a picture is shown."""
     scale = min(1.0, THUMBNAIL / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width

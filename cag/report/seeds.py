@@ -18,22 +18,19 @@ LEAD = "The spread of the scores over seeds, and the score with true target labe
 def spread(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation of each model's mIoU over the seeds.
 
-    Args:
-        scores: A row for each seed: columns `seed` and the models, in order, with mIoU in [0, 1].
-
-    Returns:
-        Columns model, miou, deviation (NaN for one seed), change (from the first model; NaN for
-        it), closed (gain over the source-only model / the oracle's gain) and share (mIoU / the
-        oracle's); NaN without an oracle.
+    The scores have a row for each seed: `seed` and the models, in order, with mIoU in [0, 1]. The
+    result has a row for each model: model, miou, deviation (NaN for one seed), change (from the
+    first model; NaN for it), closed (gain over the source-only model / the oracle's gain) and
+    share (mIoU / the oracle's); NaN without an oracle.
     """
     models = scores.drop(columns="seed")
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
     table["change"] = (table["miou"] - table["miou"].iloc[0]).where(table.index != table.index[0])
     nan, miou = float("nan"), table["miou"]
-    oracle, gain = miou.get(ORACLE, nan), miou - miou.get(BASELINE, nan)
+    gain = miou - miou.get(BASELINE, nan)
     gap = gain.get(ORACLE, nan)
     table["closed"] = (gain / gap).drop(BASELINE, errors="ignore") if gap > 0 else nan
-    table["share"] = table["miou"] / oracle
+    table["share"] = miou / miou.get(ORACLE, nan)
     table.loc[table.index == ORACLE, ["closed", "share"]] = nan
     return table.rename_axis("model").reset_index()
 

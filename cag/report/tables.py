@@ -14,14 +14,9 @@ def baseline_of(models: Sequence[str]) -> str:
 
 
 def results_table(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Tabulate the models' accuracy.
+    """Tabulate the models' miou, pixel_accuracy, mean_accuracy (in [0, 1], or None) and images.
 
-    Args:
-        metrics: Model -> miou, pixel_accuracy, mean_accuracy (in [0, 1], or None), images.
-
-    Returns:
-        Columns model, miou, change (from the source-only model; NaN for it), pixel_accuracy,
-        mean_accuracy, images.
+    The column change, after miou, is from the source-only model; NaN for it.
     """
     baseline = baseline_of(list(metrics))
     columns = ["miou", "pixel_accuracy", "mean_accuracy", "images"]
@@ -39,8 +34,7 @@ def iou_of(metrics: Mapping, names: Sequence[str]) -> np.ndarray:
 def per_class_table(before: np.ndarray, after: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     """Compare two models' IoU [K], as `iou_of` gives them, class by class.
 
-    Returns:
-        Columns class, before, after, change; greatest gain first, undefined changes last.
+    The columns are class, before, after, change; greatest gain first, undefined changes last.
     """
     table = pd.DataFrame({"class": list(names), "before": before, "after": after})
     table["change"] = table["after"] - table["before"]
