@@ -152,7 +152,7 @@
     const canvas = byId("canvas-" + rule), photo = byId(sample.photo);
     const image = byId("view-" + rule).querySelector("img");
     const [width, height] = ["width", "height"].map((side) => Number(photo.getAttribute(side)));
-    if (image.src !== photo.src) image.src = photo.src;
+    if (image.src !== photo.src) image.setAttribute("src", photo.src);
     for (const shown of [image, canvas]) Object.assign(shown, { width, height });
     canvas.style.opacity = byId("opacity").value / 100;
     const rows = enlargedIndex(sample.height, height), columns = enlargedIndex(sample.width, width);
