@@ -17,7 +17,7 @@ from cag.networks import SegmentationNetwork
 from cag.prediction import ImageBatch, full_resolution, image_batches, predict
 from cag.runtime.files import write_csv, write_json
 from cag.runtime.overlap import overlapped, to_cpu
-from cag.runtime.progress import Advance
+from cag.runtime.progress import Progress
 
 BATCH_SIZE = 4
 Predicted = tuple[int, Tensor, Callable[[], tuple[Tensor, ...]]]  # index, label map, prediction
@@ -33,7 +33,7 @@ def predict_labelled(
     images: PreparedImages,
     batches: Sequence[Sequence[int]],
     fabric: Fabric,
-    advance: Advance,
+    advance: Progress,
     on_prediction: Callable[[int, Tensor], None] = lambda index, prediction: None,
 ) -> Tensor:
     """Predict labelled images, and count their pixels by true and by predicted class.

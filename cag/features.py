@@ -64,7 +64,7 @@ def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> Sourc
     return SourceStatistics(*labelled, *class_sums(features, agreed, num_classes))
 
 
-class Sample(NamedTuple):
+class PixelSample(NamedTuple):
     """A class-balanced random sample of single-pixel features, by class and then by draw."""
 
     features: Tensor  # [M, D] float16
@@ -72,7 +72,7 @@ class Sample(NamedTuple):
     draws: Tensor  # [M] float32, each pixel's random number in [0, 1)
 
 
-SAMPLE_ROWS = tuple(f"sample_{field}" for field in Sample._fields)
+SAMPLE_ROWS = tuple(f"sample_{field}" for field in PixelSample._fields)
 SOURCE_KEYS = ("names", *SourceStatistics._fields, "sample_features", "sample_labels")
 SOURCE_SHARD_KEYS = (*SourceStatistics._fields, *SAMPLE_ROWS)
 
@@ -83,7 +83,7 @@ def pixel_draws(seed: int, images: Sequence[int], size: tuple[int, int]) -> Tens
     return torch.stack([torch.rand(*size, generator=generator) for generator in generators])
 
 
-def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: int) -> Sample:
+def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: int) -> PixelSample:
     """The at most `per_class` pixels of each class with the lowest draws.
 
     Features float [B, D, h, w] on any device, where the sample's stay; labels uint8 [B, h, w],
@@ -93,14 +93,14 @@ def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: in
     keep = _lowest(labels, draws, per_class)
     columns = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
     chosen = columns[keep.to(columns.device, non_blocking=True)].half()
-    return Sample(chosen, labels[keep], draws[keep])
+    return PixelSample(chosen, labels[keep], draws[keep])
 
 
-def merge_samples(samples: Sequence[Sample], per_class: int) -> Sample:
+def merge_samples(samples: Sequence[PixelSample], per_class: int) -> PixelSample:
     """The sample of a whole data set from those of its parts, in the images' order."""
-    joined = Sample(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
+    joined = PixelSample(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
     keep = _lowest(joined.labels, joined.draws, per_class)
-    return Sample(*(part[keep] for part in joined))
+    return PixelSample(*(part[keep] for part in joined))
 
 
 def _lowest(labels: Tensor, draws: Tensor, per_class: int) -> Tensor:
@@ -119,7 +119,7 @@ def source_rows(
     seed: int,
     per_class: int,
 ) -> tuple[Tensor, ...]:
-    """A batch's part of a source shard: the fields of its `SourceStatistics`, then of its `Sample`.
+    """A batch's part of a source shard: fields of its `SourceStatistics`, then of its `PixelSample`.
 
     `labels` are train ids uint8 [B, H, W], 255 = ignore, on the CPU; `indices` the images'
     positions in their data set; the seed draws the sample.
@@ -213,7 +213,7 @@ def write_source_shard(
         first, samples, fields = 0, [], SourceStatistics._fields
         for rows in outputs:
             first = _write_rows(file, first, count, dict(zip(fields, rows, strict=False)))
-            samples.append(Sample(*rows[len(fields) :]))
+            samples.append(PixelSample(*rows[len(fields) :]))
         for key, value in zip(SAMPLE_ROWS, merge_samples(samples, per_class), strict=True):
             file[key] = value.numpy()
 
@@ -226,7 +226,7 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
         for shard in shards:
             with open_store(shard, SOURCE_SHARD_KEYS) as part:
                 rows = {key: read_array(part, key) for key in SourceStatistics._fields}
-                samples.append(Sample(*(read_array(part, key) for key in SAMPLE_ROWS)))
+                samples.append(PixelSample(*(read_array(part, key) for key in SAMPLE_ROWS)))
             first = _write_rows(file, first, len(names), rows)
             samples = [merge_samples(samples, per_class)]
         file["sample_features"] = samples[0].features.numpy()

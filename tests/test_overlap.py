@@ -15,7 +15,7 @@ from cag.runtime.overlap import (
     threads,
     to_cpu,
 )
-from cag.runtime.progress import Advance
+from cag.runtime.progress import Progress
 
 
 class Failure(Exception):
@@ -37,7 +37,7 @@ def numbers(count, taken, fail_at=None):
 def plain(items, **functions):
     """`overlapped` with one output for each item."""
     compute = functions.pop("compute", lambda item: [item])
-    return overlapped(items, compute, Advance(lambda count, note: None), **functions)
+    return overlapped(items, compute, Progress(lambda count, note: None), **functions)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from cag.mixing import class_regions
 from cag.networks import build
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
-from cag.runtime.progress import Advance
+from cag.runtime.progress import Progress
 from cag.training.loop import Checkpoint, polynomial_decay, train
 from cag.training.objectives import (
     Batch,
@@ -117,7 +117,7 @@ def run_params(**changes):
 
 def silent():
     """A progress without output."""
-    return Advance(lambda count, note: None)
+    return Progress(lambda count, note: None)
 
 
 def run(
@@ -232,7 +232,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     with pytest.raises(KeyboardInterrupt):
         run(kind, small_network(), fabric, path, batches=interrupted(3), optimizer=optimizer)
     resumed, calls = small_network(seed=99), []  # also leaves the random numbers elsewhere
-    advance = Advance(lambda count, note: calls.append(count))
+    advance = Progress(lambda count, note: calls.append(count))
     again = run(
         kind,
         resumed,

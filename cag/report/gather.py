@@ -18,7 +18,7 @@ from cag.config.base import RULES
 from cag.datasets.images import read_image, read_label
 from cag.datasets.prepared import common_size, evenly_spaced, read_label_space, read_manifest
 from cag.features import (
-    Sample,
+    PixelSample,
     TargetStore,
     merge_samples,
     open_store,
@@ -80,7 +80,7 @@ def collect(folders: Folders, params) -> Run:
         rounds=rounds,
         curves=read_curves(folders.curves, models),
         training=[_training_sample(folders, row, maps) for row in shown],
-        labelled=labelled_samples(folders, validation, params.rounds),
+        labelled=labelled_images(folders, validation, params.rounds),
         validation=[_validation_sample(folders, row, *compared) for row in scored],
         rules=params.pseudo_label,
         parameters=params.model_dump(),
@@ -139,7 +139,7 @@ def read_features(folder: Path, store: TargetStore, anchors: Tensor, seed: int) 
     return Features(anchors.numpy(), *source, drawn.features.float().numpy(), drawn.labels.numpy())
 
 
-def target_sample(store: TargetStore, seed: int) -> Sample:
+def target_sample(store: TargetStore, seed: int) -> PixelSample:
     """Draw target pixels by predicted class, with one image in memory at a time."""
     samples = []
     for index in evenly_spaced(len(store.names), FEATURE_IMAGES):
@@ -159,7 +159,7 @@ def training_maps(store: TargetStore, anchors: Tensor, names: Iterable[str]) -> 
     return maps
 
 
-def labelled_samples(
+def labelled_images(
     folders: Folders, rows: pd.DataFrame, rounds: Iterable[str]
 ) -> list[contents.LabelledSample]:
     """Read the labelled validation images on which each round's rules were tried."""

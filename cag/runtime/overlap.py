@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cag.runtime.progress import Advance
+    from cag.runtime.progress import Progress
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def threads() -> int:
 def overlapped(
     items: Iterator[S],
     compute: Callable[[S], Iterable[T]],
-    advance: Advance,
+    advance: Progress,
     finish: Callable[[T], U] | None = None,
 ) -> Iterator[T | U]:
     """Read items in one thread, `compute` outputs in another, `finish` each in several.

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 from cag.runtime.files import atomic_folder
-from cag.runtime.progress import Advance, progress
+from cag.runtime.progress import Progress, progress
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Processes:
         return value[0]
 
     @contextmanager
-    def progress(self, what: str, count: int, total: int) -> Iterator[Advance]:
+    def progress(self, what: str, count: int, total: int) -> Iterator[Progress]:
         """A `progress` bar over this process's `count` images, then all processes' `total`."""
         with progress(what, count, "images") as advance:
             yield advance

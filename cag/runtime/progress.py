@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 T = TypeVar("T")
 _END = object()
-finished_bars: list[Advance] = []  # the progress bars of this process
+finished_bars: list[Progress] = []  # the progress bars of this process
 
 
 def is_main_process() -> bool:
@@ -21,7 +22,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class Advance:
+class Progress:
     """Counts units and the time spent waiting; called as advance(count, note)."""
 
     def __init__(self, update: Callable[[int, str], None], images: int = 0):
@@ -56,7 +57,7 @@ class Advance:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Advance]:
+def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Progress]:
     """A progress bar with a rate, then one line that stays.
 
     `what` is the work, e.g. "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for
@@ -67,13 +68,13 @@ def progress(what: str, total: int, unit: str, images: int | None = None) -> Ite
     console = Console(stderr=True)
     # rich prints an empty line where it cannot draw a bar
     console.quiet = not (console.is_interactive and is_main_process())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with RichProgress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="", note="")
 
         def update(count: int, note: str) -> None:
             bar.update(task, advance=count, rate=advance.rate(unit), note=note)
 
-        advance = Advance(update, int(unit == "images") if images is None else images)
+        advance = Progress(update, int(unit == "images") if images is None else images)
         yield advance
     advance.seconds = time.monotonic() - advance.began
     finished_bars.append(advance)

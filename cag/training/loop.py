@@ -17,7 +17,7 @@ from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
-from cag.runtime.progress import Advance
+from cag.runtime.progress import Progress
 from cag.runtime.seeds import mix
 from cag.training.global_batch import (
     Share,
@@ -92,7 +92,7 @@ def train(
     seed: int,
     fabric: Fabric,
     checkpoint: Checkpoint,
-    advance: Advance,
+    advance: Progress,
 ) -> pd.DataFrame:
     """Train an objective's network in place.
 
