@@ -119,7 +119,7 @@ def source_rows(
     seed: int,
     per_class: int,
 ) -> tuple[Tensor, ...]:
-    """A batch's part of a source shard: fields of its `SourceStatistics`, then of its `PixelSample`.
+    """A batch's part of a source shard: fields of its `SourceStatistics` and of its `PixelSample`.
 
     `labels` are train ids uint8 [B, H, W], 255 = ignore, on the CPU; `indices` the images'
     positions in their data set; the seed draws the sample.
