@@ -18,6 +18,6 @@ def apply(title: str, project: Path) -> list[str]:
     """Apply the changes under a heading to a project; return the files that they touch."""
     changes = re.findall(r"```diff\n(.*?)```", section(title), re.DOTALL)
     for change in changes:
-        command = ["git", "apply", "--recount", "-"]
+        command = ["git", "apply", "-"]
         subprocess.run(command, cwd=project, input=change, text=True, check=True)
     return [re.search(r"^\+\+\+ b/(.+)$", change, re.MULTILINE)[1] for change in changes]
