@@ -16,7 +16,9 @@ from cag.runtime.errors import UserError
 @click.option("--xy", help="A pixel X,Y of the prepared image, from 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; inspect-IMAGE-ROUND.png.")
 @json_option
-def inspect(image, round_name, xy, out, as_json) -> None:
+def inspect(
+    image: str, round_name: str | None, xy: str | None, out: Path | None, as_json: bool
+) -> None:
     """Show what a round knows of IMAGE, a target training image, or of one of its pixels.
 
     IMAGE is a name, a part of one, or a path. The tables show the pixels of each class by nearest

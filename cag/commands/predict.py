@@ -43,7 +43,18 @@ class PixelSize(click.ParamType):
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help=BATCH)
 @click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best there is]")
 @json_option
-def predict(model, images, out, overlay, confidence, size, tile, batch, device, as_json) -> None:
+def predict(
+    model: Path,
+    images: tuple[str, ...],
+    out: Path,
+    overlay: bool,
+    confidence: bool,
+    size: tuple[int, int] | str | None,
+    tile: int | None,
+    batch: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
     """Label IMAGES (files, folders with all below them, or quoted patterns) with MODEL.
 
     Below the folder --out, at each image's own size and under its path below the folder given:

@@ -108,7 +108,14 @@ def summary(as_json: bool) -> None:
 @click.option("--jobs", default=1, show_default=True, help="Experiments at the same time.")
 @click.option("--oracle/--no-oracle", default=True, help=WITH_ORACLE)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the scores as CSV too.")
-def results(seeds, overrides, grid, jobs, oracle, out) -> None:
+def results(
+    seeds: str,
+    overrides: tuple[str, ...],
+    grid: Path | None,
+    jobs: int,
+    oracle: bool,
+    out: Path | None,
+) -> None:
     """Run params.yaml with several seeds through DVC's queue and print the spread of the scores.
 
     With --grid, each variant of a file runs with each seed: its name, then a list of key=value.

@@ -19,7 +19,9 @@ def sweep() -> None:
 @click.option("--x", help="Parameter to draw against; the first threshold that differs.")
 @click.option("--all-commits", is_flag=True, help="Experiments of earlier commits, too.")
 @json_option
-def show(csv, plot, x, all_commits, as_json) -> None:
+def show(
+    csv: Path | None, plot: Path | None, x: str | None, all_commits: bool, as_json: bool
+) -> None:
     """Print what each of DVC's experiments changed and what came of it.
 
     The parameters that differ, the share of the target pixels that each rule labels, the precision

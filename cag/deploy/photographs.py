@@ -75,19 +75,7 @@ def label_photographs(
         photograph, arrived = predicted
         labels, *probability = (part.numpy() for part in arrived())
         for kind in kinds:
-            suffix = ".jpg" if kind == OVERLAYS else ".png"
-            path = out / kind / f"{photograph.name}{suffix}"
-            try:
-                with atomic_file(path) as partial:
-                    if kind == LABELS:
-                        write_label(partial, labels, segmenter.palette)
-                    elif kind == OVERLAYS:
-                        write_jpeg(partial, overlay(photograph.image, labels, segmenter.palette))
-                    else:
-                        write_image(partial, (255 * probability[0]).round().astype(np.uint8))
-            except OSError as error:
-                problem = f"cannot be written ({error.strerror or error})"
-                raise UserError(f"{path}: {problem}") from None
+            _write(out, kind, photograph, labels, probability, segmenter.palette)
         return np.bincount(labels.ravel(), minlength=segmenter.num_classes)
 
     with progress("predict", len(files), "images") as advance:
@@ -102,7 +90,32 @@ def label_photographs(
     return labelled
 
 
-def _read(files: Sequence[tuple[str, Path]], size, failures: list) -> Iterator[Photograph]:
+def _write(
+    out: Path,
+    kind: str,
+    photograph: Photograph,
+    labels: np.ndarray,
+    probability: Sequence[np.ndarray],
+    palette: np.ndarray,
+) -> None:
+    """Write the file of one of the OUTPUTS; a UserError if the disk refuses it."""
+    path = out / kind / f"{photograph.name}{'.jpg' if kind == OVERLAYS else '.png'}"
+    try:
+        with atomic_file(path) as partial:
+            if kind == LABELS:
+                write_label(partial, labels, palette)
+            elif kind == OVERLAYS:
+                write_jpeg(partial, overlay(photograph.image, labels, palette))
+            else:
+                write_image(partial, (255 * probability[0]).round().astype(np.uint8))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason})") from None
+
+
+def _read(
+    files: Sequence[tuple[str, Path]], size: Size | None, failures: list[tuple[Path, str]]
+) -> Iterator[Photograph]:
     """Read images by threads, in order; unreadable ones go to `failures`."""
 
     def read(entry: tuple[str, Path]) -> Photograph | UserError:
@@ -138,7 +151,11 @@ def _batches(images: Iterator[Photograph], count: int) -> Iterator[list[Photogra
 
 
 def _predictions(
-    segmenter: Segmenter, images: Iterator[Photograph], tile, batch: int, confidence: bool
+    segmenter: Segmenter,
+    images: Iterator[Photograph],
+    tile: int | None,
+    batch: int,
+    confidence: bool,
 ) -> Iterator[Predicted]:
     """Each image with a function that waits for its labels and, if wanted, their probability."""
     for group in _batches(images, batch):

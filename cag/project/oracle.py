@@ -25,7 +25,7 @@ from cag.runtime.files import atomic_folder
 from cag.runtime.progress import progress
 from cag.training.fit import Fit
 from cag.training.objectives import SupervisedObjective
-from cag.training.samples import labelled_samples
+from cag.training.samples import Sample, labelled_samples
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = Path("data/models/pretrain.safetensors")
@@ -103,7 +103,13 @@ def run_folds(params: OracleParams, classes: LabelSpace) -> tuple[Tensor, int]:
     return confusion, scored
 
 
-def _run_fold(fold, members, validation, params: OracleParams, classes: LabelSpace) -> Tensor:
+def _run_fold(
+    fold: int,
+    members: list[Sample],
+    validation: np.ndarray,
+    params: OracleParams,
+    classes: LabelSpace,
+) -> Tensor:
     network = load_model(MODEL, classes).network
     fit = Fit(f"oracle fold {fold + 1}", params, params.schedule, [3, fold])
     source, weights = fit.source(SOURCE, classes.num_classes)

@@ -20,7 +20,10 @@ TEMPLATE += (".dvc/.gitignore", "presets", "classes", "data/README.md")
 
 
 def template() -> Path:
-    """The folder with `dvc.yaml`, `presets/`, `classes/`: a checkout, or what pip installed."""
+    """The folder with `dvc.yaml`, `presets/`, `classes/`: a checkout, or what pip installed.
+
+    A UserError if there is neither.
+    """
     installed = Path(sysconfig.get_path("data")) / "share/cag"
     for folder in (PACKAGES, installed):
         if (folder / "dvc.yaml").is_file():
@@ -29,7 +32,10 @@ def template() -> Path:
 
 
 def start_project(folder: Path) -> None:
-    """Fill an empty folder: pipeline, parameters, presets, code, and an empty git repository."""
+    """Fill an empty folder: pipeline, parameters, presets, code, and an empty git repository.
+
+    A UserError if the folder holds something already.
+    """
     require_new(folder)
     sources = {name: template() / name for name in TEMPLATE}
     sources |= {name: PACKAGES / name for name in ("cag", "stages")}
@@ -67,7 +73,10 @@ def choose_preset(path: Path) -> None:
 
 
 def effective_yaml(path: Path) -> str:
-    """All parameters that a file stands for, as YAML; a comment marks the defaults."""
+    """All parameters that a file stands for, as YAML; a comment marks the defaults.
+
+    A UserError if a value is missing or impossible, as for `load_all`.
+    """
     values = load_all(path).model_dump(mode="json")
     return "\n".join(_lines(values, read_parameters(path)))
 
