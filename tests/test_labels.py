@@ -302,6 +302,22 @@ def test_label_space_survives_json():
     assert SPACE.palette_array.tolist() == [[128, 64, 128], [70, 130, 180]]
 
 
+@pytest.mark.parametrize(
+    ("names", "palette", "message"),
+    [
+        ((), (), "expected 1 to 254 names"),
+        (tuple(map(str, range(255))), ((0, 0, 0),) * 255, "expected 1 to 254 names"),
+        (("a", "a"), ((0, 0, 0), (1, 1, 1)), "none twice"),
+        (("a", "b"), ((0, 0, 0),), "each class needs a colour"),
+        (("a",), ((0, 0, 256),), "each class needs a colour"),
+        (("a",), ((0, 0, 0.5),), "each class needs a colour"),
+    ],
+)
+def test_label_space_refuses_what_no_file_may_hold(names, palette, message):
+    with pytest.raises(ValueError, match=message):
+        LabelSpace(names, palette)
+
+
 @pytest.mark.parametrize("content", [{}, [], {"classes": [{"name": "a"}]}, {"classes": 3}])
 def test_label_space_refuses_another_form(content):
     with pytest.raises(ValueError, match="classes|the whole is"):

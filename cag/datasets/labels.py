@@ -33,11 +33,20 @@ class LabelSpace:
     """The classes of a project, in the order of their train ids.
 
     A subset such as ("13_of_16", (0, 1, 2, 6, ...)), a name and train ids, gets its own mean IoU.
+    A ValueError if there are no or too many classes, a name is repeated, or a colour is missing.
     """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # (red, green, blue) in 0..255
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) == len(set(self.names)) <= MAX_CLASSES:
+            raise ValueError(f"expected 1 to {MAX_CLASSES} names, none twice, not {self.names}")
+        colours = np.array(self.palette)
+        valid = colours.shape == (len(self.names), 3) and colours.dtype.kind == "i"
+        if not valid or colours.min() < 0 or colours.max() > 255:
+            raise ValueError("each class needs a colour of three integers in 0..255")
 
     @property
     def num_classes(self) -> int:
