@@ -76,10 +76,12 @@ class Look:
     crossing: float = 0.75  # traffic lights
     districts: tuple[float, float, float] = (0.5, 0.25, 0.25)  # city, suburb, outskirts
     road: tuple[Limits, Limits] = ((5.0, 8.0), (2.6, 4.8))  # metres left and right of the camera
+    ahead: Limits = (8.0, 16.0)  # metres to the first vehicle
     walk: Limits = (2.8, 5.5)  # width of a sidewalk, metres
     floors: tuple[int, int] = (2, 8)  # of a building at the sidewalk
     tree_size: Limits = (1.0, 1.0)  # factor of the height and width
     sign_size: Limits = (1.0, 1.0)  # of signs, lamps and traffic lights
+    slim: float = 1.0  # factor of the thickness of poles
     natural: bool = False  # ragged leaves, textures at several scales, any sun, a bonnet
 
 
@@ -217,9 +219,10 @@ def _randomised(rng: Rng) -> Look:
 
     def palette(name: str) -> tuple[Colour, ...]:
         options = getattr(SOURCE, name) + 2 * getattr(TARGET, name)
-        gains = uniform(0.65, 1.15) * rng.uniform(0.85, 1.15, (len(options), 1))
-        gains = gains * rng.uniform(0.92, 1.08, (len(options), 3))
-        return tuple(map(tuple, np.clip(np.array(options) * gains, 0, 255).tolist()))
+        gains = uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, (len(options), 1))
+        rgb = np.array(options) * gains * rng.uniform(0.92, 1.08, (len(options), 3))
+        rgb = rgb + uniform(0.0, 0.8) * (rgb.mean(axis=1, keepdims=True) - rgb)
+        return tuple(map(tuple, np.clip(rgb, 0, 255).tolist()))
 
     names = "asphalt paving grass leaves facades glass roofs walls fences poles cars cargo buses"
     palettes = {name: palette(name) for name in (*names.split(), "clothes")}
@@ -227,13 +230,13 @@ def _randomised(rng: Rng) -> Look:
     overcast = (bright, bright * uniform(0.98, 1.02), min(255.0, bright * uniform(0.98, 1.06)))
     blue = (uniform(70, 150), uniform(130, 190), uniform(200, 255))
     sky = (blue if kind < 0.3 else overcast, overcast)
-    tint = rng.uniform(0.93, 1.07, 3) * (1.0, 1.04, 1.0)
+    tint = rng.uniform((0.94, 0.98, 0.94), (1.04, 1.1, 1.06))
     contrast, gamma = uniform(0.9, 1.25), uniform(0.85, 1.3)
     grade = Grade(
         haze=(0.0, 0.006),
         cast=(tuple(tint.tolist()),) * 2,
         gamma=(gamma, gamma),
-        saturation=(0.35, 1.1),
+        saturation=(0.5, 1.1),
         contrast=(contrast, contrast),
         texture=uniform(0.04, 0.13),
         noise=(0.5, 5.0),
@@ -241,7 +244,7 @@ def _randomised(rng: Rng) -> Look:
         vignette=(0.0, 0.35),
         shadow=(0.2, 0.7),
         ambient=(0.45, 0.95),
-        exposure=(0.5, 1.0),
+        exposure=(0.6, 1.05),
     )
     city = uniform(0.4, 0.95)
     return replace(
@@ -255,21 +258,23 @@ def _randomised(rng: Rng) -> Look:
         sky=(sky,),
         **palettes,
         trains=SOURCE.trains + TARGET.trains,
-        car=uniform(0.2, 0.9),
+        car=uniform(0.2, 1.0),
         truck=0.15,
         bus=0.15,
-        train=0.12,
+        train=0.08,
         motorcycle=0.2,
-        bicycle=0.5,
+        bicycle=0.35,
         people=(0, 8),
-        tree=uniform(0.2, 1.9),
+        tree=uniform(0.2, 2.2),
         signs=(0, 3),
         crossing=0.4,
         districts=(city, 0.8 * (1 - city), 0.2 * (1 - city)),
-        road=((3.5, 9.0), (2.4, 6.5)),
-        walk=(2.0, 6.0),
-        floors=(2, 7),
+        road=((3.0, 9.0), (1.8, 5.5)),
+        ahead=(8.0, 40.0),
+        walk=(2.5, 9.0),
+        floors=(3, 7),
         tree_size=(0.9, 2.2),
-        sign_size=(0.6, 1.0),
+        sign_size=(0.5, 0.9),
+        slim=0.7,
         natural=True,
     )

@@ -105,7 +105,8 @@ def _ground(street: Street) -> None:
         for z in ((-1, cross[0]), (cross[1], FAR)):
             _strip(scene, (x, x + side * 0.3), z, curb, LAYER_GROUND + 1)
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
-    centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
+    yellow = not look.foreign and not look.natural
+    centre = Paint((246, 206, 40), ROAD, ASPHALT) if yellow else white
     x = -1.8
     for z in np.arange(3.0, 80.0, 6.0).tolist():
         if not cross[0] - 4 < z < cross[1]:
@@ -355,10 +356,10 @@ def _traffic(street: Street) -> None:
         facing, z = np.pi if rng.random() < 0.7 else 0.0, between((19.0, 36.0), rng)
         scene.add(vehicles.tram(look, rng), -3.6, z, facing)
         _shadow(scene, -3.6, z, 1.4, 11)
-    ahead = between((8.0, 16.0), rng)
+    ahead = between(look.ahead, rng)
     while ahead < 70:
         ahead = _next_vehicle(street, between((-0.4, 0.5), rng), ahead, 0.0)
-    oncoming = between((9.0, 20.0), rng)
+    oncoming = between((look.ahead[0] + 1, look.ahead[1] + 4), rng)
     while oncoming < 80 and not street.tracks:
         oncoming = _next_vehicle(street, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
