@@ -99,7 +99,9 @@ def _coarse(surface: Surface, rng: Rng) -> np.ndarray:
     value = np.float32(0)
     for cells in (1.2, 3.0, 14.0):
         place = surface.s * np.float32(cells), surface.t * np.float32(cells)
-        strength = np.where(surface.material == LEAVES, 1.2, 0.35) * rng.uniform(0.3, 1.3)
+        strength = np.select(
+            [surface.material == k for k in (LEAVES, PLAIN)], (1.2, 3.0), 0.35
+        ) * rng.uniform(0.3, 1.3)
         value = value + strength.astype(np.float32) * _lookup(CLOUDS, *place)
     return value
 
