@@ -35,7 +35,12 @@ TARGETS = dict.fromkeys(CLASSES, ("cityscapes", "leftImg8bit", "gtFine/train", "
 }
 RAW_SIZE, SIZE, CROP = (64, 128), [48, 96], [32, 64]
 TRAINING, VALIDATION = 3, 2
-SHRUNK_TRAINING = {"batch_size": 2, "learning_rate": 0.1, "augmentation": {"crop": CROP}}
+SHRUNK_TRAINING = {
+    "batch_size": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "augmentation": {"crop": CROP},
+}
 # Fewer, smaller and shorter; thresholds that a network which has seen 20 batches can pass.
 SHRUNK = {
     "evaluated": ["round1"],
@@ -49,8 +54,13 @@ SHRUNK = {
     },
     "pretrain": {**SHRUNK_TRAINING, "iterations": 20},
     "warmup": {**SHRUNK_TRAINING, "iterations": 1},
-    "anchors": {"min_pixels": 1},
-    "pseudo_label": {"margin": 0.0, "probability": 0.1},
+    "anchors": {"min_pixels": 1, "min_recall": 0.0},
+    "pseudo_label": {
+        "margin": 0.0,
+        "relative_margin": None,
+        "agreement": False,
+        "probability": 0.1,
+    },
     "adapt": {**SHRUNK_TRAINING, "iterations": 1},
     "evaluate": {"panels": 1},
     "report": {"images": 1},
