@@ -22,6 +22,7 @@ from cag.scenes import write_dataset
 PREPARED = "data/prepared/{}"
 RENDERED = ".scratch/prepare/{}"
 SCENES_SEED = 0
+LOOKS = {"simulator": "source", "camera": "target"}  # as `cag.scenes` names them
 RENDERED_AT_ONCE = 8
 
 
@@ -44,6 +45,8 @@ def render_scenes(
 
     For the oracle these have labels, and there are no validation images.
     """
+    look = LOOKS.get(config.look, config.look) if domain == "source" else domain
+    seed = SCENES_SEED if look == domain else SCENES_SEED + 1  # never the target's own images
     parts = [("train", 0, config.images, domain == "source" or oracle)]
     if domain == "target" and not oracle:
         parts.append(("val", config.images, config.val_images, True))
@@ -54,7 +57,7 @@ def render_scenes(
             for first in range(start, start + count, RENDERED_AT_ONCE):
                 images = min(RENDERED_AT_ONCE, start + count - first)
                 chunk = (images, *config.size, first, labels)
-                future = pool.submit(write_dataset, folder / name, domain, SCENES_SEED, *chunk)
+                future = pool.submit(write_dataset, folder / name, look, seed, *chunk)
                 futures[future] = images
         for future, rendered in futures.items():
             future.result()

@@ -1,4 +1,4 @@
-"""Miniature raw data: single files, and GTA5, SYNTHIA and Cityscapes in their own formats."""
+"""Miniature raw data: single files; GTA5, SYNTHIA, Cityscapes and plain folders."""
 
 import struct
 import zlib
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cag.datasets.images import write_image, write_label
+from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import Split, list_split
 from cag.datasets.preparation import Item
 from cag.scenes import label_palette, render
@@ -128,6 +129,27 @@ def write_cityscapes(
                 Image.fromarray(raw).save(path)
                 write_image(path.with_name(f"{name}_gtFine_color.png"), label_palette()[labels])
             index += 1
+
+
+def write_photographs(
+    folder: Path, counts: Mapping[str, int], size: tuple[int, int], classes: Path
+) -> None:
+    """Plain folders images/<split>/*.jpg and labels/<split>/*.png with unsure pixels, 255.
+
+    Args:
+        folder: The data set's folder.
+        counts: Images of each split.
+        size: Height, width.
+        classes: The class map that translates Cityscapes ids to the values of the label files.
+    """
+    class_map = read_class_map(classes)
+    for split, count in counts.items():
+        for index in range(count):
+            image, labels = render("target", 0, index, *size)
+            labels = labels if "cityscapes" in folder.name else class_map.encode(labels)
+            labels[:2] = 255
+            Image.fromarray(image).save(_parent(folder / f"images/{split}/{index:04d}.jpg"))
+            Image.fromarray(labels).save(_parent(folder / f"labels/{split}/{index:04d}.png"))
 
 
 def _write(folder: Path, name: str, image: np.ndarray) -> None:

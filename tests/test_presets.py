@@ -1,6 +1,7 @@
-"""The paper's presets through the whole pipeline, on miniatures in the same formats."""
+"""The presets of downloaded data through the whole pipeline, on miniatures in the same formats."""
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from project import ROOT, dvc, make_project, merged, ran
-from raw import write_cityscapes, write_gta5, write_synthia
+from raw import write_cityscapes, write_gta5, write_photographs, write_synthia
 from watch import watched
 
 from cag.config.base import load_params
@@ -19,10 +20,27 @@ from cag.datasets.prepared import read_manifest
 from cag.project.oracle import LABELLED, OracleParams, prepare_labelled
 from stages.prepare import raw_folder
 
-CLASSES = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16, "synthia13_to_cityscapes": 13}
+CLASSES = {
+    "gta5_to_cityscapes": 19,
+    "synthia_to_cityscapes": 16,
+    "synthia13_to_cityscapes": 13,
+    "cityscapes_to_idd_lite": 7,
+    "scenes_to_cityscapes": 19,
+}
+# Of the target: images, labels of training images, labels of validation images.
+PLAIN = ("images", "labels/train", "labels/val")
+TARGETS = dict.fromkeys(CLASSES, ("cityscapes", "leftImg8bit", "gtFine/train", "gtFine/val")) | {
+    "cityscapes_to_idd_lite": ("idd_lite", *PLAIN),
+    "scenes_to_cityscapes": ("cityscapes_small", *PLAIN),
+}
 RAW_SIZE, SIZE, CROP = (64, 128), [48, 96], [32, 64]
 TRAINING, VALIDATION = 3, 2
-SHRUNK_TRAINING = {"batch_size": 2, "learning_rate": 0.1, "augmentation": {"crop": CROP}}
+SHRUNK_TRAINING = {
+    "batch_size": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "augmentation": {"crop": CROP},
+}
 # Fewer, smaller and shorter; thresholds that a network which has seen 20 batches can pass.
 SHRUNK = {
     "evaluated": ["round1"],
@@ -36,8 +54,13 @@ SHRUNK = {
     },
     "pretrain": {**SHRUNK_TRAINING, "iterations": 20},
     "warmup": {**SHRUNK_TRAINING, "iterations": 1},
-    "anchors": {"min_pixels": 1},
-    "pseudo_label": {"margin": 0.0, "probability": 0.1},
+    "anchors": {"min_pixels": 1, "min_recall": 0.0},
+    "pseudo_label": {
+        "margin": 0.0,
+        "relative_margin": None,
+        "agreement": False,
+        "probability": 0.1,
+    },
     "adapt": {**SHRUNK_TRAINING, "iterations": 1},
     "evaluate": {"panels": 1},
     "report": {"images": 1},
@@ -56,18 +79,26 @@ class Finished:
 
 def write_raw(name: str, folder: Path) -> None:
     """Write the data sets of a preset, with target training labels."""
+    splits, seven = {"train": TRAINING, "val": VALIDATION}, ROOT / "classes/cityscapes_7.yaml"
+    if not name.endswith("to_cityscapes") or name.startswith("scenes"):
+        target = TARGETS[name][0]
+        write_photographs(folder / "cityscapes_small", {"train": 4}, RAW_SIZE, seven)
+        shutil.rmtree(folder / target, ignore_errors=True)
+        write_photographs(folder / target, splits, RAW_SIZE, seven)
+        return
     if name.startswith("gta5"):
         write_gta5(folder / "gta5", 4, RAW_SIZE, mismatched=1)
     else:
         write_synthia(folder / "synthia", 4, RAW_SIZE)
-    write_cityscapes(folder / "cityscapes", {"train": TRAINING, "val": VALIDATION}, RAW_SIZE)
+    write_cityscapes(folder / "cityscapes", splits, RAW_SIZE)
 
 
 def shrunk(name: str) -> dict:
     """A preset's parameters, shrunk."""
     params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8"))
     rounds = {"round1": params["rounds"]["round1"]}
-    return merged(params, SHRUNK) | {"rounds": rounds}
+    images = {"source": {"images": 4}} if params["source"]["layout"] == "scenes" else {}
+    return merged(merged(params, SHRUNK), images) | {"rounds": rounds}
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -89,14 +120,18 @@ def test_the_whole_pipeline_ran(finished):
 
 
 def test_labels_of_target_training_images_are_never_opened(finished):
-    opened = {path for path in finished.opened if path.endswith(".png")}
-    assert not [path for path in finished.opened if "gtFine/train" in path]
+    opened = {path for path in finished.opened if path.endswith((".png", ".jpg"))}
+    folder, *below = TARGETS[finished.name]
+    images, hidden, labels = (
+        [path for path in opened if path.startswith(f"{folder}/{part}")] for part in below
+    )
+    assert not hidden
     # What is read is seen: all images, the labels of the source and of the validation images.
-    images = [path for path in opened if path.startswith("cityscapes/leftImg8bit")]
-    labels = [path for path in opened if path.startswith("cityscapes/gtFine/val")]
     assert (len(images), len(labels)) == (TRAINING + VALIDATION, VALIDATION)
-    assert all(path.endswith("_gtFine_labelIds.png") for path in labels)
-    assert len(opened) - len(images) - len(labels) == (10 if "gta5/" in str(opened) else 8)
+    if folder == "cityscapes":
+        assert all(path.endswith("_gtFine_labelIds.png") for path in labels)
+    source = {"gta5_to_cityscapes": 10, "scenes_to_cityscapes": 0}.get(finished.name, 8)
+    assert len(opened) - len(images) - len(labels) == source
 
 
 def test_scores_are_under_their_names(finished):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from cag.config.base import PAPER, RELEASED, Pixels, Positive, Section, about
 
 CityscapesLabels = Literal["labelIds", "labelTrainIds"]  # which files of gtFine
+Look = Literal["simulator", "camera", "both", "randomised"]  # of the labelled scenes
 LAYOUT = "the form of the raw data"
 CLASS_MAP = "the YAML file that translates label values to classes"
 FOLDER = "the data set's folder, below `$CAG_DATA`"
@@ -53,9 +54,13 @@ class FolderTarget(Section):
 
 
 class ScenesSource(Section):
-    """The built-in scenes in the look of a simulator."""
+    """The built-in scenes, by default in the look of a simulator."""
 
     layout: Literal["scenes"] = about(LAYOUT)
+    look: Look = about(
+        "the simulator's look, the camera's, both in turn, or a random one for each image",
+        default="simulator",
+    )
     images: Positive = about("the number of labelled images", "images")
     class_map: str = about(CLASS_MAP)
     size: Pixels = about(RENDERED_SIZE, "pixels")

@@ -166,7 +166,8 @@ class Scene:
     ) -> None:
         """Place `model` at (x, z), `size` times as large, turned right by `heading` radians.
 
-        Lower layers lie behind. With a `distance` it is drawn as if it stood at x = 0 and z = `distance`.
+        Lower layers lie behind. With a `distance` it is drawn as if it stood at x = 0 and
+        z = `distance`.
         """
         faces = model.faces
         cos, sin = np.cos(heading), np.sin(heading)

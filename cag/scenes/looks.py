@@ -221,7 +221,9 @@ def _randomised(rng: Rng) -> Look:
         options = getattr(SOURCE, name) + 2 * getattr(TARGET, name)
         gains = uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, (len(options), 1))
         rgb = np.array(options) * gains * rng.uniform(0.92, 1.08, (len(options), 3))
-        rgb = rgb + uniform(0.0, 0.8) * (rgb.mean(axis=1, keepdims=True) - rgb)
+        rgb = rgb + uniform(0.0, 0.4 if name in ("leaves", "grass") else 0.8) * (
+            rgb.mean(axis=1, keepdims=True) - rgb
+        )
         return tuple(map(tuple, np.clip(rgb, 0, 255).tolist()))
 
     names = "asphalt paving grass leaves facades glass roofs walls fences poles cars cargo buses"
@@ -253,6 +255,7 @@ def _randomised(rng: Rng) -> Look:
         grade=grade,
         camera_height=(1.1, 1.4),
         camera_pitch=(0.3, 2.5),
+        camera_yaw=10.0,
         camera_focal=(0.95, 1.2),
         foreign=rng.random() < 0.75,
         sky=(sky,),
@@ -269,8 +272,8 @@ def _randomised(rng: Rng) -> Look:
         signs=(0, 3),
         crossing=0.4,
         districts=(city, 0.8 * (1 - city), 0.2 * (1 - city)),
-        road=((3.0, 9.0), (1.8, 5.5)),
-        ahead=(8.0, 40.0),
+        road=((3.0, 12.0), (1.8, 7.5)),
+        ahead=(5.5, 40.0),
         walk=(2.5, 9.0),
         floors=(3, 7),
         tree_size=(0.9, 2.2),

@@ -99,7 +99,9 @@ def _coarse(surface: Surface, rng: Rng) -> np.ndarray:
     value = np.float32(0)
     for cells in (1.2, 3.0, 14.0):
         place = surface.s * np.float32(cells), surface.t * np.float32(cells)
-        strength = np.where(surface.material == LEAVES, 1.6, 0.35) * rng.uniform(0.3, 1.3)
+        strength = np.select(
+            [surface.material == k for k in (LEAVES, PLAIN)], (1.2, 3.0), 0.35
+        ) * rng.uniform(0.3, 1.3)
         value = value + strength.astype(np.float32) * _lookup(CLOUDS, *place)
     return value
 
@@ -110,7 +112,9 @@ def ragged(buffers: Buffers, rng: Rng) -> None:
     v, u = np.mgrid[:height, :width]
     shifts = []
     for start in rng.random((2, 2)) * TILE:
-        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(CLOUDS, u + start[0], v + start[1])
+        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(
+            CLOUDS, u + start[0], v + start[1]
+        )
         shifts.append(np.rint(near * (width / 200)).astype(int))
     v = np.clip(v + shifts[0], 0, height - 1)
     u = np.clip(u + shifts[1], 0, width - 1)

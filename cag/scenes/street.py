@@ -107,10 +107,11 @@ def _ground(street: Street) -> None:
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
     yellow = not look.foreign and not look.natural
     centre = Paint((246, 206, 40), ROAD, ASPHALT) if yellow else white
-    x = -1.8
-    for z in np.arange(3.0, 80.0, 6.0).tolist():
-        if not cross[0] - 4 < z < cross[1]:
-            _strip(scene, (x - 0.09, x + 0.09), (z, z + 3.0), centre, LAYER_GROUND + 1)
+    lanes = (-5.3, -1.8, 1.7, 5.2) if look.natural else (-1.8,)
+    for x in (x for x in lanes if street.left + 1 < x < street.right - 1):
+        for z in np.arange(3.0, 80.0, 6.0).tolist():
+            if not cross[0] - 4 < z < cross[1]:
+                _strip(scene, (x - 0.09, x + 0.09), (z, z + 3.0), centre, LAYER_GROUND + 1)
     if look.foreign:
         _strip(scene, (street.left, street.right), (cross[0] - 0.9, cross[0] - 0.5), white, 2)
     if rng.random() < 0.7:
