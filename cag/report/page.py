@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cag.analysis import plots
 from cag.config.base import as_yaml, dotted
+from cag.config.watch import MEASURES
 from cag.report import explorer, feature_space, figures, gallery
 from cag.report.contents import Run
 from cag.report.pictures import css_color, figure
@@ -36,6 +37,7 @@ def report_page(run: Run) -> str:
         ("pseudo-labels", "Pseudo-labels", gallery.pseudo_labels(run)),
         ("thresholds", "Thresholds", explorer.section(run)),
         ("coverage", "Coverage", _coverage(run)),
+        ("watch", "Without labels", _watch(run)),
         ("features", "Feature space", feature_space.section(run)),
         ("anchors", "Anchors", run.rounds),
         ("curves", "Learning curves", _curves(run)),
@@ -147,6 +149,17 @@ def _coverage(run: Run) -> dict | None:
         "rows": rows,
         "total": total,
         "figure": figure(alt, figures.coverage, run),
+    }
+
+
+def _watch(run: Run) -> dict | None:
+    if not run.watched:
+        return None
+    heads = [f"{key.replace('_', ' ')} {'↓↑'[one.better > 0]}" for key, one in MEASURES.items()]
+    return {
+        "heads": heads,
+        "rows": [(model, [one[key] for key in MEASURES]) for model, one in run.watched.items()],
+        "meanings": list(zip(heads, (one.meaning for one in MEASURES.values()), strict=True)),
     }
 
 
