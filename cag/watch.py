@@ -105,19 +105,15 @@ def watch(
 ) -> Watched:
     """Measure a network, at the size of its logits. No label of the target is opened.
 
-    Args:
-        network: In eval mode, on the fabric's device.
-        source: Labelled images, which give the anchors and the class shares.
-        target: Images without labels.
-        config: The number of images.
-        seed: Draws the pixels of the neighbourhood density.
-        fabric: The device and the precision.
-        advance: Counts images of both domains, as many as `images_watched`.
+    At most `config.images` of the labelled source give the anchors and class shares; as many of the
+    target are measured. `advance` counts both. The network is in eval mode on the fabric's device.
+    The seed draws the pixels of the neighbourhood density.
     """
-    anchors, source_pixels = _read_source(network, source, config, fabric, advance)
-    per_image = max(1, PIXELS // images_watched(target, config))
+    batches = (_batches(images, config, fabric, advance) for images in (source, target))
+    anchors, source_pixels = _read_source(network, next(batches), fabric)
+    per_image = max(1, PIXELS // min(config.images, len(target)))
     totals, pixels, mean, sample = 0, 0, 0, []
-    for batch in _batches(target, config, fabric, advance):
+    for batch in next(batches):
         output = predict(network, batch.images, fabric)
         probabilities = output.logits.float().softmax(1)  # [B, K, h, w]
         probability, prediction = probabilities.max(1)
@@ -138,11 +134,6 @@ def watch(
     columns = {"pixels": pixels, **{key: part / part.sum() for key, part in counts.items()}}
     columns |= dict(zip(MAPS, totals / pixels, strict=True))
     return Watched(numbers, pd.DataFrame({key: part.cpu() for key, part in columns.items()}))
-
-
-def images_watched(images: PreparedImages, config: Watch) -> int:
-    """The number of a domain's images that `watch` reads."""
-    return min(config.images, len(images))
 
 
 def regressed(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> str | None:
@@ -168,16 +159,12 @@ def _batches(
 
 
 def _read_source(
-    network: SegmentationNetwork,
-    images: PreparedImages,
-    config: Watch,
-    fabric: Fabric,
-    advance: Progress,
+    network: SegmentationNetwork, batches: Iterator[ImageBatch], fabric: Fabric
 ) -> tuple[Tensor, Tensor]:
     """Anchors float32 [K, D] of correctly predicted pixels, and the labelled pixels int64 [K]."""
     mean, count = AnchorMean("pixels"), network.num_classes
     labelled = torch.zeros(count, dtype=torch.int64, device=fabric.device)
-    for batch in _batches(images, config, fabric, advance):
+    for batch in batches:
         features, logits = predict(network, batch.images, fabric)
         labels = resize_labels(torch.stack(batch.labels), logits.shape[2:]).to(fabric.device)
         mean.update(*class_sums(features, agreeing_labels(labels, logits), count))

@@ -14,7 +14,7 @@ from cag.runtime.devices import make_fabric
 from cag.runtime.files import write_csv, write_json
 from cag.runtime.program import run_stage
 from cag.runtime.progress import progress
-from cag.watch import images_watched, watch
+from cag.watch import watch
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, NUMBERS, TABLE = "data/models/{}.safetensors", "data/watch/{}.json", "data/watch/{}.csv"
@@ -39,7 +39,7 @@ def main(model: str) -> None:
     target = PreparedImages(TARGET, "train", with_labels=False)
     fabric = make_fabric(params.precision)
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
-    counts = [images_watched(images, config) for images in (source, target)]
+    counts = [min(config.images, len(images)) for images in (source, target)]
     with progress(f"watch {model}", sum(counts), "images") as advance:
         measured = watch(network, source, target, config, params.seed, fabric, advance)
     table = measured.per_class

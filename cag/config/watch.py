@@ -9,8 +9,7 @@ class Watch(Section):
     """Measures of a model that need no label of the target."""
 
     images: Positive = about(
-        "the most images of each domain that are looked at, evenly spaced; more: steadier numbers, "
-        "more time",
+        "the most images of each domain that are looked at; more: steadier numbers, more time",
         "images",
         default=60,
     )
@@ -19,7 +18,7 @@ class Watch(Section):
 class Measure(NamedTuple):
     """A number of a model."""
 
-    meaning: str  # ends "it is ..."
+    meaning: str
     better: int  # 1 or -1: whether the better of two models should have more or less of it
     per_class: bool = True  # whether it is also a mean over each predicted class's pixels
 
@@ -32,21 +31,7 @@ MEASURES = {
     "entropy": Measure("the mean entropy of the probabilities; 1: all classes are alike", -1),
     "flip_consistency": Measure("the share of pixels predicted alike in the mirrored image", 1),
     "colour_consistency": Measure("the same in a darker and in a lighter image, their mean", 1),
-    "information": Measure(
-        "the entropy of the mean probabilities minus the mean entropy: each pixel is sure, and all "
-        "classes occur",
-        1,
-        per_class=False,
-    ),
-    "share_divergence": Measure(
-        "the Jensen-Shannon divergence of the predicted class shares from the source's labels'; 0: "
-        "the same shares",
-        -1,
-        per_class=False,
-    ),
-    "neighbourhood_density": Measure(
-        "the soft neighbourhood density, in nats: high where each pixel has many like it",
-        1,
-        per_class=False,
-    ),
+    "information": Measure("the entropy of the mean probabilities less the mean entropy", 1, False),
+    "share_divergence": Measure("how far the class shares are from the source labels'", -1, False),
+    "neighbourhood_density": Measure("high where a pixel has many like it, in nats", 1, False),
 }
