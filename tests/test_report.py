@@ -439,6 +439,7 @@ def test_stage_shows_the_measures_without_labels(project):
     table = page[start : page.index("</tbody>", start)]
     assert table.count("<td>0.50</td>") == len(SCORES) * (len(MEASURES) - 1)
     assert table.count("<td>–</td>") == len(SCORES)
+    assert all(f'<th scope="col">{model}</th>' in table for model in SCORES)
     assert "agreement ↑" in page and "entropy ↓" in page
 
 

@@ -153,14 +153,11 @@ def _coverage(run: Run) -> dict | None:
 
 
 def _watch(run: Run) -> dict | None:
-    if not run.watched:
-        return None
-    heads = [f"{key.replace('_', ' ')} {'↓↑'[one.better > 0]}" for key, one in MEASURES.items()]
-    return {
-        "heads": heads,
-        "rows": [(model, [one[key] for key in MEASURES]) for model, one in run.watched.items()],
-        "meanings": list(zip(heads, (one.meaning for one in MEASURES.values()), strict=True)),
-    }
+    rows = [
+        (key.replace("_", " "), one, [numbers[key] for numbers in run.watched.values()])
+        for key, one in MEASURES.items()
+    ]
+    return {"models": list(run.watched), "rows": rows} if run.watched else None
 
 
 def _curves(run: Run) -> dict | None:

@@ -110,7 +110,9 @@ def ragged(buffers: Buffers, rng: Rng) -> None:
     v, u = np.mgrid[:height, :width]
     shifts = []
     for start in rng.random((2, 2)) * TILE:
-        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(CLOUDS, u + start[0], v + start[1])
+        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(
+            CLOUDS, u + start[0], v + start[1]
+        )
         shifts.append(np.rint(near * (width / 200)).astype(int))
     v = np.clip(v + shifts[0], 0, height - 1)
     u = np.clip(u + shifts[1], 0, width - 1)
