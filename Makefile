@@ -41,4 +41,4 @@ bench: install  ## measure kernels, training step, memory, resuming
 	python -m benchmarks.resume --kills 2
 
 clean:  ## remove what the pipeline wrote, but not DVC's cache
-	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/pseudo_label_evaluation data/evaluation data/report data/results data/oracle
+	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/pseudo_label_evaluation data/watch data/evaluation data/report data/results data/oracle

@@ -68,6 +68,7 @@ def stages(iterations: int) -> Iterator[tuple[str, list[str], Callable[[int], in
         "pseudo_label round1": lambda n: n,
         "evaluate_pseudo_labels round1 warmup": validation,
         "adapt round1 warmup": lambda n: 2 * drawn,
+        "watch round1": lambda n: 2 * min(n, 60),
         "evaluate round1": validation,
         "report": lambda n: n + validation(n),
     }

@@ -14,7 +14,8 @@ from cag.runtime import files
 from cag.runtime.program import run_stage
 
 INDEX = "data/index/{}.csv"
-EVALUATED = "data/evaluation/models.csv"  # report needs its folder, even without scored models
+# report needs their folders, even without scored models
+EVALUATED = ("data/evaluation/models.csv", "data/watch/models.txt")
 
 
 def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFr
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/index/{source,target,weights,warmup}.csv` and `data/evaluation/models.csv`."""
+    """Write `data/index/{source,target,weights,warmup}.csv` and the lists of evaluated models."""
     params = load_all()
     encoder_file = partial(files.encoder_weights_file, params.network.encoder)
     tables = {
@@ -46,7 +47,8 @@ def main() -> None:
     for name, table in tables.items():
         files.write_csv(INDEX.format(name), table)
         print(f"index: {len(table)} files of {name}")
-    files.write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
+    for path in EVALUATED:
+        files.write_csv(path, pd.DataFrame({"model": params.evaluated}))
 
 
 if __name__ == "__main__":

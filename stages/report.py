@@ -9,7 +9,7 @@ from cag.config.parameters import Experiment
 from cag.report.gather import Folders, collect, write
 from cag.runtime.program import run_stage
 
-NAMES = ("models", "curves", "features", "rounds", "evaluation", "report")
+NAMES = ("models", "curves", "features", "rounds", "watch", "evaluation", "report")
 FOLDERS = Folders(
     source=Path("data/prepared/source"),
     target=Path("data/prepared/target"),

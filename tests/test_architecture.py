@@ -102,5 +102,5 @@ def test_the_top_shows_the_method():
     names = {path.stem for path in Path(ROOT / "cag").glob("*.py")} - {"__init__", "cli"}
     method = {"anchors", "pseudo_labels", "losses", "adaptation", "teacher"}
     method |= {"adversarial", "mixing", "augmentation"}
-    around = {"networks", "deeplab", "metrics", "features", "prediction", "evaluation"}
+    around = {"networks", "deeplab", "metrics", "features", "prediction", "evaluation", "watch"}
     assert names == method | around

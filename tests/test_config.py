@@ -15,6 +15,7 @@ from cag.runtime.errors import UserError
 
 PRESETS = sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))
 SECTIONS = list(Parameters.model_fields)
+REQUIRED = [name for name, field in Parameters.model_fields.items() if field.is_required()]
 REMOVED = object()
 
 
@@ -32,7 +33,7 @@ def preset(layout="folder"):
         "rounds": {
             "round1": {"teacher": "warmup", "anchors": "round1"},
             "round2": {"teacher": "round1", "anchors": "round2"},
-        }
+        },
     }
 
 
@@ -196,10 +197,18 @@ def test_parameters_cannot_be_changed():
         params.evaluate.panels = 1
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", REQUIRED)
 def test_a_missing_section_is_named(tmp_path, name):
     message = error(tmp_path, name)
     assert message.startswith(f"'{name}' is missing")
+
+
+def test_a_section_of_defaults_may_be_missing(tmp_path):
+    content = preset()
+    del content["watch"]
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert set(SECTIONS) - set(REQUIRED) == {"watch"} and load_all(path).watch.images == 60
 
 
 @pytest.mark.parametrize(

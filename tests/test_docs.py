@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # Attributes that make a browser fetch something, and not only when a reader follows a link.
 LOADED = {"src", "srcset", "data", "poster", "background"}
-PLACEHOLDERS = {"prepare": "<domain>", "evaluate": "<model>"}  # of ${key} or ${item}; else <round>
+# Of ${key} or ${item}; else <round>.
+PLACEHOLDERS = {"prepare": "<domain>", "evaluate": "<model>", "watch": "<model>"}
 
 
 def hook(name):

@@ -158,7 +158,7 @@ NAMES = [
     *(f"{name}@round{i}" for i in (1, 2) for name in ("extract", "anchors")),
     *(f"{name}@round{i}" for i in (1, 2) for name in ("pseudo_label", "adapt")),
     *(f"evaluate_pseudo_labels@round{i}" for i in (1, 2)),
-    *(f"evaluate@{model}" for model in ("pretrain", "round2")),
+    *(f"{name}@{model}" for name in ("watch", "evaluate") for model in ("pretrain", "round2")),
     "report",
 ]
 
@@ -248,6 +248,7 @@ STUDENT = {"adapt@round1", "adapt@round2"}
 LABELS = {
     f"{stage}@round{i}" for stage in ("pseudo_label", "evaluate_pseudo_labels") for i in (1, 2)
 }
+WATCHED = {"watch@pretrain", "watch@round2"}
 EDITS = {
     "cag/adaptation.py": STUDENT,
     "cag/losses.py": STUDENT,
@@ -256,9 +257,12 @@ EDITS = {
     "cag/config/warmup.py": {"warmup"},
     "cag/adversarial.py": {"warmup"},
     "cag/config/pseudo_labels.py": LABELS,
-    "cag/pseudo_labels.py": LABELS,
+    "cag/config/watch.py": WATCHED,
+    "cag/pseudo_labels.py": LABELS | WATCHED,
+    "cag/watch.py": WATCHED,
     "params.yaml: adapt": STUDENT,
     "params.yaml: pseudo_label": LABELS,
+    "params.yaml: watch": WATCHED,
 }
 
 

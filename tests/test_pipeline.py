@@ -352,7 +352,11 @@ def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
     printed = dvc(copied, "exp", "run", "-S", "pseudo_label.quantile=0.5")
     first = ["pseudo_label@round1", "adapt@round1"]
     second = [f"{stage}@round2" for stage in ("extract", "anchors", "pseudo_label", "adapt")]
-    scored = ["evaluate@round2", *(f"evaluate_pseudo_labels@{name}" for name in ROUNDS)]
+    scored = [
+        "watch@round2",
+        "evaluate@round2",
+        *(f"evaluate_pseudo_labels@{name}" for name in ROUNDS),
+    ]
     assert sorted(ran(printed)) == sorted(["index", *first, *second, *scored, "report"])
     before, after = digests(finished / "data"), digests(copied / "data")
     assert before.keys() == after.keys()
@@ -472,7 +476,7 @@ def test_folder_without_any_target_label(tmp_path):
     project = make_project(tmp_path / "project", replace=folder_params())
     printed = dvc(project, "repro", CAG_DATA=str(raw))
     assert ran(printed)[-1] == "report"
-    assert not [stage for stage in ran(printed) if stage.startswith("evaluate@")]
+    assert not [stage for stage in ran(printed) if stage.startswith(("evaluate@", "watch@"))]
     scored = project / "data/pseudo_label_evaluation/round1"
     assert pd.read_csv(scored / "curves.csv").empty
     assert json.loads((scored / "metrics.json").read_text())["anchor"]["precision"] is None

@@ -16,6 +16,7 @@ from cag.analysis import plots
 from cag.config.evaluation import Report
 from cag.config.parameters import Round, load_all
 from cag.config.pseudo_labels import PseudoLabel
+from cag.config.watch import MEASURES
 from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import LabelSpace
 from cag.features import (
@@ -346,6 +347,8 @@ def write_artifacts(root):
         table = pd.DataFrame(one.confusion, columns=NAMES)
         table.insert(0, "truth", NAMES)
         table.to_csv(folder / "confusion.csv", index=False)
+        text = json.dumps(dict.fromkeys(MEASURES, 0.5) | {"agreement": None, "images": 2})
+        put(root / FOLDERS.watch / f"{model}.json", lambda file, text=text: file.write_text(text))
         put(root / FOLDERS.curves / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
     coverage().to_csv(root / FOLDERS.rounds / "round1/coverage.csv", index=False)
     anchors().to_csv(root / FOLDERS.rounds / "round1/anchors.csv", index=False)
@@ -429,6 +432,17 @@ def test_stage_writes_page_and_figures_and_says_where(project):
     assert "city/a" in page and "48.7" in page
 
 
+def test_stage_shows_the_measures_without_labels(project):
+    run_stage()
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    start = page.index("Measures without labels by model")
+    table = page[start : page.index("</tbody>", start)]
+    assert table.count("<td>0.50</td>") == len(SCORES) * (len(MEASURES) - 1)
+    assert table.count("<td>–</td>") == len(SCORES)
+    assert all(f'<th scope="col">{model}</th>' in table for model in SCORES)
+    assert "agreement ↑" in page and "entropy ↓" in page
+
+
 def test_stage_gives_the_same_bytes_twice(project):
     def written():
         run_stage()
@@ -473,6 +487,7 @@ def test_stage_reports_a_target_without_labels(project, params, monkeypatch):
     ("missing", "command"),
     [
         ("data/evaluation/warmup/metrics.json", "evaluate@warmup"),
+        ("data/watch/warmup.json", "watch@warmup"),
         ("data/rounds/round1/coverage.csv", "pseudo_label@round1"),
         ("data/rounds/round1/anchors.csv", "anchors@round1"),
     ],

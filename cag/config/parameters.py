@@ -21,6 +21,7 @@ from cag.config.networks import Network
 from cag.config.pseudo_labels import PseudoLabel
 from cag.config.training import Pretrain, Run
 from cag.config.warmup import Warmup
+from cag.config.watch import Watch
 from cag.runtime.errors import UserError
 
 
@@ -53,6 +54,7 @@ class Experiment(Run):
     anchors: Anchors = about("the anchors of a round", source=PAPER)
     pseudo_label: PseudoLabel = about("the thresholds of the two rules", source=PAPER)
     adapt: Adapt = about("the training of a round's student", source=PAPER)
+    watch: Watch = about("the measures that need no labels", default=Watch())
     evaluate: Evaluate = about("the evaluation's pictures")
     report: Report = about("the report")
 

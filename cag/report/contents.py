@@ -103,6 +103,7 @@ class Run:
     rounds: Mapping[str, Round]
     rules: PseudoLabel  # the configured thresholds
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    watched: Mapping[str, Mapping] = field(default_factory=dict)  # model -> its measures
     training: Sequence[TrainingSample] = ()
     labelled: Sequence[LabelledSample] = ()
     validation: Sequence[ValidationSample] = ()

@@ -52,6 +52,7 @@ class Folders:
     features: Path
     rounds: Path
     labelled: Path  # the rules on labelled validation images
+    watch: Path  # measures without labels
     evaluation: Path
     report: Path
 
@@ -79,6 +80,7 @@ def collect(folders: Folders, params) -> Run:
         evaluations={model: read_evaluation(folders, model) for model in params.evaluated},
         rounds=rounds,
         curves=read_curves(folders.curves, models),
+        watched={model: read_measures(folders.watch, model) for model in params.evaluated},
         training=[_training_sample(folders, row, maps) for row in shown],
         labelled=labelled_images(folders, validation, params.rounds),
         validation=[_validation_sample(folders, row, *compared) for row in scored],
@@ -105,6 +107,12 @@ def read_evaluation(folders: Folders, model: str) -> contents.Evaluation:
     )
     matrix = pd.read_csv(confusion).iloc[:, 1:].to_numpy(dtype=np.int64)
     return contents.Evaluation(json.loads(metrics.read_text(encoding="utf-8")), matrix)
+
+
+def read_measures(folder: Path, model: str) -> dict[str, float | None]:
+    """Read a model's measures without labels, by name."""
+    path = _existing(folder / f"{model}.json", f"watch@{model}")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
@@ -261,6 +269,7 @@ def _locations(folders: Folders) -> list[tuple[str, str]]:
         ("coverage", f"{rounds}/coverage.csv"),
         ("pixels at each threshold", f"{rounds}/threshold_curves.csv"),
         ("precision at each threshold", f"{folders.labelled}/<round>/curves.csv"),
+        ("measures without labels", f"{folders.watch}/<model>.json, <model>.csv"),
         ("metrics and confusion matrix", f"{scores}/metrics.json, confusion.csv"),
         ("picture panels", f"{scores}/panels.png"),
         ("predictions", f"{scores}/predictions/"),

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cag.analysis import plots
 from cag.config.base import as_yaml, dotted
+from cag.config.watch import MEASURES
 from cag.report import explorer, feature_space, figures, gallery
 from cag.report.contents import Run
 from cag.report.pictures import css_color, figure
@@ -36,6 +37,7 @@ def report_page(run: Run) -> str:
         ("pseudo-labels", "Pseudo-labels", gallery.pseudo_labels(run)),
         ("thresholds", "Thresholds", explorer.section(run)),
         ("coverage", "Coverage", _coverage(run)),
+        ("watch", "Without labels", _watch(run)),
         ("features", "Feature space", feature_space.section(run)),
         ("anchors", "Anchors", run.rounds),
         ("curves", "Learning curves", _curves(run)),
@@ -148,6 +150,14 @@ def _coverage(run: Run) -> dict | None:
         "total": total,
         "figure": figure(alt, figures.coverage, run),
     }
+
+
+def _watch(run: Run) -> dict | None:
+    rows = [
+        (key.replace("_", " "), one, [numbers[key] for numbers in run.watched.values()])
+        for key, one in MEASURES.items()
+    ]
+    return {"models": list(run.watched), "rows": rows} if run.watched else None
 
 
 def _curves(run: Run) -> dict | None:
