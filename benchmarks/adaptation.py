@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import numpy as np
@@ -32,7 +33,7 @@ from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, save_png, th
 from cag.commands.terminal import print_rows
 from cag.config.base import Section, dotted, validated
 from cag.config.parameters import load_all
-from cag.project.experiments import ORACLE_METRICS, _environment, _spread
+from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, _environment, _spread
 from cag.project.repository import METRICS, PARAMS, command
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, fingerprint, weights_root, write_csv
@@ -207,43 +208,39 @@ def perform(planned: Run, commit: str, environment: Mapping[str, str], cache: Pa
     """Make a run in its clone and return its rows; a UserError names the log of a failed one."""
     clone, log = planned.clone, planned.file(".log")
     clone.mkdir(parents=True, exist_ok=True)
-    with open(f"{clone}.lock", "w") as lock, open(log, "w", encoding="utf-8") as output:
-        try:  # the clone's processes keep the lock if this one is killed
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{clone}: another process is at work in it") from None
-        _refresh(planned, commit, cache)
-        options = {"cwd": clone, "pass_fds": [lock.fileno()], "start_new_session": True}
-        options |= {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
-        options["env"] = {**environment, "PYTHONPATH": str(clone.absolute())}
-        for arguments in _programs(planned):
-            if _stopped.is_set():
-                raise UserError("stopped")
-            with subprocess.Popen([sys.executable, "-m", *arguments], **options) as process:
-                _running.add(process)
-                failed = process.wait()
+    with open(f"{clone}.lock", "w") as lock:
+        _acquire(lock)
+        _git(clone, "init", "--quiet")
+        _git(clone, "fetch", "--quiet", str(Path.cwd()), commit)
+        _git(clone, "checkout", "--quiet", "--force", "--detach", commit)
+        (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+        (clone / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # of a killed process
+        shutil.rmtree(clone / RECORDS, ignore_errors=True)  # of other runs
+        shutil.copyfile(planned.file(".yaml"), clone / PARAMS)
+        with open(log, "w", encoding="utf-8") as output:
+            for arguments in _programs(planned):
+                program = [sys.executable, "-m", *arguments]
+                options = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
+                options |= {"pass_fds": [lock.fileno()], "start_new_session": True}
+                options["env"] = {**environment, "PYTHONPATH": str(clone.absolute())}
+                with subprocess.Popen(program, cwd=clone, **options) as process:
+                    _running.add(process)
                 _running.discard(process)
-            if failed:
-                lines = log.read_text(encoding="utf-8").splitlines()
-                errors = [line for line in lines if line.startswith("error")] or lines or [""]
-                raise UserError(f"{errors[-1].removeprefix('error: ')}; {log}")
+                if process.returncode or _stopped.is_set():
+                    lines = log.read_text(encoding="utf-8").splitlines()
+                    errors = [line for line in lines if line.lower().startswith("error")]
+                    raise UserError(f"{(errors or lines or ['stopped'])[0]} ({log})")
         return list(_results(planned, commit))
 
 
-def _refresh(planned: Run, commit: str, cache: Path) -> None:
-    """Bring the clone to the commit and the run's parameters; what it has computed stays."""
-    clone, last = planned.clone, planned.clone / ".scratch/last"
-    _git(clone, "init", "--quiet")
-    _git(clone, "fetch", "--quiet", str(Path.cwd()), commit)
-    _git(clone, "checkout", "--quiet", "--force", "--detach", commit)
-    (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
-    (clone / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # of a killed process
-    shutil.copyfile(planned.file(".yaml"), clone / PARAMS)
-    name = f"{planned.cell} {planned.fingerprint}"
-    if not last.exists() or last.read_text(encoding="utf-8") != name:
-        shutil.rmtree(clone / RECORDS, ignore_errors=True)  # the times of another run
-        last.parent.mkdir(exist_ok=True)
-        last.write_text(name, encoding="utf-8")
+def _acquire(lock: TextIO) -> None:
+    """Wait for the processes of a killed `run`, which keep the lock of their clone."""
+    while not _stopped.is_set():
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(f"{lock.name}: waits for the processes of a killed run", file=sys.stderr)
+        time.sleep(POLL_SECONDS)
+    raise UserError("stopped")
 
 
 def _programs(planned: Run) -> Iterator[list[str]]:
@@ -325,15 +322,15 @@ def make(jobs: int, pairs: str, variants: str, seeds: str, force: bool, listing:
     if listing:
         return print_rows(states(runs, scores))
     todo = [planned for planned in runs if force or not planned.is_done(scores)]
-    roots = {"CAG_DATA": data_root().absolute(), "CAG_WEIGHTS": weights_root().absolute()}
-    environment = _environment(jobs) | {name: str(path) for name, path in roots.items()}
-    programs = str(Path(sys.executable).parent)
-    if programs not in environment["PATH"].split(os.pathsep):
-        environment["PATH"] = os.pathsep.join([programs, environment["PATH"]])
+    environment = _environment(jobs) | {
+        "CAG_DATA": str(data_root().absolute()),
+        "CAG_WEIGHTS": str(weights_root().absolute()),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
     cache = Path(command("cache", "dir").strip()).absolute()
     logs, began = [], time.monotonic()
-    with progress("grid", len(todo), "runs") as advance:
-        ended = run_all(todo, jobs, lambda planned: perform(planned, commit, environment, cache))
+    ended = run_all(todo, jobs, lambda planned: perform(planned, commit, environment, cache))
+    with progress("grid", len(todo), "runs") as advance, closing(ended):
         for number, (planned, future) in enumerate(ended, 1):
             try:
                 rows = future.result()
@@ -382,27 +379,26 @@ def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def compared_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    """A pair's `COMPARED` as text; a gain is the mean over the seeds that both have.
+def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The variants of a pair in `by_seed` as text; a gain is a mean over the seeds of both.
 
-    "gap closed" is the share of the oracle's gain over source only, "worst" the least gain of a
-    seed over source only.
+    "worst" is a seed's least gain over source only, "gap closed" the gain's share of the oracle's.
     """
-    gained, rows = table - table.loc[SOURCE], []
-    for name in COMPARED:
-        gap = gained.loc[ORACLE].where(gained.loc[name].notna()).dropna()
-        closed = 100 * gained.loc[name, gap.index].sum() / gap.sum() if gap.sum() > 0 else None
-        is_between = name not in (SOURCE, ORACLE)
-        row = {"variant": name, "mIoU": _spread(table.loc[name])}
-        row |= {f"seed {seed}": _text(value) for seed, value in table.loc[name].items()}
-        for column, gain in (
-            ("over source only", gained.loc[name].mean()),
-            ("over trained as long", (table.loc[name] - table.loc[LONG]).mean()),
-            ("worst", gained.loc[name].min()),
-        ):
-            row[column] = "" if name == SOURCE else _text(gain, "+.1f")
-        rows.append({**row, "gap closed": f"{closed:.0f} %" if closed and is_between else ""})
-    return rows
+    over = {name: table - table.loc[name] for name in (SOURCE, LONG, DEFAULT)}
+    gap = over[SOURCE].loc[ORACLE].dropna()
+    gains = over[SOURCE][gap.index]
+    gaps = (gains.notna() * gap).sum(axis=1)  # over the seeds of both
+    columns = {
+        "mIoU": table.apply(_spread, axis=1),
+        **{f"seed {seed}": table[seed].map(_text) for seed in table},
+        "over source only": over[SOURCE].mean(axis=1).map(_text, form="+.1f"),
+        "worst": over[SOURCE].min(axis=1).map(_text, form="+.1f"),
+        "over trained as long": over[LONG].mean(axis=1).map(_text, form="+.1f"),
+        "over the default": over[DEFAULT].mean(axis=1).map(_text, form="+.1f"),
+        "gap closed, %": (100 * gains.sum(axis=1) / gaps.where(gaps > 0)).map(_text, form=".0f"),
+    }
+    rows = pd.DataFrame(columns)[table.notna().any(axis=1)]
+    return rows.reset_index(names="variant").to_dict("records")
 
 
 def correlations(scores: pd.DataFrame) -> pd.DataFrame:
@@ -440,7 +436,14 @@ def dots_figure(
         rows, means = np.arange(len(table)), table.mean(axis=1)
         for number, (name, values) in enumerate(table.items()):
             style = {"color": theme.cycle[number % 6], "marker": "os^Dv"[number % 5]}
-            axes.scatter(values, rows, s=26, label=str(name), zorder=3, **style)
+            axes.scatter(
+                values,
+                rows,
+                s=26,
+                label=name if isinstance(name, str) else f"seed {name}",
+                zorder=3,
+                **style,
+            )
         axes.vlines(means, rows - 0.33, rows + 0.33, color=theme.ink, linewidth=1.8)
         for row, mean in zip(rows, means, strict=True):
             text = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -462,25 +465,22 @@ def draw() -> None:
     if not tables:
         raise UserError(f"{SCORES}: no scores; `python -m benchmarks.adaptation run` makes them")
     for pair, table in tables.items():
-        print(f"### {pair}\n\n{markdown(compared_rows(table))}\n")
-    compared = {pair: table.loc[COMPARED].add_prefix("seed ") for pair, table in tables.items()}
-    save_png(dots_figure(compared, "mIoU, %"), IMAGES / "adaptation.png")
+        print(f"{pair}\n\n{markdown(variant_rows(table))}\n")
+    compared = {pair: table.loc[COMPARED] for pair, table in tables.items()}
     effects = {pair: (t - t.loc[DEFAULT]).drop(COMPARED) for pair, t in tables.items()}
-    if effects := {
-        pair: e.add_prefix("seed ") for pair, e in effects.items() if e.notna().any(axis=None)
-    }:
-        mean = pd.DataFrame({pair: effect.mean(axis=1) for pair, effect in effects.items()})
-        ablated = mean.dropna(how="all").map(_text, form="+.1f").reset_index(names="variant")
-        print(f"### against the default\n\n{markdown(ablated.to_dict('records'))}\n")
-        save_png(
-            dots_figure(effects, "points against the default", [0], "+.1f"),
-            IMAGES / "adaptation_ablation.png",
+    effects = {pair: effect for pair, effect in effects.items() if effect.notna().any(axis=None)}
+    figures = {"adaptation": dots_figure(compared, "mIoU, %")}
+    if effects:
+        figures["adaptation_ablation"] = dots_figure(
+            effects, "points over the default", [0], "+.1f"
         )
     if not related.empty:
         texts = related.map(_text, form="+.2f").reset_index(names="number")
-        print(f"### label-free numbers\n\n{markdown(texts.to_dict('records'))}\n")
-        figure = dots_figure({"": related}, "rank correlation with mIoU", [-0.7, 0, 0.7], "+.2f")
-        save_png(figure, IMAGES / "label_free.png")
+        print(f"Rank correlation with the mIoU\n\n{markdown(texts.to_dict('records'))}")
+        lines, label = [-0.7, 0, 0.7], "rank correlation with the mIoU"
+        figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
+    for name, figure in figures.items():
+        save_png(figure, IMAGES / f"{name}.png")
 
 
 if __name__ == "__main__":
