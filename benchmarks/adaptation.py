@@ -325,8 +325,9 @@ def make(jobs: int, pairs: str, variants: str, seeds: str, force: bool, listing:
     environment = _environment(jobs) | {
         "CAG_DATA": str(data_root().absolute()),
         "CAG_WEIGHTS": str(weights_root().absolute()),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
+    if (programs := str(Path(sys.executable).parent)) not in environment["PATH"].split(os.pathsep):
+        environment["PATH"] = os.pathsep.join([programs, environment["PATH"]])
     cache = Path(command("cache", "dir").strip()).absolute()
     logs, began = [], time.monotonic()
     ended = run_all(todo, jobs, lambda planned: perform(planned, commit, environment, cache))
