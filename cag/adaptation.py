@@ -1,14 +1,36 @@
-"""The objective of a round's student: its losses, and the target images and labels it sees."""
+"""The objectives of a round's student: its losses, and the target images and labels it sees."""
+
+from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cag.anchors import resize_labels
+from cag.augmentation import blur, change_colours
 from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
-from cag.losses import AdaptationLoss, AdaptationLosses, TargetLabels
+from cag.config.pseudo_labels import PseudoLabel
+from cag.datasets.labels import IGNORE
+from cag.losses import (
+    AdaptationLoss,
+    AdaptationLosses,
+    TargetLabels,
+    distance_loss,
+    weighted_cross_entropy,
+)
 from cag.mixing import class_regions, paste
-from cag.networks import SegmentationNetwork
+from cag.networks import NetworkOutput, SegmentationNetwork, upsampled
+from cag.pseudo_labels import apply_rules, measure
+from cag.teacher import (
+    FollowingAnchors,
+    anchor_probabilities,
+    first_teacher,
+    follow,
+    pixel_weights,
+)
+from cag.training.cross_entropy import cross_entropy
 from cag.training.objectives import Batch, DomainBatch, TwoDomainObjective
 
 
@@ -67,6 +89,160 @@ class AdaptationObjective(TwoDomainObjective):
             min_pixels=self.min_pixels,
             source_class_weights=self.class_weights,
             divisor=self.divisor,
+        )
+
+
+def student_objective(
+    network: SegmentationNetwork,
+    anchors: Tensor,
+    config: Adapt,
+    class_weights: Tensor | None,
+    anchors_config: Anchors,
+    rules: PseudoLabel,
+) -> TwoDomainObjective:
+    """The objective of the configured teacher, for the round's anchors float [K, D]."""
+    inputs = network, anchors, config, class_weights, anchors_config
+    return (
+        OnlineTeacherObjective(*inputs, rules)
+        if config.teacher == "ema"
+        else AdaptationObjective(*inputs)
+    )
+
+
+class OnlineTeacherObjective(TwoDomainObjective):
+    """The loss of a student whose teacher, the mean of its weights, labels each target batch.
+
+    Mean teacher with class mixing as in DACS (Tranheden et al., WACV 2021), and the paper's
+    distance losses. The batch's images have their own colours: the teacher sees the target's as
+    they are, the student those of both domains changed. The target's label maps [B, 2, H, W] are
+    the round's pseudo-labels.
+
+    loss = CE(source) + weighted CE(mixed target) + distance_weight (distance(source) +
+    distance(mixed target)). The last two names are the target pixels' mean weight, and the share of
+    them where the student predicts the teacher's label.
+    """
+
+    names = ("loss", *AdaptationLosses._fields[1:], "target_weight", "agreement")
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        anchors: Tensor,
+        config: Adapt,
+        class_weights: Tensor | None,
+        anchors_config: Anchors,
+        rules: PseudoLabel,
+    ):
+        super().__init__(network, class_weights, config.batch_norm)
+        self.teacher = first_teacher(network)
+        self.anchors = FollowingAnchors(
+            anchors, config.anchor_momentum or 0.0, anchors_config.min_pixels
+        )
+        self.config, self.min_pixels, self.rules = config, anchors_config.min_pixels, rules
+
+    def train(self, mode: bool = True) -> OnlineTeacherObjective:
+        """Training mode, in which the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @property
+    def kept(self) -> SegmentationNetwork:
+        """The network that the stage saves, by `adapt.kept`."""
+        return self.teacher if self.config.kept == "teacher" else self.network
+
+    def after_step(self) -> None:
+        """Let the teacher follow the student, and the anchors the teacher."""
+        follow(self.teacher, self.network, self.config.teacher_momentum)
+        if self.config.anchor_momentum is not None:
+            self.anchors.update(self.divisor)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The losses of a batch."""
+        config, divisor = self.config, self.divisor
+        (source_images, source_labels), (target_images, cached_labels) = batch
+        source_labels = source_labels[:, 0]
+        with torch.no_grad():
+            labels, weights = self._labels(target_images, cached_labels)
+            if config.anchor_momentum is not None:
+                taught = self.teacher(source_images)
+                small = resize_labels(source_labels, taught.logits.shape[2:])
+                self.anchors.collect(*taught, small)
+            regions = class_regions(
+                source_labels, self.network.num_classes, config.class_mix, self.draw
+            )
+            mixed_images = self._changed(paste(regions, source_images, target_images), config.blur)
+            mixed_labels = torch.where(regions, source_labels, labels)
+            mixed_weights = weights.masked_fill(regions, 1)
+            source_images = self._changed(source_images)
+        source, mixed = self.source_output(source_images), self.network(mixed_images)
+        mixed_logits = upsampled(mixed.logits, labels.shape[1:])
+        source_logits = upsampled(source.logits, labels.shape[1:])
+        source_ce = cross_entropy(source_logits, source_labels, self.class_weights, divisor)
+        target_ce = weighted_cross_entropy(mixed_logits, mixed_labels, mixed_weights, divisor)
+        total = source_ce + target_ce
+        distances = source_ce.new_zeros(2)
+        if config.distance_weight > 0:
+            counted = mixed_labels.masked_fill(mixed_weights == 0, IGNORE)
+            distances = self._distances(source, source_labels, mixed, counted)
+            total = total + config.distance_weight * distances.sum()
+        same = (mixed_logits.detach().max(dim=1).indices == labels) & ~regions
+        shares = weights.mean(), (same.sum((1, 2)) / (~regions).sum((1, 2)).clamp(min=1)).mean()
+        parts = source_ce, target_ce, *distances, *shares
+        return torch.stack([total, *(part.detach() for part in parts)])
+
+    def _labels(self, images: Tensor, cached_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights."""
+        config, size = self.config, images.shape[2:]
+        output = self.teacher(images)
+        probabilities = upsampled(output.logits, size).softmax(dim=1)
+        if config.anchor_temperature is not None:
+            near = anchor_probabilities(
+                output.features, self.anchors.values, config.anchor_temperature
+            )
+            probabilities = probabilities * upsampled(near, size)
+            probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+        probability, labels = probabilities.max(dim=1)
+        labels = labels.to(torch.uint8)
+        weights = pixel_weights(probability, config.teacher_probability, config.target_weight)
+        if config.active_only:
+            active = resize_labels(self._active(output), size, align_corners=True)
+            weights = weights * (active == labels)
+        if config.second_opinion:
+            cached = cached_labels[:, 0]
+            weights = weights * ((cached == labels) | (cached == IGNORE))
+        return labels, weights
+
+    def _active(self, output: NetworkOutput) -> Tensor:
+        """The anchor rule's labels uint8 [B, h, w] of the teacher's output."""
+        probability, prediction = output.logits.float().softmax(dim=1).max(dim=1)
+        prediction = prediction.to(torch.uint8)
+        pixels = measure(output.features, prediction, probability, self.anchors.values)
+        return apply_rules(pixels, self.rules, None)[0]
+
+    def _changed(self, images: Tensor, blurred: float = 0.0) -> Tensor:
+        """Images as the student sees them."""
+        images = change_colours(images, self.config.augmentation.photometric, self.draw)
+        images = blur(images, blurred, self.draw)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _distances(
+        self, source: NetworkOutput, source_labels: Tensor, mixed: NetworkOutput, labels: Tensor
+    ) -> Tensor:
+        """The distance losses of the source and the mixed target, [2]."""
+        distance = partial(
+            distance_loss,
+            anchors=self.anchors.values,
+            kind=self.config.distance_kind,
+            min_pixels=self.min_pixels,
+            divisor=self.divisor,
+        )
+        size = source.logits.shape[2:]
+        return torch.stack(
+            [
+                distance(*source, resize_labels(source_labels, size)),
+                distance(*mixed, resize_labels(labels, size, align_corners=True)),
+            ]
         )
 
 

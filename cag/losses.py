@@ -169,6 +169,21 @@ def distance_loss(
         return quotient(10 * terms.sum(), pairs.sum(), divisor)
 
 
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor, divisor: Divisor = own_count
+) -> Tensor:
+    """Cross-entropy times the pixels' weights, over the number of labelled pixels; float32.
+
+    Takes logits float [B, K, h, w], labels integer [B, h, w], others than 0..K-1 ignored, and
+    weights float [B, h, w]. So the loss is small where a teacher is unsure (DACS). `divisor` as for
+    `AdaptationLoss`.
+    """
+    labelled = labelled_pixels(labels, logits.shape[1])
+    labels = labels.long().masked_fill(~labelled, IGNORE)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    return quotient((losses * weights).sum(), labelled.sum(), divisor)
+
+
 def _wrong_kind(kind: str) -> str:
     return f"kind must be 'class_mean' or 'pixel', not {kind!r}"
 

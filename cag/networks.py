@@ -18,7 +18,7 @@ from cag.config.networks import Network
 from cag.datasets.labels import ClassList, LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
 from cag.runtime.errors import UserError, in_one_line
-from cag.runtime.files import atomic_file, encoder_weights_file
+from cag.runtime.files import WEIGHTS_PACKAGES, atomic_file, encoder_weights_file
 from cag.runtime.validation import explain
 
 # An encoder halves the image at most five times.
@@ -28,6 +28,18 @@ NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
     *("activation", "upsampling", "aux_params"),
 )
+# Layers of an EfficientNet-Lite, from the original's name to timm's: the stem, a block, and a block
+# without expansion. Those of the head have no place in an encoder.
+LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+LITE_BLOCK = {
+    **{"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"},
+    **{"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"},
+}
+LITE_FIRST_BLOCK = {
+    **{"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw"},
+    **{"_bn1": "bn1", "_bn2": "bn2"},
+}
+LITE_HEAD = ("_conv_head.", "_bn1.", "_fc.")
 
 
 class NetworkOutput(NamedTuple):
@@ -124,7 +136,10 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     """Load pretrained weights into an encoder; a UserError if there are none or they do not fit."""
     path = encoder_weights_file(name, weights)
-    state = _encoder_state(path, name, weights)
+    if path.suffix == ".pth":
+        state = _packaged_state(path, list(encoder.state_dict()))
+    else:
+        state = _encoder_state(path, name, weights)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
@@ -141,11 +156,41 @@ def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
     try:
         return smp.encoders.get_encoder(name, weights=weights).state_dict()
     except Exception as error:  # the hub's clients raise many kinds
+        package, _ = WEIGHTS_PACKAGES.get(name, ("none is known", ""))
         raise UserError(
             f"network.encoder_weights: '{weights}' of encoder '{name}' is neither a file at {path} "
-            f"nor to be had from the hub ({type(error).__name__}); put the file there, set "
-            "CAG_WEIGHTS to its folder, go online, or set network.encoder_weights to null"
+            f"nor in an installed package ({package}) nor to be had from the hub "
+            f"({type(error).__name__}); put the file there, set CAG_WEIGHTS to its folder, install "
+            "the package, go online, or set network.encoder_weights to null"
         ) from None
+
+
+def _packaged_state(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """The weights of a package's file; only tensors are read from it, no code is run."""
+    try:
+        return lite_encoder_state(torch.load(path, "cpu", weights_only=True), names)
+    except Exception as error:  # unpickling raises many kinds
+        raise UserError(
+            f"{path}: not a file of weights ({type(error).__name__}); install its package again"
+        ) from None
+
+
+def lite_encoder_state(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The weights of an EfficientNet-Lite's encoder under timm's names, from the original's names.
+
+    `names` are the encoder's keys: their blocks model.blocks.<stage>.<i> are, in their order, the
+    original's _blocks.<n>. The head is left out. A name that is not known stays as it is.
+    """
+    blocks = dict.fromkeys(n.rsplit(".", 2)[0] for n in names if n.startswith("model.blocks."))
+    owners = {"": "model"} | {f"_blocks.{n}": block for n, block in enumerate(blocks)}
+    renamed = {}
+    for name in (name for name in state if not name.startswith(LITE_HEAD)):
+        *parents, layer, kind = name.split(".")  # _blocks, 3, _bn1, running_mean
+        owner = ".".join(parents)
+        expands = f"{owner}._expand_conv.weight" in state
+        layers = LITE_BLOCK if expands else LITE_FIRST_BLOCK if owner else LITE_STEM
+        renamed[f"{owners.get(owner, owner)}.{layers.get(layer, layer)}.{kind}"] = state[name]
+    return renamed
 
 
 class Model(NamedTuple):

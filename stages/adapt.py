@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
-from cag.adaptation import AdaptationObjective
+from cag.adaptation import student_objective
 from cag.anchors import read_anchors
 from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.base import load_params
+from cag.config.pseudo_labels import PseudoLabel
 from cag.config.training import Run
 from cag.datasets.prepared import read_label_space
 from cag.networks import load_model
@@ -24,6 +25,7 @@ class Params(Run):
     """The declared parameters."""
 
     anchors: Anchors
+    pseudo_label: PseudoLabel
     adapt: Adapt
 
 
@@ -36,10 +38,11 @@ def main(name: str, teacher: str) -> None:
     config, folder, path = params.adapt, ROUNDS / name, MODELS / f"{teacher}.safetensors"
     model = load_model(path, classes)
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, model.network.width)
-    fit = Fit(f"adapt {name}", params, config, name.encode())
+    fit = Fit(f"adapt {name}", params, config.of_samples, name.encode())
     source, weights = fit.source(SOURCE, classes.num_classes)
     target = fit.samples(pseudo_labelled_samples(TARGET, folder / "pseudo_labels"))
-    objective = AdaptationObjective(model.network, anchors, config, weights, params.anchors)
+    sections = config, weights, params.anchors, params.pseudo_label
+    objective = student_objective(model.network, anchors, *sections)
     reads = [SOURCE, TARGET, path, folder / "anchors.npy", folder / "pseudo_labels"]
     curve = fit.train(objective, [source, target], reads)
     model = model._replace(network=objective.kept)

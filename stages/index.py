@@ -26,7 +26,7 @@ def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
 
 
 def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFrame:
-    """Name and digest of a weights file, `hub` if it is not a local one; nothing for None."""
+    """Name and digest of a weights file, `hub` if this machine has none; nothing for None."""
     paths = [] if weights is None else [find(weights)]
     digests = [files.sha256(path) if path.exists() else "hub" for path in paths]
     return pd.DataFrame({"path": [path.name for path in paths], "sha256": digests})

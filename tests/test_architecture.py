@@ -100,6 +100,7 @@ def test_only_the_project_wing_knows_the_paths_below_data():
 
 def test_the_top_shows_the_method():
     names = {path.stem for path in Path(ROOT / "cag").glob("*.py")} - {"__init__", "cli"}
-    method = {"anchors", "pseudo_labels", "losses", "adaptation", "adversarial", "mixing"}
+    method = {"anchors", "pseudo_labels", "losses", "adaptation", "teacher"}
+    method |= {"adversarial", "mixing", "augmentation"}
     around = {"networks", "deeplab", "metrics", "features", "prediction", "evaluation"}
     assert names == method | around

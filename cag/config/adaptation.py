@@ -1,11 +1,15 @@
 """Parameters of a round's student: `adapt`."""
 
-from typing import Literal
+from __future__ import annotations
 
-from pydantic import NonNegativeFloat
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from cag.config.base import BATCH_NORM, PAPER, RELEASED, BatchNorm, Fraction, about
 from cag.config.training import Training
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Adapt(Training):
@@ -32,3 +36,66 @@ class Adapt(Training):
         source=f"{PAPER}; {RELEASED}",
     )
     batch_norm: BatchNorm = about(BATCH_NORM, default="mixed")
+    teacher: Literal["cached", "ema"] = about(
+        "who labels the target's crops: `cached`: the round's teacher, once (the paper); `ema`: in "
+        "each step the exponential mean of the student's weights",
+        source=f"{PAPER}; mean teacher",
+        default="cached",
+    )
+    teacher_momentum: Momentum = about(
+        "the share of itself that the `ema` teacher keeps in a step", source="DACS", default=0.99
+    )
+    teacher_probability: Fraction = about(
+        "the probability that an `ema` teacher's sure pixels exceed",
+        "probability",
+        "DACS",
+        default=0.9,
+    )
+    target_weight: Literal["share", "pixel", "threshold"] = about(
+        "what a pixel that the `ema` teacher labels counts: `share`: the crop's share of sure "
+        "pixels; `threshold`: 1 if it is sure, else 0; `pixel`: its probability",
+        source="DACS",
+        default="share",
+    )
+    blur: Fraction = about(
+        "the probability that a target image is blurred for an `ema` teacher's student",
+        "probability",
+        "DACS",
+        default=0.0,
+    )
+    kept: Literal["student", "teacher"] = about(
+        "whose weights an `ema` training keeps", default="student"
+    )
+    anchor_momentum: Momentum | None = about(
+        "the share that the anchors keep in a step while they follow the `ema` teacher's features "
+        "of the source; null: the round's anchors stay",
+        default=None,
+    )
+    anchor_temperature: PositiveFloat | None = about(
+        "the temperature of the softmax over distances to the anchors that weights the `ema` "
+        "teacher's probabilities; null: no weights",
+        "units of the features",
+        "ProDA",
+        default=None,
+    )
+    active_only: bool = about(
+        "whether only pixels count that the anchor rule gives the `ema` teacher's label, by the "
+        "thresholds of `pseudo_label` on its features of the crop",
+        default=False,
+    )
+    second_opinion: bool = about(
+        "whether pixels count only where no pseudo-label of the round's anchor rule contradicts "
+        "the `ema` teacher",
+        default=False,
+    )
+
+    @property
+    def of_samples(self) -> Adapt:
+        """These parameters as the samples need them: a step with an `ema` teacher changes colours.
+
+        The teacher sees each target image with its own.
+        """
+        if self.teacher == "cached":
+            return self
+        augmentation = self.augmentation.model_copy(update={"photometric": None})
+        return self.model_copy(update={"augmentation": augmentation})

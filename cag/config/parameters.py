@@ -78,6 +78,11 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
         _refer(path, f"evaluated.{index}", name, models)
         if name in params.evaluated[:index]:
             raise UserError(f"{path}: evaluated.{index} is '{name}' a second time; remove it")
+    if params.adapt.active_only and params.pseudo_label.quantile is not None:
+        raise UserError(
+            f"{path}: adapt.active_only is true, but pseudo_label.quantile needs the whole target; "
+            "set the quantile to null and give a margin"
+        )
     if params.evaluated and not params.target.has_validation:
         key = "labels" if params.target.layout == "cityscapes" else "val_images"
         raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")

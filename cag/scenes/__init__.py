@@ -1,9 +1,11 @@
 """The built-in scenes: a deterministic renderer of street scenes with all 19 Cityscapes classes.
 
 Two looks, `source` (a simulator) and `target` (a camera in another city), share classes and street
-layout. Shapes, paints, light and camera differ: a domain gap without any download.
+layout. Shapes, paints, light and camera differ: a domain gap without any download. `both` takes
+turns with them. `randomised` draws a look for each image, as a source for real photographs.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import numpy as np
 from cag.datasets.images import write_image, write_label
 from cag.scenes.classes import CLASSES, SKY
 from cag.scenes.geometry import Camera, Paint, rasterise
-from cag.scenes.looks import LOOKS, between, pick
-from cag.scenes.shading import SKY_DOME, grade, shade
+from cag.scenes.looks import LOOKS, between, look_of, pick
+from cag.scenes.shading import SKY_DOME, bonnet, grade, ragged, shade
 from cag.scenes.street import compose
 
 __all__ = ["CLASSES", "LOOKS", "label_palette", "render", "write_dataset"]
@@ -30,8 +32,7 @@ def render(
         raise ValueError(f"look is {look!r}; expected one of {sorted(LOOKS)}")
     if height < 1 or width < 1:
         raise ValueError(f"size is {height} x {width}; expected positive numbers of pixels")
-    style = LOOKS[look]
-    rng = np.random.default_rng(np.random.SeedSequence([seed, index, style.identity]))
+    style, rng = look_of(look, index, partial(_generator, seed, index))
     camera = Camera(
         height=between(style.camera_height, rng),
         pitch=np.deg2rad(between(style.camera_pitch, rng)),
@@ -42,10 +43,19 @@ def render(
     sky = Paint(zenith, SKY, SKY_DOME, second=horizon)
     scale = style.supersample
     buffers = rasterise(compose(style, rng), camera, height * scale, width * scale, sky)
+    if style.natural:
+        ragged(buffers, rng)
     picture = shade(buffers, camera, style, rng)
-    picture = sum(picture[i::scale, j::scale] for i in range(scale) for j in range(scale))
+    parts = [picture[i::scale, j::scale] for i in range(scale) for j in range(scale)]
+    picture = sum(parts) / scale**2
     labels = np.ascontiguousarray(buffers.labels[scale // 2 :: scale, scale // 2 :: scale])
-    return grade(picture / scale**2, style.grade, rng), labels
+    if style.natural and rng.random() < 0.6:
+        bonnet(picture, labels, rng)
+    return grade(picture, style.grade, rng), labels
+
+
+def _generator(seed: int, index: int, identity: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, index, identity]))
 
 
 def label_palette() -> np.ndarray:

@@ -5,6 +5,7 @@ from PIL import ImageColor
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY = IDS[:11]
 PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = IDS[11:]
+EGO_VEHICLE = 1  # the id of the camera's own car, no class
 _NAMES = (
     "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
     "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"

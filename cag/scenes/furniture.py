@@ -13,7 +13,7 @@ from cag.scenes.shading import LEAVES
 def pole(look: Look, rng: Rng, height: float, thick: float = 0.16) -> Model:
     """A bare pole."""
     model = Model()
-    paint, half = Paint(varied(look.poles, rng), POLE), thick / 2
+    paint, half = Paint(varied(look.poles, rng), POLE), thick * look.slim / 2
     shade = Paint(tinted(paint.colour, 0.75), POLE)
     model.card((-half, half), (0, height), 0, paint)
     model.card((half * 0.2, half), (0, height), 0, shade)

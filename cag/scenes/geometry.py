@@ -162,10 +162,11 @@ class Scene:
         heading: float = 0.0,
         layer: int = 5,
         distance: float | None = None,
+        size: float = 1.0,
     ) -> None:
-        """Place `model` at (x, z), turned right by `heading` radians; lower layers lie behind.
+        """Place `model` at (x, z), `size` times as large, turned right by `heading` radians.
 
-        With a `distance` it is drawn as if it stood at x = 0 and z = `distance`.
+        Lower layers lie behind. With a `distance` it is drawn as if it stood at x = 0 and z = `distance`.
         """
         faces = model.faces
         cos, sin = np.cos(heading), np.sin(heading)
@@ -173,8 +174,8 @@ class Scene:
         shift = np.array([x, 0.0, z])
         vertices = [vertex for face in faces for vertex in face.vertices]
         centres = [face.centre or face.vertices[0] for face in faces]
-        self.vertices.append(np.array(vertices) @ turn + shift)
-        self.centres.append(np.array(centres) @ turn + shift)
+        self.vertices.append(size * np.array(vertices) @ turn + shift)
+        self.centres.append(size * np.array(centres) @ turn + shift)
         self.faces += faces
         self.layers += [layer] * len(faces)
         self.anchors += [(x, z) if distance is None else (0.0, distance)] * len(faces)

@@ -1,6 +1,7 @@
-"""The two looks of the built-in scenes: a simulator's, and a camera's in another city."""
+"""The looks of the built-in scenes: a simulator's, a camera's in another city, a random one."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import ImageColor
@@ -28,6 +29,7 @@ class Grade:
     vignette: Limits = (0.0, 0.0)  # darkening in the corners
     shadow: Limits = (0.35, 0.35)  # darkening inside cast shadows
     ambient: Limits = (0.72, 0.72)  # part of the light without direction
+    exposure: Limits = (1.0, 1.0)  # brightness of everything but the sky
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class Look:
     signs: tuple[int, int] = (2, 4)
     crossing: float = 0.75  # traffic lights
     districts: tuple[float, float, float] = (0.5, 0.25, 0.25)  # city, suburb, outskirts
+    road: tuple[Limits, Limits] = ((5.0, 8.0), (2.6, 4.8))  # metres left and right of the camera
+    ahead: Limits = (8.0, 16.0)  # metres to the first vehicle
+    walk: Limits = (2.8, 5.5)  # width of a sidewalk, metres
+    floors: tuple[int, int] = (2, 8)  # of a building at the sidewalk
+    tree_size: Limits = (1.0, 1.0)  # factor of the height and width
+    sign_size: Limits = (1.0, 1.0)  # of signs, lamps and traffic lights
+    slim: float = 1.0  # factor of the thickness of poles
+    natural: bool = False  # ragged leaves, textures at several scales, any sun, a bonnet
 
 
 def colours(codes: str) -> tuple[Colour, ...]:
@@ -156,9 +166,11 @@ TARGET = Look(
     signs=(2, 5),
     crossing=0.7,
     districts=(0.45, 0.4, 0.15),
+    floors=(2, 5),
 )
 
-LOOKS = {"source": SOURCE, "target": TARGET}
+RANDOMISED = 3  # identity of the random looks
+LOOKS = ("source", "target", "both", "randomised")
 
 
 def pick(options: tuple, rng: Rng):
@@ -179,3 +191,90 @@ def tinted(colour: Colour, factor: float) -> Colour:
 def varied(options: tuple, rng: Rng, spread: float = 0.1) -> Colour:
     """A drawn colour, its brightness varied by up to `spread`."""
     return tinted(pick(options, rng), 1 + spread * (2 * float(rng.random()) - 1))
+
+
+def drawn(limits: Limits, rng: Rng) -> float:
+    """As `between`, but equal limits leave the generator as it is."""
+    return limits[0] if limits[0] == limits[1] else between(limits, rng)
+
+
+def look_of(name: str, index: int, rng: Callable[[int], Rng]) -> tuple[Look, Rng]:
+    """The look of an image and its generator; `rng` makes one from the look's identity."""
+    if name == "randomised":
+        generator = rng(RANDOMISED)
+        return _randomised(generator), generator
+    first = index % 2 == 0 if name == "both" else name == "source"
+    look = SOURCE if first else TARGET
+    return look, rng(look.identity)
+
+
+def _randomised(rng: Rng) -> Look:
+    """Domain randomisation (Tobin et al. 2017): a look of its own for each image.
+
+    Shapes and palettes mix those of both cities. The camera is near that of a car.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return between((low, high), rng)
+
+    def palette(name: str) -> tuple[Colour, ...]:
+        options = getattr(SOURCE, name) + 2 * getattr(TARGET, name)
+        gains = uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, (len(options), 1))
+        rgb = np.array(options) * gains * rng.uniform(0.92, 1.08, (len(options), 3))
+        rgb = rgb + uniform(0.0, 0.8) * (rgb.mean(axis=1, keepdims=True) - rgb)
+        return tuple(map(tuple, np.clip(rgb, 0, 255).tolist()))
+
+    names = "asphalt paving grass leaves facades glass roofs walls fences poles cars cargo buses"
+    palettes = {name: palette(name) for name in (*names.split(), "clothes")}
+    kind, bright = rng.random(), uniform(195, 255)
+    overcast = (bright, bright * uniform(0.98, 1.02), min(255.0, bright * uniform(0.98, 1.06)))
+    blue = (uniform(70, 150), uniform(130, 190), uniform(200, 255))
+    sky = (blue if kind < 0.3 else overcast, overcast)
+    tint = rng.uniform((0.94, 0.98, 0.94), (1.04, 1.1, 1.06))
+    contrast, gamma = uniform(0.9, 1.25), uniform(0.85, 1.3)
+    grade = Grade(
+        haze=(0.0, 0.006),
+        cast=(tuple(tint.tolist()),) * 2,
+        gamma=(gamma, gamma),
+        saturation=(0.5, 1.1),
+        contrast=(contrast, contrast),
+        texture=uniform(0.04, 0.13),
+        noise=(0.5, 5.0),
+        blur=(0.2, 0.9),
+        vignette=(0.0, 0.35),
+        shadow=(0.2, 0.7),
+        ambient=(0.45, 0.95),
+        exposure=(0.6, 1.05),
+    )
+    city = uniform(0.4, 0.95)
+    return replace(
+        TARGET,
+        identity=RANDOMISED,
+        grade=grade,
+        camera_height=(1.1, 1.4),
+        camera_pitch=(0.3, 2.5),
+        camera_focal=(0.95, 1.2),
+        foreign=rng.random() < 0.75,
+        sky=(sky,),
+        **palettes,
+        trains=SOURCE.trains + TARGET.trains,
+        car=uniform(0.2, 1.0),
+        truck=0.15,
+        bus=0.15,
+        train=0.08,
+        motorcycle=0.2,
+        bicycle=0.35,
+        people=(0, 8),
+        tree=uniform(0.2, 2.2),
+        signs=(0, 3),
+        crossing=0.4,
+        districts=(city, 0.8 * (1 - city), 0.2 * (1 - city)),
+        road=((3.0, 9.0), (1.8, 5.5)),
+        ahead=(8.0, 40.0),
+        walk=(2.5, 9.0),
+        floors=(3, 7),
+        tree_size=(0.9, 2.2),
+        sign_size=(0.5, 0.9),
+        slim=0.7,
+        natural=True,
+    )

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from cag.scenes.classes import EGO_VEHICLE
 from cag.scenes.geometry import Buffers, Camera
-from cag.scenes.looks import Grade, Look, Rng, between
+from cag.scenes.looks import Grade, Look, Rng, between, drawn
 
 PLAIN, FACADE, PAVING, ASPHALT, GRASS, LEAVES, BRICK, SKY_DOME, PLANKS = range(9)
 GROUND = np.isin(np.arange(9), (PAVING, ASPHALT, GRASS))
@@ -54,6 +55,8 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
     """The picture before the camera's grade, [H, W, 3] float32 in [0, 255]."""
     height, width = buffers.face.shape
     sun = np.array([0.7 if rng.random() < 0.5 else -0.7, 0.65, -0.45])  # behind the camera
+    if look.natural:
+        sun = np.array([rng.uniform(-1, 1), rng.uniform(0.4, 1), rng.uniform(-1, 0.5)])
     sun /= np.linalg.norm(sun)
     ambient = between(look.grade.ambient, rng)
     light = ambient + (1 - ambient) * 1.6 * np.maximum(buffers.normals @ sun, 0.0)
@@ -69,7 +72,9 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
         grain = GRAIN[material]
         rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
         value = _lookup(NOISE, s * grain, t * grain) + 0.6 * _lookup(CLOUDS, s * 7, t * 7)
-        colour *= (1 + rough * value)[:, None]
+        if look.natural:
+            value += _coarse(surface, rng)
+        colour *= np.maximum(1 + rough * value, 0.1)[:, None]
     shadow = buffers.shadow
     if look.foreign:  # soft edges
         blur = ImageFilter.BoxBlur(width / 220)
@@ -77,6 +82,7 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
         shadow = np.asarray(mask, np.float32) / 255
     darkening = between(look.grade.shadow, rng) * shadow.ravel() * GROUND[material]
     colour *= (1 - darkening)[:, None]
+    colour *= np.float32(drawn(look.grade.exposure, rng))
     extinction = between(look.grade.haze, rng)
     if extinction > 0:
         clear = np.exp(-extinction * depth)[:, None].astype(np.float32)
@@ -86,6 +92,44 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
         colour += second[0]
     _sky(colour, buffers, material, look, rng)
     return colour.reshape(height, width, 3)
+
+
+def _coarse(surface: Surface, rng: Rng) -> np.ndarray:
+    """Texture of random strength at coarse scales: stains and patches, clumps of leaves."""
+    value = np.float32(0)
+    for cells in (1.2, 3.0, 14.0):
+        place = surface.s * np.float32(cells), surface.t * np.float32(cells)
+        strength = np.where(surface.material == LEAVES, 1.6, 0.35) * rng.uniform(0.3, 1.3)
+        value = value + strength.astype(np.float32) * _lookup(CLOUDS, *place)
+    return value
+
+
+def ragged(buffers: Buffers, rng: Rng) -> None:
+    """Fray the outlines of leaves, in place: move faces and labels by a few pixels of noise."""
+    height, width = buffers.face.shape
+    v, u = np.mgrid[:height, :width]
+    shifts = []
+    for start in rng.random((2, 2)) * TILE:
+        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(CLOUDS, u + start[0], v + start[1])
+        shifts.append(np.rint(near * (width / 200)).astype(int))
+    v = np.clip(v + shifts[0], 0, height - 1)
+    u = np.clip(u + shifts[1], 0, width - 1)
+    leaves = np.array([paint.material == LEAVES for paint in buffers.paints])[buffers.face]
+    moved = leaves | leaves[v, u]
+    buffers.face = np.where(moved, buffers.face[v, u], buffers.face)
+    buffers.labels = np.where(moved, buffers.labels[v, u], buffers.labels)
+
+
+def bonnet(picture: np.ndarray, labels: np.ndarray, rng: Rng) -> None:
+    """Draw the bonnet of the car that carries the camera, in place: id 1, which is ignored."""
+    height, width = labels.shape
+    across = np.linspace(-1, 1, width) - rng.uniform(-0.1, 0.1)
+    edge = height * (rng.uniform(0.88, 0.96) + rng.uniform(0.02, 0.08) * across**2)
+    inside = np.arange(height)[:, None] - edge
+    colour = np.array([50.0, 54, 56]) * rng.uniform(0.3, 1.8)
+    shine = colour * (1 + 0.5 * np.exp(-np.abs(inside) / 3))[..., None]
+    picture[inside > 0] = shine[inside > 0]
+    labels[inside > 0] = EGO_VEHICLE
 
 
 def _surface(buffers: Buffers, camera: Camera) -> Surface:

@@ -7,7 +7,7 @@ import numpy as np
 from cag.scenes import figures, furniture, vehicles
 from cag.scenes.classes import BUILDING, FENCE, ROAD, SIDEWALK, TERRAIN, VEGETATION, WALL
 from cag.scenes.geometry import LABEL_ONLY, Model, Paint, Scene
-from cag.scenes.looks import Limits, Look, Rng, between, pick, tinted, varied
+from cag.scenes.looks import Limits, Look, Rng, between, drawn, pick, tinted, varied
 from cag.scenes.shading import ASPHALT, BRICK, FACADE, GRASS, LEAVES, PAVING, PLANKS
 
 FAR = 170.0  # metres to the end of the street
@@ -60,9 +60,9 @@ def compose(look: Look, rng: Rng) -> Scene:
     """A street of the look's city."""
     street = Street(
         *(Scene(), look, rng),
-        left=-between((5.0, 8.0), rng),
-        right=between((2.6, 4.8), rng),
-        walk=(between((2.8, 5.5), rng), between((2.8, 5.5), rng)),
+        left=-between(look.road[0], rng),
+        right=between(look.road[1], rng),
+        walk=(between(look.walk, rng), between(look.walk, rng)),
         crossing=between((13.0, 32.0), rng),
         tracks=rng.random() < look.train,
         district=list(DISTRICTS)[int(np.searchsorted(np.cumsum(look.districts), rng.random()))],
@@ -105,7 +105,8 @@ def _ground(street: Street) -> None:
         for z in ((-1, cross[0]), (cross[1], FAR)):
             _strip(scene, (x, x + side * 0.3), z, curb, LAYER_GROUND + 1)
     white = Paint((236, 236, 230) if not look.foreign else (206, 204, 198), ROAD, ASPHALT)
-    centre = Paint((246, 206, 40), ROAD, ASPHALT) if not look.foreign else white
+    yellow = not look.foreign and not look.natural
+    centre = Paint((246, 206, 40), ROAD, ASPHALT) if yellow else white
     x = -1.8
     for z in np.arange(3.0, 80.0, 6.0).tolist():
         if not cross[0] - 4 < z < cross[1]:
@@ -176,7 +177,7 @@ def _building(street: Street, side: int, z0: float, z1: float, back: float = 0.0
     x = street.front(side) + side * (back + between((0.0, 1.0), rng))
     deep, paint = between((8.0, 12.0), rng), _facade(look, rng)
     low = paint.pattern[4]
-    floors = int(rng.integers(2, 6 if look.foreign else 9))
+    floors = int(rng.integers(look.floors[0], look.floors[1] + 1))
     floors = int(rng.integers(2, 4)) if back else floors
     tall, model = low + floors * paint.pattern[1] + 0.5, Model()
     x0, x1 = sorted((x, x + side * deep))
@@ -272,7 +273,8 @@ def _behind(street: Street, side: int, z0: float, z1: float) -> None:
     for _ in range(int(rng.integers(1, 4))):
         away = between((1.5, 6.0), rng)
         plant = furniture.tree(look, rng) if rng.random() < 0.65 else furniture.bush(look, rng)
-        scene.add(plant, x + side * away, between((z0 + 1, z1 - 1), rng), layer=LAYER_FRONT)
+        place = (x + side * away, between((z0 + 1, z1 - 1), rng))
+        scene.add(plant, *place, layer=LAYER_FRONT, size=drawn(look.tree_size, rng))
 
 
 def _kerbside(street: Street, side: int) -> None:
@@ -288,8 +290,9 @@ def _kerbside(street: Street, side: int) -> None:
         if lamps and k % 3 == 0:
             scene.add(furniture.lamp_post(look, rng, side), kerb, z)
         elif rng.random() < look.tree * 0.5:
-            scene.add(furniture.tree(look, rng), kerb + side * 0.5, z)
-            _blob(scene, kerb + side * 0.5, z, 1.3, 0.9)
+            tree, size = furniture.tree(look, rng), drawn(look.tree_size, rng)
+            scene.add(tree, kerb + side * 0.5, z, size=size)
+            _blob(scene, kerb + side * 0.5, z, 1.3 * size, 0.9 * size)
     if rng.random() < 0.3:
         for z in np.arange(7.0 + offset, 110.0, 24.0).tolist():
             scene.add(furniture.utility_pole(look, rng), street.front(side) - side * 0.5, z)
@@ -303,7 +306,8 @@ def _kerbside(street: Street, side: int) -> None:
     low, high = look.signs
     for _ in range(int(rng.integers(low, high + 1)) // 2 + (side > 0)):
         sign = furniture.traffic_sign(look, rng)
-        scene.add(sign, kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
+        place = (kerb + side * between((0.0, 0.8), rng), between((6.5, 26.0), rng))
+        scene.add(sign, *place, size=drawn(look.sign_size, rng))
     _parked(street, side)
 
 
@@ -352,10 +356,10 @@ def _traffic(street: Street) -> None:
         facing, z = np.pi if rng.random() < 0.7 else 0.0, between((19.0, 36.0), rng)
         scene.add(vehicles.tram(look, rng), -3.6, z, facing)
         _shadow(scene, -3.6, z, 1.4, 11)
-    ahead = between((8.0, 16.0), rng)
+    ahead = between(look.ahead, rng)
     while ahead < 70:
         ahead = _next_vehicle(street, between((-0.4, 0.5), rng), ahead, 0.0)
-    oncoming = between((9.0, 20.0), rng)
+    oncoming = between((look.ahead[0] + 1, look.ahead[1] + 4), rng)
     while oncoming < 80 and not street.tracks:
         oncoming = _next_vehicle(street, between((-3.9, -3.3), rng), oncoming, np.pi)
     if rng.random() < 0.3:
@@ -410,4 +414,5 @@ def _people(street: Street) -> None:
         for side in (1, -1):
             if side > 0 or rng.random() < 0.75:
                 light = furniture.traffic_light(look, rng, side, phase)
-                scene.add(light, street.edge(side) + side * 0.5, z)
+                x = street.edge(side) + side * 0.5
+                scene.add(light, x, z, size=drawn(look.sign_size, rng))

@@ -1,0 +1,98 @@
+"""The online teacher: it follows, its labels weigh as configured, its anchors move along."""
+
+import pytest
+import torch
+from torch import nn
+
+from cag.teacher import (
+    FollowingAnchors,
+    anchor_probabilities,
+    first_teacher,
+    follow,
+    pixel_weights,
+)
+
+
+def normalised(seed):
+    """A convolution with batch norm."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    network[1].running_mean.normal_()
+    return network
+
+
+def test_a_teacher_starts_as_a_copy_without_gradients():
+    student = normalised(0)
+    teacher = first_teacher(student)
+    student[0].weight.data.zero_()
+    assert torch.equal(teacher[0].weight, normalised(0)[0].weight)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_teacher_follows_weights_and_statistics():
+    teacher, student, before = first_teacher(normalised(0)), normalised(1), normalised(0)
+    student[1].num_batches_tracked += 7
+    follow(teacher, student, 0.75)
+    for name in ("0.weight", "1.weight", "1.running_mean", "1.running_var"):
+        old, new = before.state_dict()[name], student.state_dict()[name]
+        torch.testing.assert_close(teacher.state_dict()[name], 0.75 * old + 0.25 * new)
+    assert teacher[1].num_batches_tracked == 7
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("share", [[0.75, 0.75], [0.75, 0.75]]),
+        ("threshold", [[1.0, 1.0], [1.0, 0.0]]),
+        ("pixel", [[0.95, 0.96], [1.0, 0.9]]),
+    ],
+)
+def test_weights_of_pixels(weighting, expected):
+    probability = torch.tensor([[[0.95, 0.96], [1.0, 0.9]], [[0.1, 0.1], [0.1, 0.1]]])
+    weights = pixel_weights(probability, 0.9, weighting)
+    torch.testing.assert_close(weights[0], torch.tensor(expected))
+    assert weights[1].max() == (0.1 if weighting == "pixel" else 0)
+
+
+def test_weights_of_an_unknown_kind():
+    with pytest.raises(ValueError, match="share, pixel, threshold, not 'other'"):
+        pixel_weights(torch.ones(1, 1, 1), 0.5, "other")
+
+
+def test_probabilities_by_distance_to_the_anchors():
+    features = torch.tensor([0.0, 3.0, 4.0]).view(1, 1, 1, 3)
+    anchors = torch.tensor([[0.0], [4.0]])
+    shares = anchor_probabilities(features, anchors, temperature=2.0)
+    expected = torch.tensor([[0.0, -4.0], [-3.0, -1.0], [-4.0, 0.0]]).div(2).softmax(1)
+    torch.testing.assert_close(shares[0, :, 0].t(), expected)
+
+
+def test_a_class_without_an_anchor_keeps_its_part():
+    features, anchors = torch.zeros(1, 1, 1, 1), torch.tensor([[0.0], [torch.nan], [0.0]])
+    shares = anchor_probabilities(features, anchors, temperature=1.0)
+    torch.testing.assert_close(shares.flatten(), torch.full((3,), 1 / 3))
+
+
+def collected(anchors, images, momentum=0.5):
+    """Anchors after one step on images, (feature, label, predicted class) of their pixels."""
+    for pixels in images:
+        features, labels, predicted = torch.tensor(pixels).t()
+        logits = nn.functional.one_hot(predicted.long(), 2).float().t().view(1, 2, 1, -1)
+        anchors.collect(features.view(1, 1, 1, -1), logits, labels.view(1, 1, -1).long())
+    anchors.update()
+    return anchors.values.flatten().tolist()
+
+
+def test_anchors_follow_the_images_class_means():
+    anchors = FollowingAnchors(torch.tensor([[1.0], [torch.nan]]), 0.5, min_pixels=2)
+    first = [(2.0, 0, 0), (4.0, 0, 0), (9.0, 0, 1)]  # mean 3: the last pixel is predicted wrongly
+    second = [(5.0, 0, 0), (5.0, 0, 0), (8.0, 1, 1)]  # mean 5; class 1 has too few pixels
+    values = collected(anchors, [first, second])
+    assert values[0] == 0.5 * 1 + 0.5 * 4 and torch.isnan(torch.tensor(values[1]))
+    third = [(6.0, 1, 1), (8.0, 1, 1)]  # the first mean of class 1; class 0 stays
+    assert collected(anchors, [third]) == [2.5, 7.0]
+
+
+def test_anchors_are_part_of_the_checkpoint():
+    state = FollowingAnchors(torch.ones(2, 3), 0.9, min_pixels=1).state_dict()
+    assert torch.equal(state["values"], torch.ones(2, 3))
