@@ -266,16 +266,11 @@ def _results(planned: Run, commit: str) -> Iterator[dict[str, Any]]:
             leaves = dotted(json.loads(watched.read_text(encoding="utf-8")))
             numbers = {key: value for key, value in leaves if isinstance(value, int | float)}
         stage = model if model in ("pretrain", "warmup", ORACLE) else f"adapt@{model}"
-        yield {
-            **dict(zip(RUN, planned.cell, strict=True)),
-            "model": model,
-            "miou": None if miou is None else round(100 * miou, 3),
-            "iou": json.dumps((100 * classes.dropna()).round(2).to_dict()),
-            "label_free": json.dumps(numbers),
-            "seconds": records.get(stage, {}).get("seconds"),
-            "fingerprint": planned.fingerprint,
-            "commit": commit[:12],
-        }
+        miou = None if miou is None else round(100 * miou, 3)
+        iou = json.dumps((100 * classes.dropna()).round(2).to_dict())
+        seconds = records.get(stage, {}).get("seconds")
+        values = (*planned.cell, model, miou, iou, json.dumps(numbers), seconds)
+        yield dict(zip(COLUMNS, (*values, planned.fingerprint, commit[:12]), strict=True))
 
 
 def run_all(
@@ -365,7 +360,7 @@ def _text(value: float | None, form: str = ".1f") -> str:
 
 
 def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The mIoU in % of each pair, a row for each variant, a column for each seed; NaN: missing.
+    """The mIoU in % of each pair, a row for each variant, a column "seed 0" ...; NaN: missing.
 
     The first rows are `COMPARED`. A variant's mIoU is that of its last model; that of source only
     is the default's `pretrain`.
@@ -373,6 +368,7 @@ def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     source = scores[(scores["variant"] == DEFAULT) & (scores["model"] == "pretrain")]
     last = scores.groupby(RUN, sort=False).tail(1)
     cells = pd.concat([source.assign(variant=SOURCE), last])
+    cells["seed"] = "seed " + cells["seed"].astype(str)
     names = list(dict.fromkeys([*COMPARED, *cells["variant"]]))
     return {
         str(pair): rows.pivot(index="variant", columns="seed", values="miou").reindex(names)
@@ -391,7 +387,7 @@ def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     gaps = (gains.notna() * gap).sum(axis=1)  # over the seeds of both
     columns = {
         "mIoU": table.apply(_spread, axis=1),
-        **{f"seed {seed}": table[seed].map(_text) for seed in table},
+        **table.map(_text),
         "over source only": over[SOURCE].mean(axis=1).map(_text, form="+.1f"),
         "worst": over[SOURCE].min(axis=1).map(_text, form="+.1f"),
         "over trained as long": over[LONG].mean(axis=1).map(_text, form="+.1f"),
@@ -429,28 +425,27 @@ def dots_figure(
 
     A column has its own colour and marker. `label` is of the values, `lines` are drawn across.
     """
-    tables = {title: table.dropna(how="all") for title, table in tables.items()}
+    tables = {
+        title: table.dropna(how="all").dropna(how="all", axis=1) for title, table in tables.items()
+    }
     columns, height = min(2, len(tables)), max(map(len, tables.values()))
-    size = (5.5 * columns, -(-len(tables) // columns) * (1 + 0.36 * height) + 0.6)
+    size = (
+        5.5 * columns if columns > 1 else 9,
+        -(-len(tables) // columns) * (1 + 0.36 * height) + 0.6,
+    )
     figure, plots = plot_grid(theme, size, len(tables), columns)
     for axes, (title, table) in zip(plots, tables.items(), strict=True):
         rows, means = np.arange(len(table)), table.mean(axis=1)
         for number, (name, values) in enumerate(table.items()):
             style = {"color": theme.cycle[number % 6], "marker": "os^Dv"[number % 5]}
-            axes.scatter(
-                values,
-                rows,
-                s=26,
-                label=name if isinstance(name, str) else f"seed {name}",
-                zorder=3,
-                **style,
-            )
+            apart = 0.11 * (number - (table.shape[1] - 1) / 2)  # of dots at one place
+            axes.scatter(values, rows + apart, s=26, label=name, zorder=3, **style)
         axes.vlines(means, rows - 0.33, rows + 0.33, color=theme.ink, linewidth=1.8)
         for row, mean in zip(rows, means, strict=True):
             text = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes.annotate(f"{mean:{form}}", (mean, row - 0.36), (0, 1), **text)
         axes.set_yticks(rows, table.index)
-        axes.set(ylim=(len(table) - 0.4, -0.8), title=title, xlabel=label)
+        axes.set(ylim=(len(table) - 0.4, -0.8), title=title.replace("_", " "), xlabel=label)
         axes.grid(True, axis="x")
         for x in lines:
             axes.axvline(x, color=theme.muted, linewidth=0.8)
@@ -472,11 +467,12 @@ def draw() -> None:
     effects = {pair: effect for pair, effect in effects.items() if effect.notna().any(axis=None)}
     figures = {"adaptation": dots_figure(compared, "mIoU, %")}
     if effects:
-        figures["adaptation_ablation"] = dots_figure(
-            effects, "points over the default", [0], "+.1f"
-        )
+        label = "points over the default"
+        figures["adaptation_ablation"] = dots_figure(effects, label, [0], "+.1f")
     if not related.empty:
-        texts = related.map(_text, form="+.2f").reset_index(names="number")
+        signs = np.sign(related.mean(axis=1))
+        texts = related.assign(weakest=related.mul(signs, axis=0).min(axis=1) * signs)
+        texts = texts.map(_text, form="+.2f").reset_index(names="number")
         print(f"Rank correlation with the mIoU\n\n{markdown(texts.to_dict('records'))}")
         lines, label = [-0.7, 0, 0.7], "rank correlation with the mIoU"
         figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
