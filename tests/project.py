@@ -50,7 +50,11 @@ def tiny_params(rounds: int = 2) -> dict:
             "evaluated": ["pretrain", models[-1]],
             "source": {"images": 8, "size": SIZE},
             "target": {"images": 6, "val_images": 4, "size": SIZE},
-            "network": {"encoder": "mobilenet_v2", "options": {"decoder_channels": 32}},
+            "network": {
+                "encoder": "mobilenet_v2",
+                "encoder_weights": None,
+                "options": {"decoder_channels": 32},
+            },
             "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
             "warmup": shrunk,
             "anchors": LENIENT,

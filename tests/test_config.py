@@ -19,14 +19,21 @@ REMOVED = object()
 
 
 def preset(layout="folder"):
-    """A complete parameter set whose source, or else target, has a layout."""
+    """A complete parameter set of two rounds whose source, or else target, has a layout."""
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
-    return next(
+    chosen = next(
         content
         for domain in ("source", "target")
         for content in contents
         if content[domain]["layout"] == layout
     )
+    return chosen | {
+        "evaluated": ["pretrain", "round2"],
+        "rounds": {
+            "round1": {"teacher": "warmup", "anchors": "round1"},
+            "round2": {"teacher": "round1", "anchors": "round2"},
+        }
+    }
 
 
 def error(tmp_path, key, value=REMOVED, layout="folder"):
@@ -386,6 +393,17 @@ def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):
 def test_a_reference_to_what_is_not_there_yet_is_named(tmp_path, key, value):
     message = error(tmp_path, key, value)
     assert message.startswith(f"{key} is '{value}'; at this point there are ")
+
+
+def test_active_pixels_of_a_crop_need_a_margin_and_no_quantile(tmp_path):
+    content = preset() | {"adapt": preset()["adapt"] | {"active_only": True}}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert load_all(path).adapt.active_only
+    content["pseudo_label"]["quantile"] = 0.5
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"adapt.active_only is true, but pseudo_label.quantile"):
+        load_all(path)
 
 
 def test_models_have_names_of_their_own(tmp_path):

@@ -3,9 +3,7 @@
 import copy
 import functools
 import warnings
-from types import SimpleNamespace
 
-import extending
 import numpy as np
 import pytest
 import torch
@@ -262,56 +260,17 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     assert curve.equals(again)
 
 
-class Followed(SupervisedObjective):
-    """An objective whose teacher follows the network, by the code of docs/extending.md."""
-
-    config = SimpleNamespace(teacher_momentum=0.75)
-
-    def __init__(self, network):
-        super().__init__(network)
-        self.teacher = copy.deepcopy(network).requires_grad_(False)
-
-    def train(self, mode=True):
-        """Training mode, but for the teacher."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    @property
-    def kept(self):
-        """The teacher."""
-        return self.teacher
-
-
-code = {}
-exec(extending.section("A teacher that follows the student").split("```")[1][len("python") :], code)
-Followed.after_step = torch.no_grad()(code["after_step"])
-
-
-def followed(fabric, path, network, batches=source_batches, **changes):
-    """Train a network with a teacher; return the teacher."""
-    objective = Followed(network)
-    config = Pretrain(**TRAINING | changes)
-    checkpoint = Checkpoint(path, "a")
-    train(objective, batches, run_params(), config, 7, fabric, checkpoint, silent())
-    return objective.kept
-
-
-def test_a_teacher_follows_after_each_step(tmp_path, fabric):
-    start, student = small_network(), small_network()
-    teacher = followed(fabric, tmp_path / "c.pt", student, iterations=1)
-    weights = (net.classifier.weight for net in (start, student, teacher))
-    before, after, followed_weight = weights
-    torch.testing.assert_close(followed_weight, 0.75 * before + 0.25 * after)
-    assert not torch.equal(followed_weight, after)
-
-
-def test_a_teacher_resumes_with_its_student(tmp_path, fabric, often):
-    whole = followed(fabric, tmp_path / "whole.pt", small_network())
-    cut = interrupted(3)(source_batches)
-    with pytest.raises(KeyboardInterrupt):
-        followed(fabric, tmp_path / "cut.pt", small_network(), cut)
-    assert same(whole, followed(fabric, tmp_path / "cut.pt", small_network(seed=99)))
+def test_an_online_teacher_follows_after_each_step(tmp_path, fabric):
+    networks = {}
+    for kept in ("student", "teacher"):
+        objective, batches, config = problem("online", small_network(), iterations=1, kept=kept)
+        start = objective.teacher.classifier.weight.clone()
+        checkpoint = Checkpoint(tmp_path / "c.pt", "a")
+        train(objective, batches, run_params(), config, 7, fabric, checkpoint, silent())
+        networks[kept] = objective.kept.classifier.weight
+    student, teacher = networks["student"], networks["teacher"]
+    assert not torch.equal(student, start)
+    torch.testing.assert_close(teacher, 0.5 * start + 0.5 * student)
 
 
 def test_dropout_is_active_and_the_seeds_alone(tmp_path, fabric):
