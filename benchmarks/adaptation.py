@@ -181,7 +181,7 @@ def read_scores() -> pd.DataFrame:
     """The table of `COLUMNS`, a row for each model of each run; empty if there is none.
 
     miou is in %; iou (in %, by class) and label_free (numbers by name) are JSON; seconds are of the
-    model's training, NaN where it came from DVC's cache.
+    model's training, NaN where an earlier run had trained it.
     """
     if not SCORES.exists():
         return pd.DataFrame(columns=COLUMNS)
