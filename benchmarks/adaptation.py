@@ -1,0 +1,484 @@
+"""The grid of trainings behind the results: python -m benchmarks.adaptation run, then draw.
+
+`run` makes each run of `adaptation.yaml` whose parameters have no scores in `adaptation.csv` yet. A
+run works on the last commit, in a clone below `.scratch/adaptation/` for its pair and seed, which
+shares DVC's cache with the project. A killed run continues from its last checkpoint.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, TextIO
+
+import click
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from benchmarks.measure import table as markdown
+from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, save_png, themed
+from cag.commands.terminal import print_rows
+from cag.config.base import Section, dotted, validated
+from cag.config.parameters import load_all
+from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, _environment, _spread
+from cag.project.repository import METRICS, PARAMS, command
+from cag.runtime.errors import UserError
+from cag.runtime.files import data_root, fingerprint, weights_root, write_csv
+from cag.runtime.program import RECORDS, read_records, run
+from cag.runtime.progress import progress
+from cag.runtime.validation import read_yaml
+
+GRID, SCORES = Path("benchmarks/adaptation.yaml"), Path("benchmarks/adaptation.csv")
+SCRATCH, IMAGES = Path(".scratch/adaptation"), Path("docs/images")
+SOURCE, LONG, PAPER = "source only", "source only trained as long", "the paper's rounds"
+DEFAULT, ORACLE = "the default", "oracle"
+COMPARED = [SOURCE, LONG, PAPER, DEFAULT, ORACLE]  # the other variants are ablations
+RUN = ["pair", "variant", "seed"]
+COLUMNS = [*RUN, "model", "miou", "iou", "label_free", "seconds", "fingerprint", "commit"]
+Cell = tuple[str, str, int]  # a value of each of RUN
+_running: set[subprocess.Popen] = set()
+_stopped = Event()
+
+
+class Variant(Section):
+    """The changes of a variant, and its pairs and seeds if it has not all of them."""
+
+    changes: tuple[str, ...] = ()
+    per_pair: dict[str, tuple[str, ...]] = {}
+    pairs: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    as_long: bool = False
+    oracle: bool = False
+
+
+class Grid(Section):
+    """The definition of the grid; a pair is the name of a preset."""
+
+    seeds: tuple[int, ...]
+    pairs: tuple[str, ...]
+    variants: dict[str, Variant]
+
+    def cells(self) -> list[Cell]:
+        """All cells, those of a variant before the next one's."""
+        return [
+            (pair, name, seed)
+            for name, variant in self.variants.items()
+            for pair in (self.pairs if variant.pairs is None else variant.pairs)
+            for seed in (self.seeds if variant.seeds is None else variant.seeds)
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run of a cell, with the whole of its params.yaml."""
+
+    cell: Cell
+    params: Mapping[str, Any]
+    oracle: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of what the scores depend on, but for the code."""
+        read = {key: value for key, value in self.params.items() if key != "report"}
+        return fingerprint(params=read, oracle=self.oracle)[:12]
+
+    @property
+    def models(self) -> list[str]:
+        """The models with scores, in their order."""
+        return [ORACLE] if self.oracle else list(self.params["evaluated"])
+
+    @property
+    def clone(self) -> Path:
+        """The folder where it works."""
+        return SCRATCH / f"{self.cell[0]}-{self.cell[2]}"
+
+    def file(self, suffix: str) -> Path:
+        """Its own file beside the clone."""
+        return Path(f"{self.clone}-{self.cell[1].replace(' ', '-').replace('/', '-')}{suffix}")
+
+    def rows(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """The table's rows of its cell, with whatever parameters."""
+        same = (scores[name] == value for name, value in zip(RUN, self.cell, strict=True))
+        return scores[np.logical_and.reduce(list(same))]
+
+    def is_done(self, scores: pd.DataFrame) -> bool:
+        """Whether the table has its scores, with its parameters."""
+        return self.fingerprint in set(self.rows(scores)["fingerprint"])
+
+
+def changed(params: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Parameters with changes: "key=value" with YAML for value, or "~key" to leave a key out."""
+    result = deepcopy(dict(params))
+    for change in changes:
+        key, equals, value = change.removeprefix("~").partition("=")
+        section, (*parents, last) = result, key.split(".")
+        try:
+            for parent in parents:
+                section = section[parent]
+            if change.startswith("~"):
+                del section[last]
+            elif equals:
+                section[last] = yaml.safe_load(value)
+            else:
+                raise KeyError(key)
+        except (KeyError, TypeError, yaml.YAMLError):
+            hint = "expected key=value, or ~key of a key that is there"
+            raise UserError(f"{GRID}: the change {change!r} cannot be made; {hint}") from None
+    return result
+
+
+def plan(cell: Cell, variant: Variant, preset: Mapping[str, Any]) -> Run:
+    """The run of a cell, from its pair's preset."""
+    pair, _, seed = cell
+    params = changed(preset, [*variant.changes, *variant.per_pair.get(pair, ()), f"seed={seed}"])
+    if variant.as_long:  # the pretraining alone, with as many steps as all trainings together
+        steps = sum(params[name]["iterations"] for name in ("pretrain", "warmup"))
+        steps += params["adapt"]["iterations"] * len(params["rounds"])
+        params = changed(params, [f"pretrain.iterations={steps}", "evaluated=[pretrain]"])
+    return Run(cell, params, variant.oracle)
+
+
+def read_runs(commit: str, only: Sequence[str] = ("", "", "")) -> list[Run]:
+    """The runs of the grid with a commit's presets; UserError: one has bad parameters.
+
+    `only` are the pairs, variants and seeds to choose, each with commas; "": all.
+    """
+    grid = validated(Grid, read_yaml(GRID, "name the grid there", "name the grid there"), GRID)
+    cells, presets, runs = grid.cells(), {}, []
+    for part, (name, texts) in enumerate(zip(RUN, only, strict=True)):
+        known = dict.fromkeys(str(cell[part]) for cell in cells)
+        wanted = [text.strip() for text in texts.split(",") if text.strip()] or list(known)
+        if unknown := [text for text in wanted if text not in known]:
+            raise UserError(f"--{name}s: {unknown[0]!r} is none of {', '.join(known)}")
+        cells = [cell for cell in cells if str(cell[part]) in wanted]
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        pair, variant, _ = cell
+        if pair not in presets:
+            presets[pair] = yaml.safe_load(_git(Path(), "show", f"{commit}:presets/{pair}.yaml"))
+        planned = plan(cell, grid.variants[variant], presets[pair])
+        text = yaml.safe_dump(dict(planned.params), sort_keys=False)
+        planned.file(".yaml").write_text(text, encoding="utf-8")
+        load_all(planned.file(".yaml"))
+        runs.append(planned)
+    return runs
+
+
+def read_scores() -> pd.DataFrame:
+    """The table of `COLUMNS`, a row for each model of each run; empty if there is none.
+
+    miou is in %; iou (in %, by class) and label_free (numbers by name) are JSON; seconds are of the
+    model's training, NaN where an earlier run had trained it.
+    """
+    if not SCORES.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(SCORES, dtype={"fingerprint": str, "commit": str})
+
+
+def replace_rows(planned: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a run's rows at the end of the table, instead of its older ones."""
+    scores = read_scores()
+    kept = scores.drop(planned.rows(scores).index).to_dict("records")
+    write_csv(SCORES, pd.DataFrame([*kept, *rows], columns=COLUMNS))
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    program = ["git", "-c", "gc.auto=0", *arguments]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"`git {' '.join(arguments)}` failed: {reason}")
+    return done.stdout
+
+
+def perform(planned: Run, commit: str, environment: Mapping[str, str], cache: Path) -> list[dict]:
+    """Make a run in its clone and return its rows; a UserError names the log of a failed one."""
+    clone, log = planned.clone, planned.file(".log")
+    clone.mkdir(parents=True, exist_ok=True)
+    with open(f"{clone}.lock", "w") as lock:
+        _acquire(lock)
+        _git(clone, "init", "--quiet")
+        _git(clone, "fetch", "--quiet", str(Path.cwd()), commit)
+        _git(clone, "checkout", "--quiet", "--force", "--detach", commit)
+        (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+        (clone / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # of a killed process
+        shutil.rmtree(clone / RECORDS, ignore_errors=True)  # of other runs
+        shutil.copyfile(planned.file(".yaml"), clone / PARAMS)
+        with open(log, "w", encoding="utf-8") as output:
+            for arguments in _programs(planned):
+                program = [sys.executable, "-m", *arguments]
+                options = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
+                options |= {"pass_fds": [lock.fileno()], "start_new_session": True}
+                options["env"] = {**environment, "PYTHONPATH": str(clone.absolute())}
+                with subprocess.Popen(program, cwd=clone, **options) as process:
+                    _running.add(process)
+                _running.discard(process)
+                if process.returncode or _stopped.is_set():
+                    lines = log.read_text(encoding="utf-8").splitlines()
+                    errors = [line for line in lines if line.lower().startswith("error")]
+                    raise UserError(f"{(errors or lines or ['stopped'])[0]} ({log})")
+        return list(_results(planned, commit))
+
+
+def _acquire(lock: TextIO) -> None:
+    """Wait for the processes of a killed `run`, which keep the lock of their clone."""
+    while not _stopped.is_set():
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print(f"{lock.name}: waits for the processes of a killed run", file=sys.stderr)
+        time.sleep(POLL_SECONDS)
+    raise UserError("stopped")
+
+
+def _programs(planned: Run) -> Iterator[list[str]]:
+    """The modules to run in the clone, with their arguments."""
+    if planned.oracle:
+        yield ["dvc", "repro", "prepare@source", "prepare@target", "pretrain"]
+        yield ["stages.oracle"]
+        return
+    stages = yaml.safe_load((planned.clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    kinds = [name for name in ("evaluate", "watch") if name in stages]
+    yield ["dvc", "repro", *(f"{kind}@{model}" for kind in kinds for model in planned.models)]
+
+
+def _results(planned: Run, commit: str) -> Iterator[dict[str, Any]]:
+    """The rows of a run that has ended, from the files in its clone."""
+    records = read_records(planned.clone / RECORDS)
+    for model in planned.models:
+        metrics = planned.clone / (ORACLE_METRICS if planned.oracle else METRICS.format(model))
+        miou = json.loads(metrics.read_text(encoding="utf-8"))["miou"]
+        classes = pd.read_csv(metrics.with_name("per_class.csv")).set_index("class")["iou"]
+        watched, numbers = planned.clone / f"data/watch/{model}.json", {}
+        if watched.exists() and not planned.oracle:
+            leaves = dotted(json.loads(watched.read_text(encoding="utf-8")))
+            numbers = {key: value for key, value in leaves if isinstance(value, int | float)}
+        stage = model if model in ("pretrain", "warmup", ORACLE) else f"adapt@{model}"
+        miou = None if miou is None else round(100 * miou, 3)
+        iou = json.dumps((100 * classes.dropna()).round(2).to_dict())
+        seconds = records.get(stage, {}).get("seconds")
+        values = (*planned.cell, model, miou, iou, json.dumps(numbers), seconds)
+        yield dict(zip(COLUMNS, (*values, planned.fingerprint, commit[:12]), strict=True))
+
+
+def run_all(
+    runs: Sequence[Run], jobs: int, make: Callable[[Run], list[dict]]
+) -> Iterator[tuple[Run, Future]]:
+    """Make the runs, `jobs` at a time and one at a time in a clone; yield each when it has ended.
+
+    They start in their order, but for those whose clone is at work.
+    """
+    waiting, working = list(runs), {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or working:
+                for planned in list(waiting):
+                    busy = {other.clone for other in working.values()}
+                    if len(working) < jobs and planned.clone not in busy:
+                        waiting.remove(planned)
+                        working[pool.submit(make, planned)] = planned
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    yield working.pop(future), future
+        except BaseException:
+            _stopped.set()
+            for process in list(_running):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Run the grid, or draw its results."""
+
+
+@main.command("run")
+@click.option("--jobs", default=1, show_default=True, help="Runs at the same time.")
+@click.option("--pairs", default="", help="Only these, with commas.")
+@click.option("--variants", default="", help="Only these, with commas.")
+@click.option("--seeds", default="", help="Only these, with commas.")
+@click.option("--force", is_flag=True, help="Also runs whose scores are there.")
+@click.option("--list", "listing", is_flag=True, help="Show what is done and what is missing.")
+def make(jobs: int, pairs: str, variants: str, seeds: str, force: bool, listing: bool) -> None:
+    """Make the runs of the grid that have no scores yet."""
+    commit, scores = _git(Path(), "rev-parse", "HEAD").strip(), read_scores()
+    runs = read_runs(commit, (pairs, variants, seeds))
+    if listing:
+        return print_rows(states(runs, scores))
+    todo = [planned for planned in runs if force or not planned.is_done(scores)]
+    environment = _environment(jobs) | {
+        "CAG_DATA": str(data_root().absolute()),
+        "CAG_WEIGHTS": str(weights_root().absolute()),
+    }
+    if (programs := str(Path(sys.executable).parent)) not in environment["PATH"].split(os.pathsep):
+        environment["PATH"] = os.pathsep.join([programs, environment["PATH"]])
+    cache = Path(command("cache", "dir").strip()).absolute()
+    logs, began = [], time.monotonic()
+    ended = run_all(todo, jobs, lambda planned: perform(planned, commit, environment, cache))
+    with progress("grid", len(todo), "runs") as advance, closing(ended):
+        for number, (planned, future) in enumerate(ended, 1):
+            try:
+                rows = future.result()
+                replace_rows(planned, rows)
+                said = "mIoU " + ", ".join(_text(row["miou"]) for row in rows)
+            except (UserError, OSError) as error:
+                logs.append(str(planned.file(".log")))
+                said = f"failed: {error}"
+            left = (time.monotonic() - began) / 3600 * (len(todo) - number) / number
+            print(f"{number}/{len(todo)}, {left:.1f} h left: {planned.cell}: {said}", flush=True)
+            advance()
+    if logs:
+        raise UserError(f"{len(logs)} of {len(todo)} runs failed: {', '.join(logs)}")
+
+
+def states(runs: Sequence[Run], scores: pd.DataFrame) -> list[dict[str, str]]:
+    """A row for each pair and variant: each seed's last mIoU in %, "older" or "missing"."""
+    rows: dict[tuple, dict[str, str]] = {}
+    seeds = dict.fromkeys(f"seed {seed}" for seed in sorted({p.cell[2] for p in runs}))
+    for planned in runs:
+        (pair, variant, seed), found = planned.cell, planned.rows(scores)
+        state = "missing" if found.empty else "older"
+        state = _text(found["miou"].iloc[-1]) if planned.is_done(scores) else state
+        row = rows.setdefault((pair, variant), {"pair": pair, "variant": variant, **seeds})
+        row[f"seed {seed}"] = state
+    return list(rows.values())
+
+
+def _text(value: float | None, form: str = ".1f") -> str:
+    return "" if pd.isna(value) else f"{value:{form}}"
+
+
+def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The mIoU in % of each pair, a row for each variant, a column "seed 0" ...; NaN: missing.
+
+    The first rows are `COMPARED`. A variant's mIoU is that of its last model; that of source only
+    is the default's `pretrain`.
+    """
+    source = scores[(scores["variant"] == DEFAULT) & (scores["model"] == "pretrain")]
+    last = scores.groupby(RUN, sort=False).tail(1)
+    cells = pd.concat([source.assign(variant=SOURCE), last])
+    cells["seed"] = "seed " + cells["seed"].astype(str)
+    names = list(dict.fromkeys([*COMPARED, *cells["variant"]]))
+    return {
+        str(pair): rows.pivot(index="variant", columns="seed", values="miou").reindex(names)
+        for pair, rows in cells.groupby("pair", sort=False)
+    }
+
+
+def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The variants of a pair in `by_seed` as text; a gain is a mean over the seeds of both.
+
+    "worst" is a seed's least gain over source only, "gap closed" the gain's share of the oracle's.
+    """
+    over = {name: table - table.loc[name] for name in (SOURCE, LONG, DEFAULT)}
+    gap = over[SOURCE].loc[ORACLE].dropna()
+    gains = over[SOURCE][gap.index]
+    gaps = (gains.notna() * gap).sum(axis=1)  # over the seeds of both
+    columns = {
+        "mIoU": table.apply(_spread, axis=1),
+        **table.map(_text),
+        "over source only": over[SOURCE].mean(axis=1).map(_text, form="+.1f"),
+        "worst": over[SOURCE].min(axis=1).map(_text, form="+.1f"),
+        "over trained as long": over[LONG].mean(axis=1).map(_text, form="+.1f"),
+        "over the default": over[DEFAULT].mean(axis=1).map(_text, form="+.1f"),
+        "gap closed, %": (100 * gains.sum(axis=1) / gaps.where(gaps > 0)).map(_text, form=".0f"),
+    }
+    rows = pd.DataFrame(columns)[table.notna().any(axis=1)]
+    return rows.reset_index(names="variant").to_dict("records")
+
+
+def correlations(scores: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each label-free number with the mIoU, a column for each pair.
+
+    It is over all different models of a pair, at least 3.
+    """
+    numbers = pd.json_normalize([json.loads(text) for text in scores["label_free"]])
+    models = scores[["pair", "seed", "miou"]].reset_index(drop=True).join(numbers)
+    models = models[numbers.notna().any(axis=1)].drop_duplicates()
+    columns = {
+        str(pair): rows[["miou", *numbers]].corr("spearman", min_periods=3)["miou"].drop("miou")
+        for pair, rows in models.groupby("pair", sort=False)
+    }
+    return pd.DataFrame(columns).dropna(how="all")
+
+
+@themed
+def dots_figure(
+    tables: Mapping[str, pd.DataFrame],
+    label: str,
+    lines: Sequence[float] = (),
+    form: str = ".1f",
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Draw a plot for each table, a row's values as dots and their mean as a line with its number.
+
+    A column has its own colour and marker. `label` is of the values, `lines` are drawn across.
+    """
+    tables = {
+        title: table.dropna(how="all").dropna(how="all", axis=1) for title, table in tables.items()
+    }
+    columns, height = min(2, len(tables)), max(map(len, tables.values()))
+    size = (
+        5.5 * columns if columns > 1 else 9,
+        -(-len(tables) // columns) * (1 + 0.36 * height) + 0.6,
+    )
+    figure, plots = plot_grid(theme, size, len(tables), columns)
+    for axes, (title, table) in zip(plots, tables.items(), strict=True):
+        rows, means = np.arange(len(table)), table.mean(axis=1)
+        for number, (name, values) in enumerate(table.items()):
+            style = {"color": theme.cycle[number % 6], "marker": "os^Dv"[number % 5]}
+            apart = 0.11 * (number - (table.shape[1] - 1) / 2)  # of dots at one place
+            axes.scatter(values, rows + apart, s=26, label=name, zorder=3, **style)
+        axes.vlines(means, rows - 0.33, rows + 0.33, color=theme.ink, linewidth=1.8)
+        for row, mean in zip(rows, means, strict=True):
+            text = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes.annotate(f"{mean:{form}}", (mean, row - 0.36), (0, 1), **text)
+        axes.set_yticks(rows, table.index)
+        axes.set(ylim=(len(table) - 0.4, -0.8), title=title.replace("_", " "), xlabel=label)
+        axes.grid(True, axis="x")
+        for x in lines:
+            axes.axvline(x, color=theme.muted, linewidth=0.8)
+    add_legend(figure, plots)
+    return figure
+
+
+@main.command()
+def draw() -> None:
+    """Print the tables of the scores as Markdown, and write their plots to `docs/images/`."""
+    scores = read_scores()
+    tables, related = by_seed(scores), correlations(scores)
+    if not tables:
+        raise UserError(f"{SCORES}: no scores; `python -m benchmarks.adaptation run` makes them")
+    for pair, table in tables.items():
+        print(f"{pair}\n\n{markdown(variant_rows(table))}\n")
+    compared = {pair: table.loc[COMPARED] for pair, table in tables.items()}
+    effects = {pair: (t - t.loc[DEFAULT]).drop(COMPARED) for pair, t in tables.items()}
+    effects = {pair: effect for pair, effect in effects.items() if effect.notna().any(axis=None)}
+    figures = {"adaptation": dots_figure(compared, "mIoU, %")}
+    if effects:
+        label = "points over the default"
+        figures["adaptation_ablation"] = dots_figure(effects, label, [0], "+.1f")
+    if not related.empty:
+        signs = np.sign(related.mean(axis=1))
+        texts = related.assign(weakest=related.mul(signs, axis=0).min(axis=1) * signs)
+        texts = texts.map(_text, form="+.2f").reset_index(names="number")
+        print(f"Rank correlation with the mIoU\n\n{markdown(texts.to_dict('records'))}")
+        lines, label = [-0.7, 0, 0.7], "rank correlation with the mIoU"
+        figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
+    for name, figure in figures.items():
+        save_png(figure, IMAGES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    run(main)
