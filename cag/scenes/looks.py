@@ -221,9 +221,8 @@ def _randomised(rng: Rng) -> Look:
         options = getattr(SOURCE, name) + 2 * getattr(TARGET, name)
         gains = uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, (len(options), 1))
         rgb = np.array(options) * gains * rng.uniform(0.92, 1.08, (len(options), 3))
-        rgb = rgb + uniform(0.0, 0.4 if name in ("leaves", "grass") else 0.8) * (
-            rgb.mean(axis=1, keepdims=True) - rgb
-        )
+        faded = uniform(0.0, 0.4 if name in ("leaves", "grass") else 0.8)
+        rgb = rgb + faded * (rgb.mean(axis=1, keepdims=True) - rgb)
         return tuple(map(tuple, np.clip(rgb, 0, 255).tolist()))
 
     names = "asphalt paving grass leaves facades glass roofs walls fences poles cars cargo buses"

@@ -15,6 +15,7 @@ GROUND = np.isin(np.arange(9), (PAVING, ASPHALT, GRASS))
 # Texture strength of each material, and its grain in cells per metre.
 ROUGHNESS = np.array([0.35, 0.7, 0.8, 1.0, 1.9, 2.4, 1.0, 0.0, 1.0], np.float32)
 GRAIN = np.array([9.0, 9.0, 14.0, 18.0, 12.0, 9.0, 12.0, 0.0, 9.0], np.float32)
+COARSE = np.array([3.0, 0.35, 0.35, 0.35, 0.35, 1.2, 0.35, 0.0, 0.35], np.float32)  # see `_coarse`
 
 TILE = 256  # cells along the edge of the noise tile
 
@@ -73,8 +74,8 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
         rough = look.grade.texture * ROUGHNESS[material] / (1 + depth / 30)
         value = _lookup(NOISE, s * grain, t * grain) + 0.6 * _lookup(CLOUDS, s * 7, t * 7)
         if look.natural:
-            value += _coarse(surface, rng)
-        colour *= np.maximum(1 + rough * value, 0.1)[:, None]
+            value = np.maximum(value + _coarse(surface, rng), -0.9 / np.maximum(rough, 1e-6))
+        colour *= (1 + rough * value)[:, None]
     shadow = buffers.shadow
     if look.foreign:  # soft edges
         blur = ImageFilter.BoxBlur(width / 220)
@@ -95,15 +96,12 @@ def shade(buffers: Buffers, camera: Camera, look: Look, rng: Rng) -> np.ndarray:
 
 
 def _coarse(surface: Surface, rng: Rng) -> np.ndarray:
-    """Texture of random strength at coarse scales: stains and patches, clumps of leaves."""
+    """Texture of random strength at coarse scales: stains, reflections, clumps of leaves."""
     value = np.float32(0)
-    for cells in (1.2, 3.0, 14.0):
-        place = surface.s * np.float32(cells), surface.t * np.float32(cells)
-        strength = np.select(
-            [surface.material == k for k in (LEAVES, PLAIN)], (1.2, 3.0), 0.35
-        ) * rng.uniform(0.3, 1.3)
-        value = value + strength.astype(np.float32) * _lookup(CLOUDS, *place)
-    return value
+    for cells in np.array([1.2, 3.0, 14.0], np.float32):
+        place = surface.s * cells, surface.t * cells
+        value = value + np.float32(rng.uniform(0.3, 1.3)) * _lookup(CLOUDS, *place)
+    return COARSE[surface.material] * value
 
 
 def ragged(buffers: Buffers, rng: Rng) -> None:
@@ -112,10 +110,9 @@ def ragged(buffers: Buffers, rng: Rng) -> None:
     v, u = np.mgrid[:height, :width]
     shifts = []
     for start in rng.random((2, 2)) * TILE:
-        near = _lookup(NOISE, u + start[0], v + start[1]) + _lookup(
-            CLOUDS, u + start[0], v + start[1]
-        )
-        shifts.append(np.rint(near * (width / 200)).astype(int))
+        place = u + start[0], v + start[1]
+        noise = _lookup(NOISE, *place) + _lookup(CLOUDS, *place)
+        shifts.append(np.rint(noise * (width / 200)).astype(int))
     v = np.clip(v + shifts[0], 0, height - 1)
     u = np.clip(u + shifts[1], 0, width - 1)
     leaves = np.array([paint.material == LEAVES for paint in buffers.paints])[buffers.face]
