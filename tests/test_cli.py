@@ -71,7 +71,7 @@ def test_effective_values_are_all_shown_and_defaults_marked(folder, name, capsys
     # Without the marked lines, the preset's own values are left.
     lines = [line for line in shown.splitlines() if not line.endswith("  # default")]
     assert yaml.safe_load("\n".join(lines)) == yaml.safe_load(path.read_text())
-    assert "  class_mix: 0.0  # default" in shown
+    assert "  second_opinion: false  # default" in shown
     call("preset", "--effective")
     assert "  class_mix: 1.0\n" in capsys.readouterr().out
 
