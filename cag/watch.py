@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,10 +20,11 @@ from cag.anchors import AnchorMean, agreeing_labels, class_sums, resize_labels
 from cag.config.watch import MEASURES, Watch
 from cag.datasets.labels import IGNORE
 from cag.datasets.prepared import PreparedImages, evenly_spaced
-from cag.networks import SegmentationNetwork
+from cag.networks import Model, SegmentationNetwork, load_model
 from cag.prediction import ImageBatch, image_batches, predict
 from cag.pseudo_labels import anchor_distances, relative_margins
-from cag.runtime.progress import Progress
+from cag.runtime.errors import UserError
+from cag.runtime.progress import Progress, progress
 from cag.runtime.seeds import mix
 
 MEASURE = "agreement"  # the one that `regressed` compares
@@ -146,6 +149,39 @@ def regressed(before: Mapping[str, float | None], after: Mapping[str, float | No
         return None
     change = f"{MEASURE.replace('_', ' ')} went from {first:.4f} to {second:.4f}"
     return f"{change} on the unlabelled target: the new model looks worse than the one before"
+
+
+def kept_model(
+    before: Path,
+    after: Model,
+    action: str,
+    folders: tuple[Path, Path],
+    config: Watch,
+    seed: int,
+    fabric: Fabric,
+) -> Model:
+    """The model that a round keeps: `after`, its student, unless it has `regressed` from `before`.
+
+    Then the action "keep_teacher" gives the model of the file `before`, "warn" prints a warning,
+    and "stop" is a UserError; "ignore" measures nothing. The folders are the prepared source and
+    target.
+    """
+    if action == "ignore" or not fabric.is_global_zero:
+        return after
+    first = load_model(before, after.classes)
+    domains = [PreparedImages(f, "train", with_labels=f == folders[0]) for f in folders]
+    numbers, count = [], 2 * sum(min(config.images, len(images)) for images in domains)
+    with progress("watch teacher and student", count, "images") as advance:
+        for model in (first, after):
+            network = model.network.eval().to(fabric.device, memory_format=torch.channels_last)
+            numbers.append(watch(network, *domains, config, seed, fabric, advance).numbers)
+    reason = regressed(*numbers)
+    if reason is None:
+        return after
+    if action == "stop":
+        raise UserError(f"{reason}; adapt.on_regression is stop, so it is not kept")
+    print(f"warning: {reason}", file=sys.stderr)
+    return first if action == "keep_teacher" else after
 
 
 def _batches(

@@ -11,11 +11,13 @@ from cag.config.anchors import Anchors
 from cag.config.base import load_params
 from cag.config.pseudo_labels import PseudoLabel
 from cag.config.training import Run
+from cag.config.watch import Watch
 from cag.datasets.prepared import read_label_space
 from cag.networks import load_model
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit
 from cag.training.samples import pseudo_labelled_samples
+from cag.watch import kept_model
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODELS, CURVES, ROUNDS = Path("data/models"), Path("data/curves"), Path("data/rounds")
@@ -27,6 +29,7 @@ class Params(Run):
     anchors: Anchors
     pseudo_label: PseudoLabel
     adapt: Adapt
+    watch: Watch = Watch()
 
 
 @click.command(help=__doc__)
@@ -46,6 +49,8 @@ def main(name: str, teacher: str) -> None:
     reads = [SOURCE, TARGET, path, folder / "anchors.npy", folder / "pseudo_labels"]
     curve = fit.train(objective, [source, target], reads)
     model = model._replace(network=objective.kept)
+    watching = (SOURCE, TARGET), params.watch, params.seed, fit.fabric
+    model = kept_model(path, model, config.on_regression, *watching)
     fit.save(MODELS / f"{name}.safetensors", model, TARGET, CURVES / f"{name}.csv", curve)
 
 

@@ -259,12 +259,12 @@ EDITS = {
     "cag/config/warmup.py": {"warmup"},
     "cag/adversarial.py": {"warmup"},
     "cag/config/pseudo_labels.py": LABELS | STUDENT,
-    "cag/config/watch.py": WATCHED,
+    "cag/config/watch.py": WATCHED | STUDENT,
     "cag/pseudo_labels.py": LABELS | STUDENT | WATCHED,
-    "cag/watch.py": WATCHED,
+    "cag/watch.py": WATCHED | STUDENT,
     "params.yaml: adapt": STUDENT,
     "params.yaml: pseudo_label": LABELS | STUDENT,
-    "params.yaml: watch": WATCHED,
+    "params.yaml: watch": WATCHED | STUDENT,
 }
 
 

@@ -17,15 +17,18 @@ from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import LabelSpace
 from cag.datasets.preparation import write_manifest
 from cag.datasets.prepared import COLUMNS, PreparedImages
-from cag.networks import build, save_model
+from cag.networks import Model, build, save_model
 from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
 from cag.runtime.progress import progress
 from cag.watch import (
     MAPS,
     MEASURE,
+    Watched,
     class_totals,
     divergence,
     entropy,
+    kept_model,
     neighbourhood_density,
     recoloured,
     regressed,
@@ -204,15 +207,39 @@ def test_regressed_knows_the_better_direction_and_missing_numbers(monkeypatch):
     assert regressed({}, {"entropy": math.nan}) is None
 
 
-def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp_path, monkeypatch):
+def small_model(seed):
+    """A model of random weights."""
     config = Network(
         architecture="FPN",
         encoder="mobilenet_v2",
         encoder_weights=None,
         normalization=Normalization(mean=(0.5,) * 3, std=(0.25,) * 3),
     )
-    torch.manual_seed(0)
-    save_model(tmp_path / "data/models/round1.safetensors", build(config, 3).eval(), config, SPACE)
+    torch.manual_seed(seed)
+    return Model(build(config, 3).eval(), config, SPACE, None)
+
+
+@pytest.mark.parametrize("action", ["ignore", "warn", "stop", "keep_teacher"])
+@pytest.mark.parametrize("worse", [False, True])
+def test_what_a_round_keeps(folders, tmp_path, monkeypatch, capsys, action, worse):
+    values = iter([0.8, 0.7 if worse else 0.9])
+    monkeypatch.setattr("cag.watch.watch", lambda *_: Watched({MEASURE: next(values)}, None))
+    teacher, student = (small_model(seed) for seed in (0, 1))
+    save_model(tmp_path / "teacher.safetensors", *teacher)
+    inputs = (tmp_path / "teacher.safetensors", student, action, folders, Watch(images=2), 0)
+    if worse and action == "stop":
+        with pytest.raises(UserError, match=r"from 0.8000 to 0.7000 .*on_regression is stop"):
+            kept_model(*inputs, make_fabric("32-true"))
+        return
+    kept = kept_model(*inputs, make_fabric("32-true")).network.classifier.weight
+    expected = teacher if worse and action == "keep_teacher" else student
+    assert torch.equal(kept, expected.network.classifier.weight)
+    warned = "warning: agreement went from 0.8000 to 0.7000" in capsys.readouterr().err
+    assert warned == (worse and action in ("warn", "keep_teacher"))
+
+
+def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp_path, monkeypatch):
+    save_model(tmp_path / "data/models/round1.safetensors", *small_model(0))
     (tmp_path / "params.yaml").write_text("{seed: 0, precision: 32-true}")  # no section: defaults
     monkeypatch.chdir(tmp_path)
     written = []

@@ -88,6 +88,12 @@ class Adapt(Training):
         "the `ema` teacher",
         default=False,
     )
+    on_regression: Literal["ignore", "warn", "stop", "keep_teacher"] = about(
+        "what happens if a measure without labels says that the student is worse than the model it "
+        "started from: a warning, an error, or that model is kept in its place; `ignore`: it is "
+        "not measured",
+        default="ignore",
+    )
 
     @property
     def of_samples(self) -> Adapt:
