@@ -64,7 +64,7 @@ def tiny_params(rounds: int = 2) -> dict:
                 "agreement": False,
                 "probability": 0.2,
             },
-            "adapt": {**shrunk, "iterations": 4},
+            "adapt": {**shrunk, "iterations": 4, "teacher": "cached", "anchor_momentum": None},
         }
     )
     return params | {"rounds": students}

@@ -48,10 +48,13 @@ def test_without_its_weight_nothing_changes_and_with_it_the_student_does(project
     (row,) = yaml.safe_load(extending.section(TITLE).split("```yaml\n")[1].split("```")[0]).values()
     key, value = row[0].removeprefix("++adapt.").split("=")
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    params["adapt"][key] = float(value)
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    execute(project, *adapt)
-    assert digests(project / "data")[model] != before
+    models = []
+    for changes in ({"teacher": "ema"}, {"teacher": "ema", key: float(value)}):
+        params["adapt"] |= changes
+        (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        execute(project, *adapt)
+        models.append(digests(project / "data")[model])
+    assert models[0] != models[1]
 
 
 def test_a_wrong_weight_is_one_line(project):
