@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any, TextIO
@@ -27,12 +28,14 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.measure import table as markdown
 from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, save_png, themed
 from cag.commands.terminal import print_rows
 from cag.config.base import Section, dotted, validated
 from cag.config.parameters import load_all
+from cag.datasets.prepared import evenly_spaced, read_manifest
 from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, _environment, _spread
 from cag.project.repository import METRICS, PARAMS, command
 from cag.runtime.errors import UserError
@@ -48,6 +51,7 @@ DEFAULT, ORACLE = "the default", "oracle"
 COMPARED = [SOURCE, LONG, PAPER, DEFAULT, ORACLE]  # the other variants are ablations
 RUN = ["pair", "variant", "seed"]
 COLUMNS = [*RUN, "model", "miou", "iou", "label_free", "seconds", "fingerprint", "commit"]
+PICTURES = 3  # of a pair
 Cell = tuple[str, str, int]  # a value of each of RUN
 _running: set[subprocess.Popen] = set()
 _stopped = Event()
@@ -230,7 +234,50 @@ def perform(planned: Run, commit: str, environment: Mapping[str, str], cache: Pa
                     lines = log.read_text(encoding="utf-8").splitlines()
                     errors = [line for line in lines if line.lower().startswith("error")]
                     raise UserError(f"{(errors or lines or ['stopped'])[0]} ({log})")
+        keep_pictures(planned)
         return list(_results(planned, commit))
+
+
+def keep_pictures(planned: Run) -> None:
+    """Copy a few label maps of the default's and the paper's last models, for the plots.
+
+    They are of the first seed's validation images, evenly spaced, with their truth.
+    """
+    pair, variant, seed = planned.cell
+    if seed or variant not in (DEFAULT, PAPER):
+        return
+    prepared = planned.clone / "data/prepared/target"
+    rows = read_manifest(prepared).query("split == 'val'")
+    chosen = rows.iloc[evenly_spaced(len(rows), PICTURES)]
+    models = {variant: planned.models[-1], SOURCE: "pretrain"}
+    for number, row in enumerate(chosen.itertuples()):
+        files = {"truth": prepared / row.label}
+        for name, model in models.items():
+            folder = planned.clone / "data/evaluation" / model / "predictions"
+            files[name] = folder / Path(row.label).relative_to("labels/val")
+        for name, path in files.items():
+            goal = SCRATCH / "pictures" / pair / f"{number}-{name.replace(' ', '-')}.png"
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, goal)
+
+
+def pictures_figure(folder: Path) -> Figure:
+    """The kept label maps: a block of rows for each pair, a column for each model and the truth."""
+    names = [SOURCE, PAPER, DEFAULT, "truth"]
+    pairs = sorted(path for path in folder.iterdir() if path.is_dir())
+    figure = Figure(figsize=(11, 1.45 * PICTURES * len(pairs)), layout="constrained")
+    axes = figure.subplots(PICTURES * len(pairs), len(names), squeeze=False)
+    for block, pair in enumerate(pairs):
+        for number, column in product(range(PICTURES), range(len(names))):
+            place, name = axes[block * PICTURES + number, column], names[column]
+            path = pair / f"{number}-{name.replace(' ', '-')}.png"
+            if path.exists():
+                place.imshow(Image.open(path).convert("RGB"), interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            if block + number == 0:
+                place.set_title(name)
+        axes[block * PICTURES, 0].set_ylabel(pair.name.replace("_", " "), fontsize=8)
+    return figure
 
 
 def _acquire(lock: TextIO) -> None:
@@ -476,6 +523,8 @@ def draw() -> None:
         print(f"Rank correlation with the mIoU\n\n{markdown(texts.to_dict('records'))}")
         lines, label = [-0.7, 0, 0.7], "rank correlation with the mIoU"
         figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
+    if (SCRATCH / "pictures").is_dir():
+        figures["adaptation_pictures"] = pictures_figure(SCRATCH / "pictures")
     for name, figure in figures.items():
         save_png(figure, IMAGES / f"{name}.png")
 
