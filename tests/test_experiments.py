@@ -90,12 +90,12 @@ def test_ablations_change_parameters_that_exist(tmp_path):
     for name, entries in grid.items():
         params = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
         for entry in entries:
-            key, _, value = entry.removeprefix("~").partition("=")
+            key, _, value = entry.removeprefix("~").removeprefix("++").partition("=")
             *sections, last = key.split(".")
             section = params
             for part in sections:
                 section = section[part]
-            assert last in section, (name, key)
+            assert last in section or entry.startswith("++"), (name, key)
             if entry.startswith("~"):
                 del section[last]
             else:
