@@ -24,6 +24,7 @@ from cag.mixing import class_regions, paste
 from cag.networks import NetworkOutput, SegmentationNetwork, upsampled
 from cag.pseudo_labels import apply_rules, measure
 from cag.teacher import (
+    ClassShares,
     FollowingAnchors,
     anchor_probabilities,
     first_teacher,
@@ -138,6 +139,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
         self.anchors = FollowingAnchors(
             anchors, config.anchor_momentum or 0.0, anchors_config.min_pixels
         )
+        self.shares = ClassShares(network.num_classes, config.teacher_momentum)
         self.config, self.min_pixels, self.rules = config, anchors_config.min_pixels, rules
 
     def train(self, mode: bool = True) -> OnlineTeacherObjective:
@@ -156,6 +158,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
         follow(self.teacher, self.network, self.config.teacher_momentum)
         if self.config.anchor_momentum is not None:
             self.anchors.update(self.divisor)
+        if self.config.share_alignment > 0:
+            self.shares.update(self.divisor)
 
     def forward(self, batch: Batch) -> Tensor:
         """The losses of a batch."""
@@ -163,7 +167,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
         (source_images, source_labels), (target_images, cached_labels) = batch
         source_labels = source_labels[:, 0]
         with torch.no_grad():
-            labels, weights = self._labels(target_images, cached_labels)
+            labels, weights = self._labels(target_images, cached_labels, source_labels)
             if config.anchor_momentum is not None:
                 taught = self.teacher(source_images)
                 small = resize_labels(source_labels, taught.logits.shape[2:])
@@ -191,7 +195,9 @@ class OnlineTeacherObjective(TwoDomainObjective):
         parts = source_ce, target_ce, *distances, *shares
         return torch.stack([total, *(part.detach() for part in parts)])
 
-    def _labels(self, images: Tensor, cached_labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _labels(
+        self, images: Tensor, cached_labels: Tensor, source_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights."""
         config, size = self.config, images.shape[2:]
         output = self.teacher(images)
@@ -202,6 +208,10 @@ class OnlineTeacherObjective(TwoDomainObjective):
             )
             probabilities = probabilities * upsampled(near, size)
             probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+        if config.share_alignment > 0:
+            probabilities = self.shares.aligned(
+                probabilities, source_labels, config.share_alignment
+            )
         probability, labels = probabilities.max(dim=1)
         labels = labels.to(torch.uint8)
         weights = pixel_weights(probability, config.teacher_probability, config.target_weight)

@@ -102,3 +102,41 @@ class FollowingAnchors(torch.nn.Module):
         moved = torch.lerp(self.values, means, 1 - self.momentum)
         moved = torch.where(self.values.isnan(), means, moved)
         self.values.copy_(torch.where(means.isnan(), self.values, moved))
+
+
+class ClassShares(torch.nn.Module):
+    """Running shares of the classes in the source's labels and in the teacher's probabilities.
+
+    `totals`, float32 [2, K], the source's and the target's, are a persistent buffer.
+    """
+
+    def __init__(self, num_classes: int, momentum: float):
+        super().__init__()
+        self.register_buffer("totals", torch.zeros(2, num_classes))
+        self.momentum = momentum
+        self._new: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def aligned(self, probabilities: Tensor, labels: Tensor, power: float) -> Tensor:
+        """Probabilities times (source share / target share) ^ power, normalised, [B, K, H, W].
+
+        Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020). `labels` are the batch's
+        source labels, integer [B, H, W]; both are counted before they are used.
+        """
+        classes = probabilities.shape[1]
+        counted = labels.flatten().long().clamp(max=classes)
+        counts = torch.zeros(classes + 1, device=labels.device)
+        counts = counts.scatter_add_(0, counted, torch.ones_like(counted, dtype=torch.float32))
+        both = torch.stack([counts[:classes], probabilities.float().sum(dim=(0, 2, 3))])
+        self._new = self._new + both
+        totals = self.totals + both
+        shares = totals / totals.sum(dim=1, keepdim=True)
+        factors = (shares[0] / shares[1].clamp(min=1e-6)).clamp(0.05, 20) ** power
+        aligned = probabilities * factors[:, None, None]
+        return aligned / aligned.sum(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def update(self, divisor: Divisor = own_count) -> None:
+        """Take the step's counts, of all processes, into the running ones."""
+        self.totals.mul_(self.momentum).add_(divisor(self._new))
+        self._new = 0.0

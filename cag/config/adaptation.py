@@ -88,6 +88,12 @@ class Adapt(Training):
         "the `ema` teacher",
         default=False,
     )
+    share_alignment: Fraction = about(
+        "the power to which the `ema` teacher's probabilities are corrected by each class's share "
+        "of the source's labels over its share of the teacher's predictions; 0: not at all",
+        source="ReMixMatch",
+        default=0.0,
+    )
     on_regression: Literal["ignore", "warn", "stop", "keep_teacher"] = about(
         "what happens if a measure without labels says that the student is worse than the model it "
         "started from: a warning, an error, or that model is kept in its place; `ignore`: it is "
