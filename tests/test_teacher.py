@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cag.teacher import (
+    ClassShares,
     FollowingAnchors,
     anchor_probabilities,
     first_teacher,
@@ -96,3 +97,23 @@ def test_anchors_follow_the_images_class_means():
 def test_anchors_are_part_of_the_checkpoint():
     state = FollowingAnchors(torch.ones(2, 3), 0.9, min_pixels=1).state_dict()
     assert torch.equal(state["values"], torch.ones(2, 3))
+
+
+def test_probabilities_are_aligned_with_the_sources_shares():
+    shares = ClassShares(2, momentum=0.5)
+    labels = torch.tensor([[[0, 0, 0, 1, 255]]])  # three quarters of class 0
+    probabilities = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+    whole = shares.aligned(probabilities, labels, power=1.0)
+    torch.testing.assert_close(whole[0, :, 0, 0], torch.tensor([0.75, 0.25]))
+    half = ClassShares(2, 0.5).aligned(probabilities, labels, power=0.5)
+    torch.testing.assert_close(half[0, :, 0, 0], torch.tensor([0.5, 0.5]))
+
+
+def test_shares_run_over_the_steps():
+    shares = ClassShares(2, momentum=0.5)
+    even = torch.full((1, 2, 1, 1), 0.5)
+    shares.aligned(even, torch.tensor([[[0, 0]]]), 1.0)
+    shares.update()
+    shares.aligned(even, torch.tensor([[[1, 1]]]), 1.0)
+    shares.update()
+    torch.testing.assert_close(shares.totals, torch.tensor([[1.0, 2.0], [0.75, 0.75]]))

@@ -52,6 +52,7 @@ ONLINE = {
     "anchor_temperature": 2.0,
     "active_only": True,
     "second_opinion": True,
+    "share_alignment": 0.5,
 }
 RULES = PseudoLabel(relative_margin=0.01, probability=0.3)
 WARMUP = {
