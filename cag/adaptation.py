@@ -167,11 +167,13 @@ class OnlineTeacherObjective(TwoDomainObjective):
         (source_images, source_labels), (target_images, cached_labels) = batch
         source_labels = source_labels[:, 0]
         with torch.no_grad():
-            labels, weights = self._labels(target_images, cached_labels, source_labels)
+            of_source = None
+            if config.anchor_momentum is not None or config.share_alignment > 0:
+                of_source = self.teacher(source_images)
             if config.anchor_momentum is not None:
-                taught = self.teacher(source_images)
-                small = resize_labels(source_labels, taught.logits.shape[2:])
-                self.anchors.collect(*taught, small)
+                small = resize_labels(source_labels, of_source.logits.shape[2:])
+                self.anchors.collect(*of_source, small)
+            labels, weights = self._labels(target_images, cached_labels, of_source)
             regions = class_regions(
                 source_labels, self.network.num_classes, config.class_mix, self.draw
             )
@@ -196,9 +198,12 @@ class OnlineTeacherObjective(TwoDomainObjective):
         return torch.stack([total, *(part.detach() for part in parts)])
 
     def _labels(
-        self, images: Tensor, cached_labels: Tensor, source_labels: Tensor
+        self, images: Tensor, cached_labels: Tensor, of_source: NetworkOutput | None
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights."""
+        """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights.
+
+        `of_source` is its output for the batch's source images, if that is needed.
+        """
         config, size = self.config, images.shape[2:]
         output = self.teacher(images)
         probabilities = upsampled(output.logits, size).softmax(dim=1)
@@ -209,9 +214,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
             probabilities = probabilities * upsampled(near, size)
             probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
         if config.share_alignment > 0:
-            probabilities = self.shares.aligned(
-                probabilities, source_labels, config.share_alignment
-            )
+            source = of_source.logits.float().softmax(dim=1)
+            probabilities = self.shares.aligned(probabilities, source, config.share_alignment)
         probability, labels = probabilities.max(dim=1)
         labels = labels.to(torch.uint8)
         weights = pixel_weights(probability, config.teacher_probability, config.target_weight)

@@ -105,9 +105,10 @@ class FollowingAnchors(torch.nn.Module):
 
 
 class ClassShares(torch.nn.Module):
-    """Running shares of the classes in the source's labels and in the teacher's probabilities.
+    """Running shares of the classes that the teacher predicts in the source and in the target.
 
-    `totals`, float32 [2, K], the source's and the target's, are a persistent buffer.
+    `totals`, float32 [2, K], sums of probabilities, the source's and the target's, are a persistent
+    buffer.
     """
 
     def __init__(self, num_classes: int, momentum: float):
@@ -117,17 +118,14 @@ class ClassShares(torch.nn.Module):
         self._new: Tensor | float = 0.0
 
     @torch.no_grad()
-    def aligned(self, probabilities: Tensor, labels: Tensor, power: float) -> Tensor:
+    def aligned(self, probabilities: Tensor, source: Tensor, power: float) -> Tensor:
         """Probabilities times (source share / target share) ^ power, normalised, [B, K, H, W].
 
-        Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020). `labels` are the batch's
-        source labels, integer [B, H, W]; both are counted before they are used.
+        Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), with the teacher's
+        predictions of the source, float [B, K, h, w], in place of its labels: so a class that the
+        teacher exaggerates in both domains stays as it is. Both are counted before they are used.
         """
-        classes = probabilities.shape[1]
-        counted = labels.flatten().long().clamp(max=classes)
-        counts = torch.zeros(classes + 1, device=labels.device)
-        counts = counts.scatter_add_(0, counted, torch.ones_like(counted, dtype=torch.float32))
-        both = torch.stack([counts[:classes], probabilities.float().sum(dim=(0, 2, 3))])
+        both = torch.stack([p.float().sum(dim=(0, 2, 3)) for p in (source, probabilities)])
         self._new = self._new + both
         totals = self.totals + both
         shares = totals / totals.sum(dim=1, keepdim=True)
@@ -137,6 +135,6 @@ class ClassShares(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, divisor: Divisor = own_count) -> None:
-        """Take the step's counts, of all processes, into the running ones."""
+        """Take the step's sums, of all processes, into the running ones."""
         self.totals.mul_(self.momentum).add_(divisor(self._new))
         self._new = 0.0

@@ -99,21 +99,20 @@ def test_anchors_are_part_of_the_checkpoint():
     assert torch.equal(state["values"], torch.ones(2, 3))
 
 
-def test_probabilities_are_aligned_with_the_sources_shares():
+def test_probabilities_are_aligned_with_the_shares_in_the_source():
     shares = ClassShares(2, momentum=0.5)
-    labels = torch.tensor([[[0, 0, 0, 1, 255]]])  # three quarters of class 0
+    source = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
     probabilities = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
-    whole = shares.aligned(probabilities, labels, power=1.0)
+    whole = shares.aligned(probabilities, source, power=1.0)
     torch.testing.assert_close(whole[0, :, 0, 0], torch.tensor([0.75, 0.25]))
-    half = ClassShares(2, 0.5).aligned(probabilities, labels, power=0.5)
+    half = ClassShares(2, 0.5).aligned(probabilities, source, power=0.5)
     torch.testing.assert_close(half[0, :, 0, 0], torch.tensor([0.5, 0.5]))
 
 
 def test_shares_run_over_the_steps():
     shares = ClassShares(2, momentum=0.5)
     even = torch.full((1, 2, 1, 1), 0.5)
-    shares.aligned(even, torch.tensor([[[0, 0]]]), 1.0)
-    shares.update()
-    shares.aligned(even, torch.tensor([[[1, 1]]]), 1.0)
-    shares.update()
-    torch.testing.assert_close(shares.totals, torch.tensor([[1.0, 2.0], [0.75, 0.75]]))
+    for source in ([1.0, 0.0], [0.0, 1.0]):
+        shares.aligned(even, torch.tensor(source).view(1, 2, 1, 1), 1.0)
+        shares.update()
+    torch.testing.assert_close(shares.totals, torch.tensor([[0.5, 1.0], [0.75, 0.75]]))
