@@ -89,8 +89,8 @@ class Adapt(Training):
         default=False,
     )
     share_alignment: Fraction = about(
-        "the power of the factor that corrects the `ema` teacher's probabilities in the target: the "
-        "share of a class in its predictions of the source over that in the target; 0: no factor",
+        "the power of the factor that corrects the `ema` teacher's probabilities in the target: a "
+        "class's share in its predictions of the source over that in the target; 0: no factor",
         source="ReMixMatch",
         default=0.0,
     )
