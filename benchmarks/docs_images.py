@@ -89,8 +89,8 @@ def draw_domains(classes: LabelSpace) -> None:
 
 
 def draw_pseudo_labels(classes: LabelSpace, first: str, last: str, numbers: list[int]) -> None:
-    """Target training images with the pseudo-labels of both rules in two rounds."""
-    columns = [(name, rule) for name in (first, last) for rule in RULES]
+    """Target training images with the pseudo-labels of both rules in the first and last round."""
+    columns = [(name, rule) for name in dict.fromkeys((first, last)) for rule in RULES]
     rows = [
         picture(row, classes, *(pseudo_labels(*column, row["name"]) for column in columns))
         for row in rows_of("target", "train", numbers)
