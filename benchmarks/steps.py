@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cag.adaptation import AdaptationObjective
+from cag.adaptation import student_objective
 from cag.anchors import resize_labels
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
@@ -43,6 +43,7 @@ class Form:
     fused: bool = False  # optimizer
     cudnn_benchmark: bool = False
     compiled: bool = False  # network
+    online: bool = False  # the teacher is the mean of the student's weights; with class mixing
 
     @property
     def precision(self) -> str:
@@ -111,12 +112,15 @@ class Step:
     def __init__(self, problem: Problem, form: Form, backend: str = "inductor"):
         self.problem, self.form = problem, form
         config = problem.params.adapt
+        if not form.online:
+            config = config.model_copy(update={"teacher": "cached", "class_mix": 0.0})
         network = copy.deepcopy(problem.teacher)
         if form.compiled:
             network.compile(backend=backend)
         weights = torch.ones(CLASSES) if config.class_balance > 0 else None
-        inputs = network, problem.anchors, config, weights, problem.params.anchors
-        self.objective = AdaptationObjective(*inputs).to(problem.anchors.device).train()
+        sections = problem.params.anchors, problem.params.pseudo_label
+        objective = student_objective(network, problem.anchors, config, weights, *sections)
+        self.objective = objective.to(problem.anchors.device).train()
         self.batch = problem.batch
         if form.channels_last:
             self.objective.to(memory_format=torch.channels_last)
@@ -133,6 +137,7 @@ class Step:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.objective.after_step()
         if not self.form.vectorised:
             loss.item()  # the released step returns a number
         return loss.detach()

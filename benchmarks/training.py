@@ -22,6 +22,7 @@ RUNGS = {
     "+ vectorised losses": "vectorised",
     "+ channels_last (in use)": "channels_last",
     "+ fused optimizer": "fused",
+    "online teacher instead": "online",
 }
 
 
