@@ -123,13 +123,14 @@ class ClassShares(torch.nn.Module):
 
         Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), with the teacher's
         predictions of the source, float [B, K, h, w], in place of its labels: so a class that the
-        teacher exaggerates in both domains stays as it is. Both are counted before they are used.
+        teacher exaggerates in both domains stays as it is. The shares are those of the steps
+        before; in the first step nothing changes.
         """
-        both = torch.stack([p.float().sum(dim=(0, 2, 3)) for p in (source, probabilities)])
-        self._new = self._new + both
-        totals = self.totals + both
-        shares = totals / totals.sum(dim=1, keepdim=True)
-        factors = (shares[0] / shares[1].clamp(min=1e-6)).clamp(0.05, 20) ** power
+        self._new = self._new + torch.stack(
+            [part.float().sum(dim=(0, 2, 3)) for part in (source, probabilities)]
+        )
+        shares = self.totals / self.totals.sum(dim=1, keepdim=True)
+        factors = (shares[0] / shares[1].clamp(min=1e-6)).clamp(0.05, 20).nan_to_num(nan=1) ** power
         aligned = probabilities * factors[:, None, None]
         return aligned / aligned.sum(dim=1, keepdim=True)
 
