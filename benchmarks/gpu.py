@@ -43,7 +43,11 @@ def preset(small: bool) -> Parameters:
     size = (32, 64)
     augmentation = params.adapt.augmentation.model_copy(update={"crop": size})
     changes = {
-        "network": {"encoder": "tu-resnet10t", "options": {"decoder_channels": 16}},
+        "network": {
+            "encoder": "tu-resnet10t",
+            "encoder_weights": None,
+            "options": {"decoder_channels": 16},
+        },
         "adapt": {"batch_size": 2, "augmentation": augmentation},
         "extract": {"batch_size": 2},
         "target": {"size": size},

@@ -102,7 +102,7 @@ def make_project(folder: Path, count: int, iterations: int) -> None:
     changes = {
         **dict.fromkeys(("pretrain", "warmup", "adapt"), training),
         "evaluated": ["round1"],
-        "network": {"encoder": "mobilenet_v2", "options": options},
+        "network": {"encoder": "mobilenet_v2", "encoder_weights": None, "options": options},
         "extract": {"batch_size": 16},
         "anchors": LENIENT,
         "pseudo_label": {"relative_margin": 0.0, "agreement": False},

@@ -124,7 +124,11 @@ def make_project(folder: Path, iterations: int, batch_size: int = 2) -> Path:
         "warmup": training | {"adversarial_weight": 0.1},  # the discriminator changes the network
         "source": {"images": 8, "size": size},
         "target": {"images": 8, "val_images": 1, "size": size},
-        "network": {"encoder": ENCODER, "options": {"decoder_channels": 256}},
+        "network": {
+            "encoder": ENCODER,
+            "encoder_weights": None,
+            "options": {"decoder_channels": 256},
+        },
         "anchors": LENIENT,
         "pseudo_label": {"relative_margin": 0.01, "agreement": False, "probability": 0.2},
     }

@@ -92,7 +92,7 @@ def project(tmp_path, monkeypatch, request):
     with open(request.config.rootpath / ROOT_PARAMS, encoding="utf-8") as file:
         params = yaml.safe_load(file)
     params["target"]["class_map"] = "classes.yaml"
-    params["rounds"] = dict(list(params["rounds"].items())[:2])
+    params["rounds"]["round2"] = {"teacher": "round1", "anchors": "round2"}
     params["evaluated"] = ["round2"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (tmp_path / "classes.yaml").write_text(CLASSES)

@@ -136,10 +136,10 @@ def test_times_are_those_of_the_records_of_an_experiment(tmp_path, monkeypatch):
 
 def test_an_option_that_is_left_out_has_its_default(monkeypatch):
     given = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text())
-    other = {**given, "adapt": {**given["adapt"], "class_mix": 0.5}}
+    other = {**given, "adapt": {**given["adapt"], "second_opinion": True}}
     rows = [sweeps._row(Experiment("a", "queued", params=params)) for params in (given, other)]
-    assert sweeps._changed([row["params"] for row in rows]) == ["adapt.class_mix"]
-    assert [row["params"]["adapt.class_mix"] for row in rows] == [0.0, 0.5]
+    assert sweeps._changed([row["params"] for row in rows]) == ["adapt.second_opinion"]
+    assert [row["params"]["adapt.second_opinion"] for row in rows] == [False, True]
 
 
 def table():
