@@ -263,7 +263,7 @@ def test_a_missing_or_broken_class_map(project, fails):
         ("pretrain", "pretrain.batch_size", 1, ["batch_size", "a single image"]),
         ("adapt round1 warmup", "adapt.batch_size", 1, ["batch_size", "a single image"]),
         ("pretrain", "network.encoder", "mobilnet", ["network", "mobilnet"]),
-        ("pretrain", "network.options", {"decoder": 1}, ["network.options.decoder"]),
+        ("pretrain", "network.options", {"decoder": 1}, ["network", "options {'decoder': 1}"]),
         ("adapt round1 warmup", "adapt.iterations", 0, ["adapt.iterations is 0"]),
         ("pseudo_label round1", "pseudo_label.quantile", 2, ["pseudo_label.quantile is 2"]),
         ("pseudo_label round1", "pseudo_label.margin", 1e9, ["no pixel is active"]),
