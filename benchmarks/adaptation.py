@@ -36,7 +36,7 @@ from cag.commands.terminal import print_rows
 from cag.config.base import Section, dotted, validated
 from cag.config.parameters import load_all
 from cag.datasets.prepared import evenly_spaced, read_manifest
-from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, _environment, _spread
+from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, environment, spread
 from cag.project.repository import METRICS, PARAMS, command
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, fingerprint, weights_root, write_csv
@@ -208,7 +208,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def perform(planned: Run, commit: str, environment: Mapping[str, str], cache: Path) -> list[dict]:
+def perform(planned: Run, commit: str, variables: Mapping[str, str], cache: Path) -> list[dict]:
     """Make a run in its clone and return its rows; a UserError names the log of a failed one."""
     clone, log = planned.clone, planned.file(".log")
     clone.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def perform(planned: Run, commit: str, environment: Mapping[str, str], cache: Pa
                 program = [sys.executable, "-m", *arguments]
                 options = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
                 options |= {"pass_fds": [lock.fileno()], "start_new_session": True}
-                options["env"] = {**environment, "PYTHONPATH": str(clone.absolute())}
+                options["env"] = {**variables, "PYTHONPATH": str(clone.absolute())}
                 with subprocess.Popen(program, cwd=clone, **options) as process:
                     _running.add(process)
                 _running.discard(process)
@@ -364,15 +364,15 @@ def make(jobs: int, pairs: str, variants: str, seeds: str, force: bool, listing:
     if listing:
         return print_rows(states(runs, scores))
     todo = [planned for planned in runs if force or not planned.is_done(scores)]
-    environment = _environment(jobs) | {
+    variables = environment(jobs) | {
         "CAG_DATA": str(data_root().absolute()),
         "CAG_WEIGHTS": str(weights_root().absolute()),
     }
-    if (programs := str(Path(sys.executable).parent)) not in environment["PATH"].split(os.pathsep):
-        environment["PATH"] = os.pathsep.join([programs, environment["PATH"]])
+    if (programs := str(Path(sys.executable).parent)) not in variables["PATH"].split(os.pathsep):
+        variables["PATH"] = os.pathsep.join([programs, variables["PATH"]])
     cache = Path(command("cache", "dir").strip()).absolute()
     logs, began = [], time.monotonic()
-    ended = run_all(todo, jobs, lambda planned: perform(planned, commit, environment, cache))
+    ended = run_all(todo, jobs, lambda planned: perform(planned, commit, variables, cache))
     with progress("grid", len(todo), "runs") as advance, closing(ended):
         for number, (planned, future) in enumerate(ended, 1):
             try:
@@ -433,7 +433,7 @@ def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     gains = over[SOURCE][gap.index]
     gaps = (gains.notna() * gap).sum(axis=1)  # over the seeds of both
     columns = {
-        "mIoU": table.apply(_spread, axis=1),
+        "mIoU": table.apply(spread, axis=1),
         **table.map(_text),
         "over source only": over[SOURCE].mean(axis=1).map(_text, form="+.1f"),
         "worst": over[SOURCE].min(axis=1).map(_text, form="+.1f"),

@@ -141,6 +141,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
         )
         self.shares = ClassShares(network.num_classes, config.teacher_momentum)
         self.config, self.min_pixels, self.rules = config, anchors_config.min_pixels, rules
+        uses = config.distance_weight > 0, config.anchor_temperature is not None, config.active_only
+        self.anchors_follow = config.anchor_momentum is not None and any(uses)
 
     def train(self, mode: bool = True) -> OnlineTeacherObjective:
         """Training mode, in which the teacher stays in evaluation mode."""
@@ -156,7 +158,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
     def after_step(self) -> None:
         """Let the teacher follow the student, and the anchors the teacher."""
         follow(self.teacher, self.network, self.config.teacher_momentum)
-        if self.config.anchor_momentum is not None:
+        if self.anchors_follow:
             self.anchors.update(self.divisor)
         if self.config.share_alignment > 0:
             self.shares.update(self.divisor)
@@ -168,9 +170,9 @@ class OnlineTeacherObjective(TwoDomainObjective):
         source_labels = source_labels[:, 0]
         with torch.no_grad():
             of_source = None
-            if config.anchor_momentum is not None or config.share_alignment > 0:
+            if self.anchors_follow or config.share_alignment > 0:
                 of_source = self.teacher(source_images)
-            if config.anchor_momentum is not None:
+            if self.anchors_follow:
                 small = resize_labels(source_labels, of_source.logits.shape[2:])
                 self.anchors.collect(*of_source, small)
             labels, weights = self._labels(target_images, cached_labels, of_source)

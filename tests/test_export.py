@@ -83,6 +83,7 @@ def cag_export(*arguments):
     "changes",
     [
         {"encoder": "mobilenet_v2"},
+        {"encoder": "tu-tf_efficientnet_lite0"},  # which pads by what its sizes lack
         {"architecture": "DeepLabV3PlusPaper"},
         {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
     ],

@@ -12,6 +12,7 @@ from project import TRAINING
 import cag.training.loop
 from cag.adaptation import AdaptationObjective, student_objective
 from cag.adversarial import AdversarialObjective
+from cag.anchors import resize_labels
 from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.networks import Network, Normalization
@@ -20,7 +21,7 @@ from cag.config.training import Pretrain, Run
 from cag.config.warmup import Warmup
 from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
-from cag.networks import build
+from cag.networks import build, upsampled
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress
@@ -120,6 +121,55 @@ def problem(kind, network, **changes):
     anchors = torch.rand(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     objective = student_objective(network, anchors, config, None, ANCHORS, RULES)
     return objective, both_batches, config
+
+
+def mean_weight(objective, batch):
+    """The mean weight of the target pixels in a step."""
+    losses = dict(zip(objective.names, objective(batch).tolist(), strict=True))
+    return pytest.approx(losses["target_weight"])
+
+
+def all_counted(**changes):
+    """An online teacher's objective that counts all pixels but for the changes; a target batch."""
+    plain = {"teacher_probability": 0.0, "target_weight": "threshold", "class_mix": 0.0}
+    plain |= {"active_only": False, "second_opinion": False, "anchor_temperature": None}
+    plain |= {"share_alignment": 0.0}
+    objective, batches, _ = problem("online", small_network(), **plain | changes)
+    batch = next(batches([0]))
+    output = objective.train().teacher(batch.target.images)
+    labels = upsampled(output.logits, (HEIGHT, BREADTH)).argmax(dim=1)
+    return objective, batch, output, labels
+
+
+def test_a_second_opinion_counts_pixels_without_a_cached_label_or_with_the_same():
+    objective, batch, _, labels = all_counted(second_opinion=True)
+    cached = labels.byte()[:, None].repeat(1, 2, 1, 1)
+    cached[:, 0, :8] = IGNORE
+    cached[:, 0, 8:16] = (cached[:, 0, 8:16] + 1) % CLASSES
+    batch = batch._replace(target=DomainBatch(batch.target.images, cached))
+    assert mean_weight(objective, batch) == 1 - 8 / HEIGHT
+
+
+def test_active_pixels_alone_are_those_of_the_anchor_rule():
+    objective, batch, output, labels = all_counted(active_only=True)
+    objective.rules = PseudoLabel(relative_margin=0.0, probability=0.3)
+    points = output.features.permute(0, 2, 3, 1)
+    objective.anchors.values.copy_(points[0, 0, [0, 3, 6]])
+    distances = (points[..., None, :] - objective.anchors.values).norm(dim=-1)
+    nearest = distances.argmin(dim=-1).byte()
+    nearest = resize_labels(nearest, (HEIGHT, BREADTH), align_corners=True)
+    expected = (nearest == labels).float().mean().item()
+    assert 0 < expected < 1
+    assert expected == mean_weight(objective, batch)
+
+
+def test_anchors_that_nobody_reads_do_not_follow():
+    unread = {"distance_weight": 0.0, "anchor_temperature": None, "active_only": False}
+    objective, batches, _ = problem("online", small_network(), **unread)
+    before = objective.anchors.values.clone()
+    objective.train()(next(batches([0])))
+    objective.after_step()
+    assert torch.equal(objective.anchors.values, before)
 
 
 def run_params(**changes):

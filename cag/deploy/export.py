@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from cag.datasets.images import read_image
@@ -45,7 +46,7 @@ class FullResolution(nn.Module):
 
     def __init__(self, network: SegmentationNetwork):
         super().__init__()
-        self.network = network
+        self.network = with_fixed_padding(network) if network.input_multiple > 1 else network
         side = 2 * max(32, network.input_multiple)
         with torch.inference_mode():
             self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
@@ -65,6 +66,36 @@ class FullResolution(nn.Module):
             features = F.pad(features, (0, 1, 0, 1))[..., :rows, :columns]  # (B, D, h, w)
         logits = network.classifier(features)
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+
+
+def with_fixed_padding(network: nn.Module) -> nn.Module:
+    """A copy of a network whose "same" convolutions pad by fixed widths.
+
+    timm's `Conv2dSame` pads by what is missing to a multiple of its stride, which a trace cannot
+    follow for all sizes in reasonable time. Where an image's sides are a multiple of all strides
+    together, as `input_multiple` is, nothing is missing and the widths are fixed.
+    """
+    network = deepcopy(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Conv2dSame):
+                setattr(parent, name, _FixedPadding(child))
+    return network
+
+
+class _FixedPadding(nn.Module):
+    def __init__(self, convolution: Conv2dSame):
+        super().__init__()
+        self.convolution, self.padding = convolution, []
+        sizes = zip(convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
+        for kernel, dilation, stride in sizes:
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            self.padding = [total // 2, total - total // 2, *self.padding]  # the last side first
+
+    def forward(self, images: Tensor) -> Tensor:
+        of = self.convolution
+        padded = F.pad(images, self.padding)
+        return F.conv2d(padded, of.weight, of.bias, of.stride, 0, of.dilation, of.groups)
 
 
 class Comparison(NamedTuple):

@@ -118,10 +118,10 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
     _collect(revision)
     folder, log = SCRATCH / revision, SCRATCH / f"{revision}.log"
     roots = {"CAG_DATA": str(data_root()), "PYTHONPATH": str(Path.cwd())}
-    program, environment = [sys.executable, "-m", "stages.oracle"], {**_environment(jobs), **roots}
+    program, variables = [sys.executable, "-m", "stages.oracle"], {**environment(jobs), **roots}
     with nullcontext() if jobs == 1 else open(log, "w", encoding="utf-8") as file:
         streams = {"stdout": file, "stderr": file and subprocess.STDOUT}
-        done = subprocess.run(program, cwd=folder, env=environment, **streams, check=False)
+        done = subprocess.run(program, cwd=folder, env=variables, **streams, check=False)
     if done.returncode:
         where = "see above" if jobs == 1 else f"{log} shows why"
         raise UserError(f"the oracle of experiment {revision} failed; {where}")
@@ -140,7 +140,8 @@ def _collect(revision: str) -> None:
             command("get", ".", path, "--rev", revision, "--out", str(goal))
 
 
-def _environment(jobs: int) -> dict[str, str]:
+def environment(jobs: int) -> dict[str, str]:
+    """The environment of a program beside `jobs` - 1 others, each with its share of the threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
@@ -178,12 +179,13 @@ def grid_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
         last, gained = values.columns[values.notna().all()][-1], ""
         if BASELINE in values:
             gained = f"{(values[last] - values[BASELINE]).mean():+.1f}"
-        spreads = {model: _spread(values[model]) for model in values}
+        spreads = {model: spread(values[model]) for model in values}
         rows.append({"variant": str(variant), **spreads, "gained": gained})
     return rows
 
 
-def _spread(values: pd.Series) -> str:
+def spread(values: pd.Series) -> str:
+    """Mean ± standard deviation; the mean alone of one value, "" of none."""
     mean, deviation = values.mean(), values.std()
     if pd.isna(mean):
         return ""
@@ -197,7 +199,7 @@ def _work(names: list[str], jobs: int) -> None:
         while len(finished) < len(names):
             states, workers = queue()
             if workers < min(jobs, sum(state not in FINISHED for state in states.values())):
-                start_workers(jobs, _environment(jobs))
+                start_workers(jobs, environment(jobs))
             time.sleep(POLL_SECONDS)
             for name in names:
                 if name not in finished and states.get(name) in FINISHED:

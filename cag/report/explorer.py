@@ -107,7 +107,14 @@ def section(run: Run) -> dict | None:
         "step": max(map(_step, maps)),
         "rounds": rounds,
         "missing": missing,
+        "unread": _labels_are_unread(run.parameters.get("adapt", {})),
     }
+
+
+def _labels_are_unread(adapt: Mapping) -> bool:
+    """Whether the student learns none of the round's labels, for the parameters of `adapt`."""
+    uses = adapt.get("active_only"), adapt.get("second_opinion")
+    return adapt.get("teacher") == "ema" and not any(uses)
 
 
 def _round(run: Run, name: str, shown: Sequence, scales: Mapping) -> dict:
