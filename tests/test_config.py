@@ -415,6 +415,17 @@ def test_active_pixels_of_a_crop_need_a_margin_and_no_quantile(tmp_path):
         load_all(path)
 
 
+def test_an_online_teacher_leaves_no_choice_among_the_rounds_labels(tmp_path):
+    content = preset() | {"adapt": preset()["adapt"] | {"target_labels": "anchor"}}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"adapt.target_labels is 'anchor'.*teacher to 'cached'"):
+        load_all(path)
+    content["adapt"]["teacher"] = "cached"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert load_all(path).adapt.target_labels == "anchor"
+
+
 def test_models_have_names_of_their_own(tmp_path):
     rounds = {"warmup": {"teacher": "pretrain", "anchors": "warmup"}}
     assert names(error(tmp_path, "rounds", rounds), "rounds.warmup")

@@ -23,8 +23,8 @@ class Adapt(Training):
         default=0.0,
     )
     target_labels: Literal["both", "anchor", "probability"] = about(
-        "the rules whose pseudo-labels the target's cross-entropy uses: `both`, half of each "
-        "(released code), or one (`anchor`: paper)",
+        "the rules whose pseudo-labels the target's cross-entropy uses with a `cached` teacher: "
+        "`both`, half of each (released code), or one (`anchor`: paper)",
         source=f"{PAPER}; {RELEASED}",
     )
     distance_weight: NonNegativeFloat = about(

@@ -85,6 +85,12 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
             f"{path}: adapt.active_only is true, but pseudo_label.quantile needs the whole target; "
             "set the quantile to null and give a margin"
         )
+    if params.adapt.teacher == "ema" and params.adapt.target_labels != "both":
+        raise UserError(
+            f"{path}: adapt.target_labels is '{params.adapt.target_labels}', which chooses among "
+            "labels that were made once, but adapt.teacher is 'ema'; set it to 'both', or the "
+            "teacher to 'cached'"
+        )
     if params.evaluated and not params.target.has_validation:
         key = "labels" if params.target.layout == "cityscapes" else "val_images"
         raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")
