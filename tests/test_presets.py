@@ -22,7 +22,7 @@ from stages.prepare import raw_folder
 
 CLASSES = {
     "gta5_to_cityscapes": 19,
-    "synthia_to_cityscapes": 16,
+    "synthia_to_cityscapes_online": 16,
     "synthia13_to_cityscapes": 13,
     "cityscapes_to_idd_lite": 7,
     "scenes_to_cityscapes": 19,
@@ -80,7 +80,7 @@ class Finished:
 def write_raw(name: str, folder: Path) -> None:
     """Write the data sets of a preset, with target training labels."""
     splits, seven = {"train": TRAINING, "val": VALIDATION}, ROOT / "classes/cityscapes_7.yaml"
-    if not name.endswith("to_cityscapes") or name.startswith("scenes"):
+    if name in ("cityscapes_to_idd_lite", "scenes_to_cityscapes"):
         target = TARGETS[name][0]
         write_photographs(folder / "cityscapes_small", {"train": 4}, RAW_SIZE, seven)
         shutil.rmtree(folder / target, ignore_errors=True)
