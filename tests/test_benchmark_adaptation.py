@@ -292,6 +292,17 @@ def test_one_command_makes_what_is_missing(tmp_path):
     assert 0 <= score["miou"] <= 100 and score["seconds"] > 0 and len(json.loads(score["iou"])) > 5
     assert git(project, "rev-parse", "HEAD").startswith(score["commit"])
 
+    kept = project / ".scratch/adaptation/pictures"
+    numbers, models = range(adaptation.PICTURES), ("source-only", "the-default", "truth")
+    names = {f"{number}-{name}.png" for number in numbers for name in models}
+    assert {path.name for path in (kept / "tiny").iterdir()} == names
+    figure = adaptation.pictures_figure(kept)
+    shown = [bool(axes.images) for axes in figure.axes]
+    assert (
+        shown == [True, False, True, True] * adaptation.PICTURES
+    )  # the paper's rounds did not run
+    assert (figure.axes[0].images[0].get_array() > 0).any()
+
     only = ("--variants", "the default")
     again = execute(project, *arguments, *only, PYTHONPATH=str(ROOT))
     assert "0 runs" in again
