@@ -272,7 +272,8 @@ def pictures_figure(folder: Path) -> Figure:
             place, name = axes[block * PICTURES + number, column], names[column]
             path = pair / f"{number}-{name.replace(' ', '-')}.png"
             if path.exists():
-                place.imshow(Image.open(path).convert("RGB"), interpolation="nearest")
+                image = Image.open(path).convert("RGB")
+                place.imshow(image, interpolation="nearest", aspect="auto")  # some are squeezed
             place.set(xticks=[], yticks=[])
             if block + number == 0:
                 place.set_title(name)
