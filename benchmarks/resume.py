@@ -281,7 +281,7 @@ def kill_at_random(
                 reached = made.resumed + len(made.steps)
                 hit = "starting" if not made.steps else "training"
                 hit = "ending" if reached == iterations and made.steps else hit
-                hit = "writing a checkpoint" if _written(training.checkpoint) != before else hit
+                hit = "writing a checkpoint" if _written(training.checkpoint) - before else hit
                 tally.update(["kills", hit])
                 tally["iterations redone"] += 0 if complete else reached - training.saved()
                 advance()

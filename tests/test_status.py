@@ -150,9 +150,7 @@ def test_a_lock_that_nobody_holds_is_named_and_repaired(copy, held):
     stale = json.dumps({"write": {str(copy / "data/index/source.csv"): holder}})
     rwlock.write_text(stale if held is None else held)
     os.utime(rwlock, (1, 1))  # from before the process that has this number now
-    with pytest.raises(
-        UserError, match="rwlock: half-written, or held by a process that has ended"
-    ):
+    with pytest.raises(UserError, match="rwlock: half-written, or held by a process that"):
         pipeline_status(copy)
     assert repair(copy) == [".dvc/tmp/rwlock: deleted, as nobody holds it"]
     assert {one.state for one in pipeline_status(copy)} == {"fresh"}
