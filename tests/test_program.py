@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import click
+import psutil
 import pytest
 
 import cag.runtime.program
@@ -229,6 +230,24 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, f"{interrupts.MESSAGE}\n")
+
+
+def test_workers_end_with_a_killed_parent_and_leave_ctrl_c_to_it():
+    program = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from cag.runtime.interrupts import follow_parent\n"
+        "pool = ProcessPoolExecutor(1, initializer=follow_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        worker.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert worker.is_running()
+        parent.kill()
+    worker.wait(timeout=30)
 
 
 def test_an_import_of_the_library_changes_no_handler():
