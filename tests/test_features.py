@@ -3,15 +3,14 @@
 import errno
 import fcntl
 import os
-import resource
 import shutil
 import time
-from contextlib import contextmanager
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from disk import full_disk
 
 from cag import features
 from cag.anchors import read_anchors
@@ -453,17 +452,6 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
     content[offset : offset + 20] = b"\xff" * 20
     path.write_bytes(content)
     assert "damaged HDF5 file" in error(path, read=["features"])
-
-
-@contextmanager
-def full_disk(free: int):
-    """A disk on which files cannot grow beyond `free` bytes, as seen by this process."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (free, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("free", [0, 1000, 2**17, 2**19])
