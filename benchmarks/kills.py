@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,13 +40,13 @@ class Failed(Exception):
     """Bytes differ, or a run does not go on by itself."""
 
 
-def start(project: Path) -> subprocess.Popen:
+def start(project: Path, until: Sequence[str] = ()) -> subprocess.Popen:
     """`dvc repro` in a group of processes of its own; its output is in a file."""
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CAG_CHECKPOINT_SECONDS": "0"}
     variables |= {"DVC_SITE_CACHE_DIR": str(project.with_name("site")), "PYTHONPATH": str(project)}
     with open(project.with_name("log.txt"), "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
+            [sys.executable, "-m", "dvc", "repro", *until],
             cwd=project,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
@@ -84,13 +85,15 @@ def check(project: Path, expected: dict[str, str], whole: bool) -> None:
         raise Failed(f"other bytes: {wrong[:5]}, missing: {missing[:5]}\n{said(project)}")
 
 
-def kill_once(project: Path, moments: random.Random, longest: float) -> Counter:
+def kill_once(
+    project: Path, until: Sequence[str], moments: random.Random, longest: float
+) -> Counter:
     """Run the project and kill it within `longest` seconds; what happened.
 
     Raises Failed if it ended by itself with an error, but for the refusal of a second run.
     """
     number, alone = moments.choice(SIGNALS), moments.random() < 0.5
-    process = start(project)
+    process = start(project, until)
     try:
         status = process.wait(moments.uniform(0, longest))
     except subprocess.TimeoutExpired:
@@ -122,7 +125,8 @@ def mended(project: Path) -> int:
 @click.command(help=__doc__)
 @click.option("--kills", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of moments.")
-def main(kills: int, seed: int) -> None:
+@click.option("--until", multiple=True, help="The last stage; else the whole pipeline.")
+def main(kills: int, seed: int, until: tuple[str, ...]) -> None:
     """Print what happened; exit status 1 if a byte differs or a run needs a hand."""
     moments, tally = random.Random(seed), Counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -131,7 +135,7 @@ def main(kills: int, seed: int) -> None:
         subprocess.run(["git", "init", "--quiet"], cwd=untouched, check=True)
         shutil.copytree(untouched, project)
         began = time.monotonic()
-        if start(project).wait(DEADLINE):
+        if start(project, until).wait(DEADLINE):
             raise click.ClickException(said(project))
         seconds, expected = time.monotonic() - began, digests(project)
         print(f"uninterrupted: {len(expected)} files, {seconds:.0f} s", flush=True)
@@ -143,7 +147,7 @@ def main(kills: int, seed: int) -> None:
                     shutil.copytree(untouched, project)
                     tally["whole runs"] += tally.pop("ended")
                 longest = seconds / 4 if tally["kills"] < kills else DEADLINE
-                tally += kill_once(project, moments, longest)
+                tally += kill_once(project, until, moments, longest)
                 check(project, expected, whole=bool(tally["ended"]))
                 tally["repaired files"] += mended(project)
                 print(dict(tally), flush=True)

@@ -1,18 +1,13 @@
 """`cag status`: the state of each stage, the cause if stale, and the last run's record."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 from project import digests, finished_project, merged, read_params, write_params
 
 from cag import cli
-from cag.project.repair import DAMAGED, repair
 from cag.project.status import pipeline_status
 from cag.runtime.errors import UserError
 from cag.runtime.program import read_records
@@ -105,63 +100,6 @@ def test_times_are_listed_in_the_order_of_the_run(copy, monkeypatch, capsys):
 def test_outside_a_project_one_line_says_so(tmp_path):
     with pytest.raises(UserError, match="no DVC project; run this in the folder of one"):
         pipeline_status(tmp_path)
-
-
-def test_while_dvc_runs_one_line_says_so(copy):
-    holder = {"pid": os.getppid(), "cmd": "dvc repro"}
-    held = {"write": {str(copy / "data/index/source.csv"): holder}}
-    (copy / ".dvc/tmp/rwlock").write_text(json.dumps(held))
-    with pytest.raises(UserError, match="DVC is running in this project"):
-        pipeline_status(copy)
-
-
-@pytest.mark.parametrize("cut", [0, 30, 400, -300])
-def test_half_a_lock_file_is_named_and_repaired(copy, monkeypatch, capsys, cut):
-    lock = copy / "dvc.lock"
-    whole = lock.read_text(encoding="utf-8")
-    lock.write_text(whole[:cut].rstrip("\n") + ("\n    outs:\n    - pa" if cut else ""))
-    with pytest.raises(
-        UserError, match=r"dvc\.lock: half-written.*; `cag status --repair` mends it"
-    ):
-        pipeline_status(copy)
-    half = lock.read_bytes()
-    monkeypatch.chdir(copy)
-    cli.cli.main(["status", "--repair"], standalone_mode=False)
-    assert "dvc.lock: kept" in capsys.readouterr().err
-    assert (copy / DAMAGED).read_bytes() == half
-    kept = lock.read_text(encoding="utf-8") if lock.exists() else ""
-    assert whole.startswith(kept) and (cut >= 0 or kept.count("cmd:") == whole.count("cmd:") - 1)
-    cli.cli.main(["status", "--repair"], standalone_mode=False)
-    assert "nothing to repair" in capsys.readouterr().err
-
-
-def test_conflicts_that_git_marks_are_not_cut_off(copy):
-    lock = copy / "dvc.lock"
-    lock.write_text(f"<<<<<<< HEAD\n{lock.read_text()}=======\n>>>>>>> other\n")
-    with pytest.raises(UserError) as caught:
-        pipeline_status(copy)
-    assert "--repair" not in str(caught.value) and repair(copy) == []
-
-
-@pytest.mark.parametrize("held", ['{"write": {"a', "[]", None])
-def test_a_lock_that_nobody_holds_is_named_and_repaired(copy, held):
-    rwlock = copy / ".dvc/tmp/rwlock"
-    holder = {"pid": os.getppid(), "cmd": "dvc repro"}
-    stale = json.dumps({"write": {str(copy / "data/index/source.csv"): holder}})
-    rwlock.write_text(stale if held is None else held)
-    os.utime(rwlock, (1, 1))  # from before the process that has this number now
-    with pytest.raises(UserError, match="rwlock: half-written, or held by a process that"):
-        pipeline_status(copy)
-    assert repair(copy) == [".dvc/tmp/rwlock: deleted, as nobody holds it"]
-    assert {one.state for one in pipeline_status(copy)} == {"fresh"}
-
-
-def test_nothing_is_repaired_while_dvc_runs(copy):
-    (copy / ".dvc/tmp/rwlock").write_text("{")
-    with subprocess.Popen([sys.executable, "-c", "input()", "dvc"], cwd=copy, stdin=PIPE) as dvc:
-        with pytest.raises(UserError, match=rf"DVC is running in .* \(process {dvc.pid}\)"):
-            repair(copy)
-        dvc.communicate(b"\n")
 
 
 def test_broken_parameters_are_one_line(copy):

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -81,7 +83,7 @@ def _whole_stages(text: str) -> str:
 
 
 def _is_stale(holders: Path) -> bool:
-    """Whether DVC's list of holders is no list, or a holder's number is a later process's by now.
+    """Whether DVC's list of holders is no list, or a holder's number is another program's by now.
 
     DVC itself passes over numbers that no process has.
     """
@@ -89,16 +91,21 @@ def _is_stale(holders: Path) -> bool:
     from voluptuous import Invalid
 
     try:
-        lock, written = SCHEMA(json.loads(holders.read_bytes())), holders.stat().st_mtime
+        lock = SCHEMA(json.loads(holders.read_bytes()))
     except FileNotFoundError:
         return False
     except (ValueError, Invalid):
         return True
     infos = [*lock["write"].values(), *(info for many in lock["read"].values() for info in many)]
-    for info in infos:
-        with suppress(psutil.Error):
-            if psutil.Process(info["pid"]).create_time() > written:
-                return True
+    return any(map(_is_another, infos))
+
+
+def _is_another(holder: Mapping[str, Any]) -> bool:
+    """Whether a process lives that has a holder's number, but not the arguments of its command."""
+    with suppress(psutil.Error):
+        words = " ".join(psutil.Process(holder["pid"]).cmdline()).split()
+        arguments = holder["cmd"].split()[1:]
+        return words[len(words) - len(arguments) :] != arguments
     return False
 
 
