@@ -44,6 +44,7 @@ def start(project: Path, until: Sequence[str] = ()) -> subprocess.Popen:
     """`dvc repro` in a group of processes of its own; its output is in a file."""
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CAG_CHECKPOINT_SECONDS": "0"}
     variables |= {"DVC_SITE_CACHE_DIR": str(project.with_name("site")), "PYTHONPATH": str(project)}
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with open(project.with_name("log.txt"), "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *until],
@@ -146,7 +147,7 @@ def main(kills: int, seed: int, until: tuple[str, ...]) -> None:
                     shutil.rmtree(project)
                     shutil.copytree(untouched, project)
                     tally["whole runs"] += tally.pop("ended")
-                longest = seconds / 4 if tally["kills"] < kills else DEADLINE
+                longest = seconds / 2 if tally["kills"] < kills else DEADLINE
                 tally += kill_once(project, until, moments, longest)
                 check(project, expected, whole=bool(tally["ended"]))
                 tally["repaired files"] += mended(project)
