@@ -262,11 +262,10 @@ def kill_at_random(
     run resumes from the middle. Raises Failed like `check` and `finish`.
     """
     tally, iterations = Counter(), len(whole.steps)
-    partial = training.checkpoint.with_name(f".{training.checkpoint.name}.partial")
     with progress(f"{training.stage}, {training.processes} process(es)", kills, "kills") as advance:
         while True:
             last = tally["kills"] >= kills and tally["that resumed"] > 0
-            before = _written(partial)
+            before = _written(training.checkpoint)
             left = 1.25 * whole.left(training.saved())  # some runs end before their kill
             made = run_once(training, DEADLINE if last else moments.uniform(0, left))
             if last and made.killed:
@@ -282,14 +281,15 @@ def kill_at_random(
                 reached = made.resumed + len(made.steps)
                 hit = "starting" if not made.steps else "training"
                 hit = "ending" if reached == iterations and made.steps else hit
-                hit = "writing a checkpoint" if _written(partial) != before else hit
+                hit = "writing a checkpoint" if _written(training.checkpoint) - before else hit
                 tally.update(["kills", hit])
                 tally["iterations redone"] += 0 if complete else reached - training.saved()
                 advance()
 
 
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _written(checkpoint: Path) -> set[Path]:
+    """The checkpoints that killed processes did not finish."""
+    return set(checkpoint.parent.glob(f".{checkpoint.name}.*.partial"))
 
 
 def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line, refusal
 from cag.runtime.files import atomic_file, atomic_folder
 from cag.runtime.seeds import mix
 
@@ -28,6 +30,8 @@ TARGET_ROWS = ("features", "prediction", "probability")
 TARGET_KEYS = ("names", *TARGET_ROWS)
 SHARD_BATCHES = 4
 SHARD_FORMAT = 1
+# Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
+FILE_ENTRIES, ROW_ENTRIES = 2**16, 2**9
 
 
 class SourceStatistics(NamedTuple):
@@ -189,10 +193,15 @@ def count_images(shards: Sequence[Shard]) -> int:
 
 
 def is_whole(path: Path, count: int, keys: Sequence[str]) -> bool:
-    """Whether a shard's file exists, can be read and holds `count` images."""
+    """Whether a shard's file exists, is undamaged and holds `count` images.
+
+    A UserError if the system refuses to open it, so that nobody can say.
+    """
     try:
         with open_store(path, keys) as file:
             return len(file[keys[0]]) == count
+    except Refused:
+        raise
     except UserError:
         return False
 
@@ -214,8 +223,7 @@ def write_source_shard(
         for rows in outputs:
             first = _write_rows(file, first, count, dict(zip(fields, rows, strict=False)))
             samples.append(PixelSample(*rows[len(fields) :]))
-        for key, value in zip(SAMPLE_ROWS, merge_samples(samples, per_class), strict=True):
-            file[key] = value.numpy()
+        _write_sample(file, SAMPLE_ROWS, merge_samples(samples, per_class))
 
 
 def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_class: int) -> None:
@@ -229,8 +237,7 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
                 samples.append(PixelSample(*(read_array(part, key) for key in SAMPLE_ROWS)))
             first = _write_rows(file, first, len(names), rows)
             samples = [merge_samples(samples, per_class)]
-        file["sample_features"] = samples[0].features.numpy()
-        file["sample_labels"] = samples[0].labels.numpy()
+        _write_sample(file, ("sample_features", "sample_labels"), samples[0])
 
 
 def move_target(shards: Shards, folder: Path, names: Sequence[str]) -> None:
@@ -254,6 +261,7 @@ def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> Non
                 parts.append(h5py.VirtualSource(name, key, part[key].shape, part[key].dtype))
     with create_store(path) as file:
         _write_names(file, names)
+        _reserve(file, 2 * ROW_ENTRIES * len(sources) * len(shards))
         for key, parts in sources.items():
             layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
             layout.dcpl.set_obj_track_times(False)  # else the bytes differ each time
@@ -266,6 +274,8 @@ def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> Non
 
 def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tensor]) -> int:
     """Write rows from number `first` on into data sets of `count` rows; return the next number."""
+    new = [value for key, value in rows.items() if key not in file]
+    _reserve(file, sum(count * (value[:1].nbytes + ROW_ENTRIES) for value in new))
     end = first
     for key, value in rows.items():
         array, end = value.numpy(), first + len(value)
@@ -277,11 +287,40 @@ def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tens
     return end
 
 
+def _write_sample(file: h5py.File, keys: Sequence[str], sample: PixelSample) -> None:
+    """Write the first fields of a sample under as many names."""
+    values = [value.numpy() for value in sample[: len(keys)]]
+    _reserve(file, sum(value.nbytes for value in values))
+    for key, value in zip(keys, values, strict=True):
+        file[key] = value
+
+
 @contextmanager
 def create_store(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that appears at `path` only when it is complete."""
-    with atomic_file(path) as partial, h5py.File(partial, "w") as file:
-        yield file
+    """An HDF5 file that appears at `path` only when it is complete.
+
+    Who writes it reserves the space before: HDF5 crashes the process where a write fails.
+    """
+    with atomic_file(path) as partial:
+        with open(partial, "wb") as empty:
+            _allocate(empty.fileno(), FILE_ENTRIES)
+        with h5py.File(partial, "w", locking=False) as file:
+            _reserve(file, 0)
+            yield file
+        h5py.File(partial, "r+", locking=False).close()  # cuts off what is reserved and unused
+
+
+def _reserve(file: h5py.File, count: int) -> None:
+    """Reserve the disk for so many more bytes of a new file; an OSError if it is too full."""
+    _allocate(file.id.get_vfd_handle(), file.id.get_filesize() + count + FILE_ENTRIES)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # not every system or disk can
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 @contextmanager
@@ -296,7 +335,8 @@ def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py
     processes.wait()
     if processes.main:
         with ExitStack() as stack, create_store(path) as whole:
-            files = [stack.enter_context(h5py.File(part)) for part in parts]
+            files = [stack.enter_context(open_store(part, ())) for part in parts]
+            _reserve(whole, sum(part.stat().st_size for part in parts))
             for name in map(str, range(count)):
                 next(file for file in files if name in file).copy(name, whole)
         for part in parts:
@@ -305,10 +345,12 @@ def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py
 
 def write_group(file: h5py.File, key: str, name: str, maps: Mapping[str, Tensor]) -> None:
     """Write an image's name and its maps [h, w] as a group."""
+    arrays = {map_key: pixel_map.cpu().numpy() for map_key, pixel_map in maps.items()}
+    _reserve(file, sum(array.nbytes + ROW_ENTRIES for array in arrays.values()))
     group = file.create_group(key)
     group.attrs["name"] = name
-    for map_key, pixel_map in maps.items():
-        group[map_key] = pixel_map.cpu().numpy()
+    for map_key, array in arrays.items():
+        group[map_key] = array
 
 
 def source_bytes(count: int, num_classes: int, width: int, per_class: int) -> int:
@@ -323,13 +365,16 @@ def target_bytes(count: int, width: int, height: int, breadth: int) -> int:
 
 @contextmanager
 def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
-    """Open a feature store; a UserError says that it is missing, damaged, or lacks a data set."""
+    """Open a feature store; a UserError says that it is missing, damaged, or lacks a data set.
+
+    It needs no lock, which not every network drive grants: a store appears when it is complete.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such feature store; `dvc repro` makes it")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise _damaged(path, error) from None
+        raise _unreadable(path, error) from None
     with file:
         missing = [key for key in keys if key not in file]
         if missing:
@@ -404,12 +449,21 @@ def _readable(file: h5py.File) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise _damaged(file.filename, error) from None
+        raise _unreadable(file.filename, error) from None
 
 
-def _damaged(path: Path | str, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged HDF5 file ({error}); delete it and rerun")
+class Refused(UserError):
+    """The system refuses to read a file, whose content may be right."""
+
+
+def _unreadable(path: Path | str, error: Exception) -> UserError:
+    if (refused := refusal(error, path)) is not None:
+        return Refused(str(refused))
+    if "already open for" in str(error):  # its mark of a program that writes it
+        return Refused(f"{path}: another program writes to it; close it there, then run it again")
+    return UserError(f"{path}: damaged HDF5 file ({in_one_line(error)}); delete it and rerun")
 
 
 def _write_names(file: h5py.File, names: Sequence[str]) -> None:
+    _reserve(file, sum(len(name.encode()) + ROW_ENTRIES for name in names))
     file.create_dataset("names", data=np.array(names, dtype=object), dtype=h5py.string_dtype())

@@ -14,7 +14,7 @@ from cag.config.base import Section, load_params
 from cag.datasets.prepared import read_label_space
 from cag.features import SOURCE_KEYS, open_store, read_array
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file, write_csv
+from cag.runtime.files import atomic_file, binary_file, write_csv
 from cag.runtime.program import run_stage
 
 SOURCE = Path("data/prepared/source")
@@ -75,7 +75,7 @@ def main(round_name: str, features_of: str) -> None:
             "train it longer (pretrain.iterations), or lower anchors.min_pixels or min_recall"
         )
     write_csv(Path(TABLE.format(round_name)), anchor_table(anchors, mean, recall, names))
-    with atomic_file(Path(ANCHORS.format(round_name))) as partial, open(partial, "wb") as file:
+    with atomic_file(Path(ANCHORS.format(round_name))) as partial, binary_file(partial) as file:
         np.save(file, anchors.numpy())
     note = f"; without an anchor: {', '.join(unseen)}" if unseen else ""
     print(f"anchors@{round_name}: {seen} of {len(names)} classes{note}")

@@ -1,9 +1,10 @@
 """Turn a raw data set into the prepared form: images, train-id label maps, a manifest."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from cag.datasets import preparation
 from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import list_split, splits
 from cag.runtime.files import atomic_folder, data_root, inside, write_csv
+from cag.runtime.interrupts import follow_parent
 from cag.runtime.program import run_stage
 from cag.runtime.progress import progress
 from cag.scenes import write_dataset
@@ -51,7 +53,12 @@ def render_scenes(
     if domain == "target" and not oracle:
         parts.append(("val", config.images, config.val_images, True))
     total = sum(count for _, _, count, _ in parts)
-    with ProcessPoolExecutor() as pool, progress("render scenes", total, "images", 0) as advance:
+    with (
+        ProcessPoolExecutor(initializer=follow_parent) as pool,
+        progress("render scenes", total, "images", 0) as advance,
+        ExitStack() as stack,
+    ):
+        stack.callback(pool.shutdown, cancel_futures=True)  # after an error or an interruption
         futures = {}
         for name, start, count, labels in parts:
             for first in range(start, start + count, RENDERED_AT_ONCE):
@@ -70,13 +77,14 @@ def raw_folder(domain: str, config: Source | Target, oracle: bool = False) -> It
     if config.layout != "scenes":
         yield inside(data_root(), config.folder)
         return
-    folder = Path(RENDERED.format("oracle" if oracle else domain))
-    shutil.rmtree(folder, ignore_errors=True)  # a killed run's
+    rendered = Path(RENDERED.format("oracle" if oracle else domain))
+    shutil.rmtree(rendered, ignore_errors=True)  # a killed run's
+    folder = rendered / str(os.getpid())  # whose last workers may still write
     try:
         render_scenes(domain, config, folder, oracle)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(rendered, ignore_errors=True)
 
 
 def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:

@@ -13,14 +13,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from benchmarks import ROOT
-from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
+from benchmarks import ROOT  # noqa: F401  for the tests, as the next
+from benchmarks.miniature import copy_project, merged, tiny_params, write_params  # noqa: F401
 from cag.config.training import Augmentation
 from cag.runtime.files import sha256
 
-FILES = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
-FOLDERS = ("stages", "cag", "classes", "presets")
-SIZE = [48, 96]  # height, width
 TRAINING = {  # a section's values, of a training that is over at once
     "iterations": 5,
     "batch_size": 2,
@@ -37,39 +34,6 @@ SEPARATE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.enviro
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
 
 
-def tiny_params(rounds: int = 2) -> dict:
-    """The scenes preset with few and small images, and a few iterations of a small network."""
-    models = ["warmup", *(f"round{i + 1}" for i in range(rounds))]
-    students = {
-        student: {"teacher": teacher, "anchors": student}
-        for teacher, student in zip(models, models[1:], strict=False)
-    }
-    shrunk = {"batch_size": 2, "augmentation": {"crop": SIZE}}
-    params = scenes_params(
-        {
-            "evaluated": ["pretrain", models[-1]],
-            "source": {"images": 8, "size": SIZE},
-            "target": {"images": 6, "val_images": 4, "size": SIZE},
-            "network": {
-                "encoder": "mobilenet_v2",
-                "encoder_weights": None,
-                "options": {"decoder_channels": 32},
-            },
-            "pretrain": {**shrunk, "iterations": 30, "optimizer": "sgd", "learning_rate": 0.1},
-            "warmup": shrunk,
-            "anchors": LENIENT,
-            "pseudo_label": {
-                "relative_margin": None,
-                "quantile": 0.667,
-                "agreement": False,
-                "probability": 0.2,
-            },
-            "adapt": {**shrunk, "iterations": 4, "teacher": "cached", "anchor_momentum": None},
-        }
-    )
-    return params | {"rounds": students}
-
-
 def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes) -> Path:  # noqa: B006
     """Copy the project to a new folder with tiny parameters and commit it.
 
@@ -82,14 +46,7 @@ def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes
     Returns:
         The folder.
     """
-    folder.mkdir(parents=True)
-    for name in FILES:
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    for name in FOLDERS:
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    write_params(folder, merged(tiny_params(rounds), changes) | dict(replace))
+    copy_project(folder, merged(tiny_params(rounds), changes) | dict(replace))
     git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message=tiny project")

@@ -1,7 +1,9 @@
 """Exported models give the network's logits for any number and size of images."""
 
+import errno
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +94,16 @@ def cag_export(*arguments):
 def test_a_trace_is_the_network_at_every_size(changes):
     network = made(**changes)
     same_at_every_size(export.trace(network).module(), network)
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_full_disk_is_an_error_of_the_system(form):
+    program = torch.export.export(torch.nn.ReLU(), (torch.rand(1, 3, 8, 8),))
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    with pytest.raises(OSError) as caught:
+        getattr(export, f"write_{form}")(Path("/dev/full"), program, {})
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_an_onnx_file_runs_and_says_what_it_is(model, network, traced, tmp_path, capsys):

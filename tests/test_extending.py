@@ -6,7 +6,9 @@ import shutil
 import extending
 import pytest
 import yaml
-from project import FOLDERS, ROOT, digests, dvc, execute, finished_project, ran
+from project import ROOT, digests, dvc, execute, finished_project, ran
+
+from benchmarks.miniature import FOLDERS
 
 TITLE = "A loss term, from the parameter to the ablation"
 

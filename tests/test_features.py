@@ -1,5 +1,8 @@
 """Feature stores: exact sums, a balanced sample in bounded memory, no partial files."""
 
+import errno
+import fcntl
+import os
 import shutil
 import time
 
@@ -7,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from disk import full_disk
 
+from cag import features
 from cag.anchors import read_anchors
 from cag.datasets.labels import IGNORE
 from cag.features import (
@@ -28,8 +33,10 @@ from cag.features import (
     read_target_store,
     sample_pixels,
     source_bytes,
+    source_rows,
     source_statistics,
     target_bytes,
+    write_group,
     write_source_shard,
     write_target_shard,
 )
@@ -445,6 +452,72 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
     content[offset : offset + 20] = b"\xff" * 20
     path.write_bytes(content)
     assert "damaged HDF5 file" in error(path, read=["features"])
+
+
+@pytest.mark.parametrize("free", [0, 1000, 2**17, 2**19])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, free):
+    """HDF5 crashes the process where a write fails."""
+    rows = (torch.rand(8, 64, 32, 64).half(), torch.zeros(8, 32, 64).byte(), torch.rand(8, 32, 64))
+    with full_disk(free), pytest.raises(OSError) as caught:
+        write_target_shard(tmp_path / "a.h5", 8, [rows])
+    assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
+    write_target_shard(tmp_path / "a.h5", 8, [rows])
+    (row, *_) = read_target_rows(tmp_path / "a.h5", 8)
+    assert torch.equal(row[0], rows[0][:1])
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_what_is_reserved_is_enough_and_not_kept(tmp_path, monkeypatch, count):
+    reserved = {}
+    allocate = features._allocate
+
+    def record(descriptor, size):
+        allocate(descriptor, size)
+        reserved[os.readlink(f"/proc/self/fd/{descriptor}").split(".")[-5]] = size
+
+    monkeypatch.setattr(features, "_allocate", record)
+    names = [f"{'long/' * 40}{number}" for number in range(count)]
+    write_target(tmp_path, names)
+    with create_store(tmp_path / "groups.h5") as file:
+        for number in range(count):
+            write_group(file, str(number), "name", {"a": torch.zeros(2, 2)})
+    made = source_rows(*batch(count=count), range(count), seed=0, per_class=9)
+    write_source_shard(tmp_path / "shard.h5", count, [made], 9)
+    join_source(tmp_path / "source.h5", names, [tmp_path / "shard.h5"], 9)
+    for name in ("target", "groups", "shard", "source"):
+        path = tmp_path / f"{name}.h5"
+        with h5py.File(path) as file:
+            assert file.id.get_filesize() == path.stat().st_size < reserved[name]
+
+
+def test_a_store_opens_without_a_lock(tmp_path):
+    write_target(tmp_path)
+    with open(tmp_path / "target.h5", "rb") as viewer:
+        fcntl.flock(viewer, fcntl.LOCK_EX)
+        with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
+            assert "features" in file
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "Permission denied"),
+        (errno.EIO, "check the disk"),
+        (errno.EMFILE, "Too many open files"),
+        (errno.EAGAIN, "another program has it open"),
+    ],
+)
+def test_a_refusal_of_the_system_is_no_damage(tmp_path, monkeypatch, number, said):
+    write_target(tmp_path)
+    path = tmp_path / "target.h5"
+
+    def refuse(*_, **__):
+        raise OSError(f"Unable to open file (errno = {number}, error message = '...')")
+
+    monkeypatch.setattr(features.h5py, "File", refuse)
+    assert said in error(path) and "delete it and" not in error(path)
+    with pytest.raises(UserError, match=said):
+        is_whole(path, 1, TARGET_KEYS)  # else its rows would be computed again
 
 
 def test_an_error_of_the_reader_is_not_blamed_on_the_store(tmp_path):

@@ -1,19 +1,25 @@
 """Files: roots, safe paths, atomic writes, hashes, disk space, tables."""
 
+import errno
 import hashlib
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from cag.runtime import files
 from cag.runtime.errors import UserError
 from cag.runtime.files import (
     WEIGHTS_PACKAGES,
     atomic_file,
     atomic_folder,
+    binary_file,
     data_root,
     encoder_weights_file,
     fingerprint,
@@ -151,12 +157,79 @@ def test_atomic_folder_keeps_the_old_one_on_failure(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_atomic_folder_starts_empty_after_a_killed_run(tmp_path):
-    left = tmp_path / ".out.partial"
-    left.mkdir()
-    (left / "stale").touch()
-    with atomic_folder(tmp_path / "out") as partial:
-        assert list(partial.iterdir()) == []
+def test_a_failing_last_rename_loses_neither_folder(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    rename = os.replace
+
+    def refuse(source, target):
+        if ".partial" in str(source):
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(OSError), atomic_folder(path) as partial:
+        (partial / "new").touch()
+    assert [entry.name for entry in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_have_names_of_their_own(tmp_path, monkeypatch):
+    with atomic_file(tmp_path / "a") as mine:
+        monkeypatch.setattr(files.os, "getpid", os.getppid)
+        with atomic_file(tmp_path / "a") as other:
+            other.write_text("other")
+        mine.write_text("mine")
+    assert (tmp_path / "a").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_what_a_killed_run_left_goes_and_what_it_moved_away_comes_back(tmp_path, ended):
+    at_work = f".a.{files._MACHINE}.{os.getppid()}.partial"
+    elsewhere = f".a.ffffff.{ended}.partial"
+    for name in (f".a.{files._MACHINE}.{ended}.partial", at_work, elsewhere, ".a.partial"):
+        (tmp_path / name).touch()
+    moved = tmp_path / f".out.{files._MACHINE}.{ended}.previous"
+    moved.mkdir()
+    (moved / "old").touch()
+    with atomic_file(tmp_path / "b") as partial:
+        partial.touch()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {at_work, elsewhere, ".a.partial", "b", "out"}
+    assert (tmp_path / "out/old").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_final_file(tmp_path):
+    with pytest.raises(OSError) as caught, atomic_file(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda array, file: np.save(file, array.numpy())])
+def test_libraries_survive_a_full_disk(write, tmp_path):
+    values = torch.arange(100_000)
+    with pytest.raises(OSError) as caught, binary_file(Path("/dev/full")) as file:
+        write(values, file)
+    assert caught.value.errno == errno.ENOSPC
+    with binary_file(tmp_path / "a") as file:
+        write(values, file)
+    read = torch.load if write is torch.save else np.load
+    assert (torch.as_tensor(read(tmp_path / "a")) == values).all()
+
+
+def test_an_unknown_home_folder_is_named(monkeypatch):
+    monkeypatch.setenv("CAG_DATA", "~nosuchuser/x")
+    with pytest.raises(UserError, match="CAG_DATA is '~nosuchuser/x': no such user"):
+        data_root()
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -1,6 +1,5 @@
 """A run killed at any moment and run again ends with the bytes of an uninterrupted one."""
 
-import json
 import os
 import random
 import shutil
@@ -14,8 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
-from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from project import (
     digests,
     dvc,
@@ -27,7 +24,8 @@ from project import (
     read_params,
     write_params,
 )
-from voluptuous import Invalid
+
+from cag.project.repair import repair
 
 KILLS = 6
 UNFINISHED = (".partial", ".previous")
@@ -104,24 +102,6 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]
 
 
-def mend_lock(project: Path) -> None:
-    """Repair files that DVC writes in place, after a kill, as docs/scaling.md says."""
-    held = project / ".dvc/tmp/rwlock"
-    try:
-        json.loads(held.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
-    except json.JSONDecodeError:
-        held.unlink()
-    lock = project / "dvc.lock"
-    if not lock.exists():
-        return
-    try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, Invalid):
-        lock.unlink()
-
-
 def test_killed_pipeline_ends_the_same(uninterrupted):
     expected = digests(uninterrupted.project / "data")
     stages = uninterrupted.stages
@@ -131,7 +111,7 @@ def test_killed_pipeline_ends_the_same(uninterrupted):
     for first in sorted(moments.sample(range(len(stages) - 2), KILLS)):
         process = start(project, "-m", "dvc", "repro")
         interrupted += kill_at(process, stages[first:], moments.uniform(0, 1))[-1:]
-        mend_lock(project)
+        repair(project)
         found = finished_files(project / "data")
         # Whatever has its final name is complete: exactly the uninterrupted run's file.
         assert {path: expected.get(path) for path in found} == found
@@ -155,7 +135,7 @@ def test_half_a_lock_file_costs_no_computation(uninterrupted, tmp_path):
     said = dvc(project, "repro", status=None)
     assert "'./dvc.lock' validation failed" in said and not ran(said)
 
-    mend_lock(project)
+    repair(project)
     assert ran(dvc(project, "repro")) == ["index"]
     assert lock.read_bytes() == whole
     assert digests(project / "data") == digests(uninterrupted.project / "data")

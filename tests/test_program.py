@@ -1,26 +1,31 @@
 """A stage's run: one-line errors, progress with a rate, output only from rank 0."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import click
+import psutil
 import pytest
 
 import cag.runtime.program
 import cag.runtime.progress
+from cag.runtime import environment, interrupts
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
-from cag.runtime.program import RECORDS, run, run_stage
+from cag.runtime.program import RECORDS, read_records, run, run_stage
 from cag.runtime.progress import finished_bars, is_main_process, progress
 
 
 def command(body):
-    """A click command without arguments."""
-    return click.command()(lambda: body())
+    """A click command that takes any arguments."""
+    return click.command()(click.argument("names", nargs=-1)(lambda names: body()))
 
 
 def fail(error):
@@ -58,16 +63,14 @@ def test_a_stage_that_succeeds_leaves_a_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["stages/adapt.py", "round1", "warmup"])
 
-    @click.command()
-    @click.argument("names", nargs=-1)
-    def work(names):
+    def work():
         with progress("adapt", 3, "iterations", images=8) as advance:
             for _ in advance.waiting(range(3)):
                 advance()
                 time.sleep(0.01)
 
     finished_bars.clear()
-    run_stage(work)
+    run_stage(command(work))
     record = json.loads((RECORDS / "adapt@round1.json").read_text())
     assert record["stage"] == "adapt@round1"
     assert record["images"] == 24
@@ -98,7 +101,189 @@ def test_no_record_of_what_did_not_run(tmp_path, monkeypatch):
         run_stage(command(lambda: fail(UserError("no"))))
     monkeypatch.setattr("sys.argv", ["stages/index.py", "--help"])
     run_stage(command(print))
-    assert not RECORDS.exists()
+    assert not list(RECORDS.glob("*.json"))
+
+
+def test_a_second_run_of_a_stage_says_who_is_at_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stages/prepare.py", "source"])
+
+    def again():
+        with pytest.raises(SystemExit) as caught:
+            run_stage(command(lambda: fail(AssertionError("two at work"))))
+        assert caught.value.code == 1
+        monkeypatch.setattr("sys.argv", ["stages/prepare.py", "target"])
+        run_stage(command(lambda: print("another stage")))
+
+    run_stage(command(again))
+    out, said = capsys.readouterr()
+    assert out == "another stage\n" and len(said.splitlines()) == 1
+    assert said.startswith(f"error: prepare@source is running already (process {os.getpid()} on ")
+    monkeypatch.setattr("sys.argv", ["stages/prepare.py", "source"])
+    run_stage(command(lambda: print("free again")))
+    assert capsys.readouterr().out == "free again\n"
+
+
+def test_a_stage_runs_where_nothing_grants_locks_or_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as drive:
+        drive.setattr(fcntl, "flock", lambda *_: fail(OSError(errno.ENOLCK, "No locks available")))
+        run_stage(command(lambda: print("done")))
+    out, said = capsys.readouterr()
+    assert out == "done\n" and said.startswith("note: no lock (") and len(said.splitlines()) == 1
+    assert "stage" in read_records()
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    (other / ".scratch").touch()
+    run_stage(command(lambda: print("done")))
+    out, said = capsys.readouterr()
+    assert out == "done\n" and "note: no record of this run" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"started": 5},
+        {"started": "yesterday"},
+        {"started": "2026-01-01T00:00:00"},
+        {"seconds": "long"},
+        {"seconds": None},
+        {"images_per_second": []},
+        {"versions": ["torch"]},
+        {"device": None},
+        {"stage": None},
+    ],
+)
+def test_a_damaged_record_is_passed_over(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    run_stage(command(lambda: None))
+    (whole,) = read_records().values()
+    (RECORDS / "other.json").write_text(json.dumps({**whole, "stage": "other"} | change))
+    (RECORDS / "deep.json").write_text("[" * 100_000)
+    assert list(read_records()) == ["stage"]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "-1"},
+        {"WORLD_SIZE": "9" * 5000},
+        {"WORLD_SIZE": "2"},  # and nothing else, as no launcher does
+        {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2", "RANK": "0"},
+        {"RANK": "1"},
+        {"RANK": "first"},
+        {"LOCAL_WORLD_SIZE": "1.5"},
+    ],
+)
+def test_odd_variables_of_a_launch_are_one_line(tmp_path, monkeypatch, capsys, variables):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cag.runtime.program.time, "sleep", lambda _: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        run_stage(command(lambda: print("ran")))
+    out, said = capsys.readouterr()
+    assert caught.value.code == 1 and not out
+    assert len(said.splitlines()) == 1 and list(variables)[0] in said
+
+
+def test_a_launch_is_read_from_its_variables(monkeypatch):
+    assert environment.launch() == (0, 1, 1)
+    whole = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**whole, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert environment.launch() == (3, 4, 2)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", None), ("0", 0), ("1.5", 1.5), ("1e3", 1000)])
+def test_seconds_are_a_number(monkeypatch, text, expected):
+    monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", text)
+    assert environment.seconds("CAG_CHECKPOINT_SECONDS") == expected
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "nan", "inf", "1,5", "30 s"])
+def test_other_seconds_are_refused(monkeypatch, text):
+    monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", text)
+    with pytest.raises(UserError, match=f"CAG_CHECKPOINT_SECONDS is '{text}'; expected seconds"):
+        environment.seconds("CAG_CHECKPOINT_SECONDS")
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    (tmp_path / "programs").mkdir()
+    start = "from cag.runtime.interrupts import end_at_once\nend_at_once()\n"
+    # A library that swallows it.
+    swallow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(60)\nexcept:\n"
+    (tmp_path / "programs/__init__.py").write_text(start)
+    (tmp_path / "programs/stage.py").write_text(f"{swallow}    raise ImportError\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "programs.stage"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, f"{interrupts.MESSAGE}\n")
+
+
+def test_workers_end_with_a_killed_parent_and_leave_ctrl_c_to_it():
+    program = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from cag.runtime.interrupts import follow_parent\n"
+        "pool = ProcessPoolExecutor(1, initializer=follow_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        worker.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert worker.is_running()
+        parent.kill()
+    worker.wait(timeout=30)
+
+
+def test_an_import_of_the_library_changes_no_handler():
+    before = signal.getsignal(signal.SIGINT)
+    interrupts.end_at_once()  # sys.argv is no program of ours
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
+    def body():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name") from None
+
+    with pytest.raises(SystemExit) as caught:
+        run(command(body))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == f"{interrupts.MESSAGE}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("write failed: errno = 28, error message = ..."), "the disk: No space left"),
+        (ValueError("I/O error: No space left on device (os error 28)"), "the disk: No space left"),
+        (OSError(errno.EMFILE, "Too many open files", "a.h5"), "a.h5: Too many open files; close"),
+        (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error; check the disk"),
+    ],
+)
+def test_each_refusal_says_what_to_do(capsys, error, said):
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: fail(error)))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_a_users_error_under_a_progress_bar_is_still_one_line(capsys):

@@ -1,7 +1,6 @@
 """`cag status`: the state of each stage, the cause if stale, and the last run's record."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -101,14 +100,6 @@ def test_times_are_listed_in_the_order_of_the_run(copy, monkeypatch, capsys):
 def test_outside_a_project_one_line_says_so(tmp_path):
     with pytest.raises(UserError, match="no DVC project; run this in the folder of one"):
         pipeline_status(tmp_path)
-
-
-def test_while_dvc_runs_one_line_says_so(copy):
-    holder = {"pid": os.getppid(), "cmd": "dvc repro"}
-    held = {"write": {str(copy / "data/index/source.csv"): holder}}
-    (copy / ".dvc/tmp/rwlock").write_text(json.dumps(held))
-    with pytest.raises(UserError, match="DVC is running in this project"):
-        pipeline_status(copy)
 
 
 def test_broken_parameters_are_one_line(copy):

@@ -1,12 +1,15 @@
 """Training learns, resumes bit for bit, keeps the right statistics, reports its losses."""
 
 import copy
+import errno
 import functools
 import warnings
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
+from disk import full_disk
 from project import TRAINING
 
 import cag.training.loop
@@ -371,6 +374,30 @@ def test_a_checkpoint_appears_whole(tmp_path):
         checkpoint.save({"iteration": lambda: None})  # cannot be written
     assert checkpoint.load()["iteration"] == 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.pt"]
+
+
+def test_a_training_goes_on_from_its_last_checkpoint_after_a_full_disk(tmp_path, fabric, often):
+    path, whole, resumed = tmp_path / "c.pt", small_network(), small_network()
+    run("supervised", whole, fabric, tmp_path / "whole.pt")
+
+    def full_before(step):
+        def wrap(make_batches):
+            def batches(steps):
+                for batch_step, batch in zip(steps, make_batches(steps), strict=True):
+                    if batch_step == step:
+                        stack.enter_context(full_disk(1000))
+                    yield batch
+
+            return batches
+
+        return wrap
+
+    with pytest.raises(OSError) as caught, ExitStack() as stack:
+        run("supervised", small_network(), fabric, path, batches=full_before(2))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(path)
+    assert Checkpoint(path, "a").load()["iteration"] == 2
+    run("supervised", resumed, fabric, path)
+    assert same(whole, resumed)
 
 
 def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):

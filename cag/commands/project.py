@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cag.project.raw_data import SplitCheck
 
 SHOWN_VALUES, SHOWN_PROBLEMS = 60, 30
+COUNT, SIDE, SEED = (click.IntRange(*limits) for limits in ((1, 10**6), (1, 2**14), (0, 2**32)))
 EFFECTIVE = "Change nothing; print all values of NAME, or of params.yaml, with the defaults."
 PARTIAL = "A part of the data set on purpose: any count will do."
 
@@ -76,10 +77,10 @@ def preset(name: str | None, force: bool, effective: bool) -> None:
 
 @click.command(short_help="Write built-in scenes as raw data to look at.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--images", default=16, show_default=True, help="Images of each look.")
-@click.option("--height", default=256, show_default=True, help="Pixels.")
-@click.option("--width", default=512, show_default=True, help="Pixels.")
-@click.option("--seed", default=0, show_default=True, help="The pipeline uses 0.")
+@click.option("--images", type=COUNT, default=16, show_default=True, help="Images of each look.")
+@click.option("--height", type=SIDE, default=256, show_default=True, help="Pixels.")
+@click.option("--width", type=SIDE, default=512, show_default=True, help="Pixels.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="The pipeline uses 0.")
 def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> None:
     """Write built-in scenes to FOLDER/source and FOLDER/target: images/ and labels/ (label ids).
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from cag.project.status import StageStatus
 
 RESULTS = Path("data/results")
+JOBS = click.IntRange(1, 1000)
 WITH_ORACLE = "Also train with true target labels (not in a grid)."
+REPAIR = "First mend what a killed DVC left: half a dvc.lock, a lock that nobody holds."
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red"}
 SUMMARY = """\
 pseudo-labels data/rounds/<round>/pseudo_labels/
@@ -25,8 +29,9 @@ plots, report data/report/index.html"""
 
 @click.command(short_help="Which stages are fresh, stale or missing; their times.")
 @click.option("--times", is_flag=True, help="All that is recorded of the last runs, in order.")
+@click.option("--repair", is_flag=True, help=REPAIR)
 @json_option
-def status(times: bool, as_json: bool) -> None:
+def status(times: bool, repair: bool, as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
     Stale: something that it reads has changed, so `dvc repro` will run it, or fetch its outputs
@@ -37,10 +42,14 @@ def status(times: bool, as_json: bool) -> None:
     Examples:
       cag status
       cag status --times
+      cag status --repair
       cag status --json | jq -r '.[] | select(.state != "fresh").stage'
     """
+    from cag.project.repository import repaired
     from cag.project.status import FRESH, pipeline_status
 
+    if repair:
+        print(*(repaired() or ["nothing to repair"]), sep="\n", file=sys.stderr)
     statuses = pipeline_status()
     if as_json:
         print_json([stage.plain() for stage in statuses])
@@ -105,7 +114,7 @@ def summary(as_json: bool) -> None:
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas.")
 @click.option("--set", "-S", "overrides", multiple=True, help="As `dvc exp run -S key=value`.")
 @click.option("--grid", type=click.Path(path_type=Path), help="YAML file of variants to compare.")
-@click.option("--jobs", default=1, show_default=True, help="Experiments at the same time.")
+@click.option("--jobs", type=JOBS, default=1, show_default=True, help="Experiments at a time.")
 @click.option("--oracle/--no-oracle", default=True, help=WITH_ORACLE)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the scores as CSV too.")
 def results(
@@ -132,10 +141,10 @@ def results(
     from cag.report.seeds import write_seeds
     from cag.runtime.files import write_csv
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds is '{seeds}'; expected numbers with commas: 0,1,2") from None
+    valid = re.fullmatch(r"\d{1,9}(,\d{1,9})*", seeds)
+    numbers = list(map(int, seeds.split(","))) if valid else []
+    if not valid or len(set(numbers)) < len(numbers):
+        raise UserError(f"--seeds is '{seeds}'; expected different numbers with commas: 0,1,2")
     load_all()  # errors in params.yaml come before anything runs
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}

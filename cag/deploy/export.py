@@ -22,6 +22,7 @@ from cag.deploy.image_files import list_images
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import upsampled
 from cag.runtime.errors import UserError
+from cag.runtime.files import binary_file
 from cag.scenes import render
 
 OPSET = 18
@@ -168,7 +169,7 @@ def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
 
 def write_pt2(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
     """Write a program that `torch.export.load` reads; its file cag.json holds `metadata`."""
-    with open(path, "wb") as file, _quiet():
+    with binary_file(path) as file, _quiet():
         torch.export.save(program, file, extra_files={"cag.json": json.dumps(about)})
 
 

@@ -16,7 +16,7 @@ from cag.config.networks import Network, Normalization
 from cag.datasets.labels import read_class_map
 from cag.networks import build, save_model
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file
+from cag.runtime.files import atomic_file, binary_file
 
 
 def _number_dtype(kind: str, *_: bool) -> np.dtype:
@@ -80,7 +80,7 @@ def import_released(path: Path, out: Path, class_map: Path) -> str:
     if out.suffix != suffix:
         raise UserError(f"{path}: holds {kind}, so OUT must end in {suffix}, not '{out}'")
     if kind == "anchors":
-        with atomic_file(out) as partial, open(partial, "wb") as file:
+        with atomic_file(out) as partial, binary_file(partial) as file:
             np.save(file, content)
         return kind
     try:

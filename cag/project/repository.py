@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cag.project.repair import find_damage, repair
 from cag.runtime.errors import UserError
 
 if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not spend
@@ -53,14 +54,31 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
         with Repo(project) as repo:
             yield repo
     except LockError:
-        hint = "ask again when it is done (after a kill: delete .dvc/tmp/rwlock)"
+        _refuse_damage(Path(Repo.find_root(project)))
         problem = "DVC is running in this project, and its state is changing"
-        raise UserError(f"{problem}; {hint}") from None
+        raise UserError(f"{problem}; ask again when it is done") from None
     except NotDvcRepoError:
         hint = "no DVC project; run this in the folder of one (`cag init`)"
         raise UserError(f"{project.resolve()}: {hint}") from None
     except DvcException as error:
+        _refuse_damage(Path(Repo.find_root(project)))
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def _refuse_damage(root: Path) -> None:
+    if damage := find_damage(root):
+        raise UserError(f"{'; '.join(damage)}; `cag status --repair` mends it") from None
+
+
+def repaired() -> list[str]:
+    """Repair the project of the working directory as `repair` does; UserError: it is none."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return repair(Path(Repo.find_root()))
+    except NotDvcRepoError:
+        raise UserError(f"{Path.cwd()}: no DVC project; run this in the folder of one") from None
 
 
 def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:

@@ -1,11 +1,11 @@
 """Devices and processes through Lightning Fabric."""
 
-import os
 import warnings
 
 import torch
 from lightning_fabric import Fabric
 
+from cag.runtime.environment import launch
 from cag.runtime.errors import UserError
 from cag.runtime.overlap import cores
 
@@ -18,9 +18,8 @@ def make_fabric(precision: str) -> Fabric:
     """
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     warnings.filterwarnings("ignore", module="lightning_fabric")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nodes, strategy = max(1, world // local), "ddp" if world > 1 else "auto"
+    _, world, local = launch()
+    nodes, strategy = world // local, "ddp" if world > 1 else "auto"
     precision = best_precision(precision)
     fabric = Fabric(devices=local, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()

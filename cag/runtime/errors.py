@@ -1,4 +1,28 @@
-"""The error that is meant for the person who ran the command."""
+"""Errors that are meant for the person who ran the command."""
+
+import errno
+import os
+import re
+
+# What to do where the system refuses: no defects of the program.
+_SPACE = "free some space (or delete some files, if there is space), then run it again"
+_HELD = "another program has it open: close it there, then run it again"
+_OTHER_FOLDER = "change that, or use another folder"
+_TOO_MANY = "close other programs, or allow more open files: `ulimit -n 4096`"
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    **dict.fromkeys((errno.EAGAIN, errno.EBUSY, errno.ETXTBSY, errno.ENOLCK), _HELD),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _OTHER_FOLDER),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), _OTHER_FOLDER),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE), "check the disk or the network drive, then try again"
+    ),
+    errno.EFBIG: "allow larger files (`ulimit -f`), or use another disk",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
+# Libraries in C and in Rust say it in their text.
+_NUMBER = re.compile(r"(?:errno =|Errno|os error) (\d+)")
 
 
 class UserError(Exception):
@@ -17,3 +41,16 @@ def in_one_line(error: Exception, longest: int = 300) -> str:
 def shortened(text: str, longest: int) -> str:
     """The first `longest` characters of a text, with "..." if there are more."""
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def refusal(error: Exception, where: object = None) -> UserError | None:
+    """The one line for what the system refused: full disk, no permission; None: another error.
+
+    `where` is the file, if the error does not name one.
+    """
+    text = _NUMBER.search(str(error))
+    number = getattr(error, "errno", None) or (text and int(text[1]))
+    if number not in REMEDIES:
+        return None
+    where = getattr(error, "filename", None) or where or "the disk"
+    return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")

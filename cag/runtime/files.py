@@ -2,17 +2,23 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from cag.runtime.errors import UserError
 
@@ -33,6 +39,12 @@ WEIGHTS_PACKAGES = {
 }
 
 
+# Unfinished work: which file or folder it will be, and which machine and process makes it.
+_UNFINISHED = re.compile(r"\.(.+)\.([0-9a-f]{6})\.(\d+)\.(partial|previous)")
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_DAY = 86400  # seconds
+
+
 def project_root() -> Path:
     """The repository root: the working directory, or the origin of the DVC copy that it is.
 
@@ -46,12 +58,20 @@ def project_root() -> Path:
 
 def data_root() -> Path:
     """The folder of the raw data sets: $CAG_DATA, else data/raw below the project root."""
-    return project_root() / Path(os.environ.get("CAG_DATA") or "data/raw").expanduser()
+    return _root("CAG_DATA", "data/raw")
 
 
 def weights_root() -> Path:
     """The folder of local weights: $CAG_WEIGHTS, else data/weights below the project root."""
-    return project_root() / Path(os.environ.get("CAG_WEIGHTS") or "data/weights").expanduser()
+    return _root("CAG_WEIGHTS", "data/weights")
+
+
+def _root(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable) or default)
+    try:
+        return project_root() / folder.expanduser()
+    except RuntimeError:  # a home folder that this machine does not know
+        raise UserError(f"{variable} is '{folder}': no such user; write the whole path") from None
 
 
 def encoder_weights_file(encoder: str, weights: str) -> Path:
@@ -112,16 +132,19 @@ def inside(folder: Path, relative: str) -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling path that becomes `path` on success and is removed on failure.
 
-    Parent folders are made. The sibling is called .<name>.partial: tell its writer the format.
+    Parent folders are made. The sibling's name is this process's own, .<name>.*.partial: tell its
+    writer the format. An OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _own(path, "partial")
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        _remove(partial)
+        if isinstance(error, OSError) and error.filename in (None, partial, str(partial)):
+            error.filename = str(path)
         raise
 
 
@@ -129,30 +152,100 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling folder that replaces `path` on success.
 
-    A failure removes it and leaves `path` as it was. The remains of a killed run are deleted first.
+    A failure removes it and leaves `path` as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    previous = path.with_name(f".{path.name}.previous")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, previous = _own(path, "partial"), _own(path, "previous")
     _remove(partial)
-    partial.mkdir(parents=True)
+    _remove(previous)
+    partial.mkdir()
     try:
         yield partial
-        _remove(previous)
-        if path.is_symlink() or path.exists():
-            os.replace(path, previous)  # a folder cannot be renamed onto one that is not empty
-        os.replace(partial, path)
+        try:
+            with suppress(FileNotFoundError):
+                os.replace(path, previous)  # a folder cannot be renamed onto one that is not empty
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):  # there was none, or another program's is there by now
+                os.replace(previous, path)
+            raise
     except BaseException:
         _remove(partial)
         raise
     _remove(previous)
 
 
+def _own(path: Path, kind: str) -> Path:
+    """A hidden sibling whose name no other process uses."""
+    _clear(path.parent.absolute())
+    return path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.{kind}")
+
+
+@cache  # once in a process: a folder may hold many files
+def _clear(folder: Path) -> None:
+    """Delete what killed runs left unfinished in a folder, and bring back what they moved away."""
+    for path in folder.glob(".*.p*"):
+        left = _UNFINISHED.fullmatch(path.name)
+        with suppress(OSError):  # another process does the same
+            if left and _is_abandoned(path, left[2], int(left[3])):
+                if left[4] == "previous" and not (folder / left[1]).exists():
+                    os.replace(path, folder / left[1])
+                _remove(path)
+
+
+def _is_abandoned(path: Path, machine: str, process: int) -> bool:
+    if machine != _MACHINE:  # whose processes cannot be seen from here
+        newest = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+        return time.time() - newest > _DAY
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.Error as error:
+        return isinstance(error, psutil.NoSuchProcess)
+
+
 def _remove(path: Path) -> None:
+    """Remove a file or folder as far as possible; what remains is hidden and harmless."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def binary_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file for a library that a failing write crashes, as PyTorch; it fails at the end.
+
+    An OSError says that the disk is full, or the like.
+    """
+    with open(path, "wb", buffering=0) as file:
+        lenient = _Lenient(file)
+        try:
+            yield lenient
+        finally:
+            if lenient.error is not None:
+                raise lenient.error
+
+
+class _Lenient(io.RawIOBase):
+    """Passes bytes on to a file until a write fails; keeps this error and takes the rest."""
+
+    def __init__(self, file: io.RawIOBase):
+        self.file, self.error = file, None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        count = len(left)
+        try:
+            while len(left) and self.error is None:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return count
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """One training loop for every stage that trains: schedule, resume, learning curve."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from torch.optim import Optimizer
 
 from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
+from cag.runtime.environment import seconds
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_file
+from cag.runtime.files import atomic_file, binary_file
 from cag.runtime.progress import Progress
 from cag.runtime.seeds import mix
 from cag.training.global_batch import (
@@ -77,8 +77,8 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file by this state."""
-        with atomic_file(self.path) as partial:
-            torch.save({**state, **self._identity()}, partial)
+        with atomic_file(self.path) as partial, binary_file(partial) as file:
+            torch.save({**state, **self._identity()}, file)
 
     def _identity(self) -> dict[str, Any]:
         return {"format": CHECKPOINT_FORMAT, "fingerprint": self.fingerprint}
@@ -167,8 +167,8 @@ def _check_start(start: int, checkpoint: Checkpoint, fabric: Fabric) -> None:
 
 def _save_interval(duration: float = 0.0) -> float:
     """Seconds to the next checkpoint, after one that took `duration` seconds."""
-    chosen = os.environ.get("CAG_CHECKPOINT_SECONDS")
-    return float(chosen) if chosen else max(SAVE_EVERY, duration / SAVE_SHARE)
+    chosen = seconds("CAG_CHECKPOINT_SECONDS")
+    return max(SAVE_EVERY, duration / SAVE_SHARE) if chosen is None else chosen
 
 
 def _gradients(
