@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
+MOST_PIXELS = 2**28  # of an image, more than are read
 PREPARE, AGAIN = "run `dvc repro` to prepare the data set", "prepare it again"
 COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
 
@@ -98,6 +99,10 @@ def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
             where = f"{path}: {column} of {wrong['name'].iloc[0]!r}"
             value = f"{wrong[column].iloc[0]!r}; expected a number of pixels"
             raise UserError(f"{where} is {value}; {AGAIN}")
+    too_large = rows[rows["height"].astype(int) * rows["width"].astype(int) > MOST_PIXELS]
+    if len(too_large):
+        where = f"{path}: the size of {too_large['name'].iloc[0]!r}"
+        raise UserError(f"{where} is above {MOST_PIXELS:,} pixels; {AGAIN}")
     for column in _PATH_COLUMNS:
         for value in rows[column]:
             if not is_local(value) or (not value and column != "label"):
