@@ -346,7 +346,8 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
     except OSError as error:
         raise _damaged(path, error) from None
     with file:
-        missing = [key for key in keys if key not in file]
+        with _readable(file):
+            missing = [key for key in keys if key not in file]
         if missing:
             raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and rerun")
         with _readable(file):

@@ -501,7 +501,7 @@ def test_a_round_has_a_name_that_can_be_a_files(tmp_path, name):
     ("text", "expected"),
     [
         ("seed: [0\n", "not readable YAML"),
-        ("seed: 2026-13-45\n", "seed is '2026-13-45'"),
+        ("seed: 2026-13-45\n", "not readable YAML"),
         (
             "seed: 1\nrounds: {}\nseed: 2\n",
             "not readable YAML (the key 'seed' twice, in lines 1 and 3",

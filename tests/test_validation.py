@@ -115,6 +115,8 @@ LAUGHS = "{x0: &a [1,1,1,1,1,1,1,1,1]" + "".join(
         ("a: " + "1" * 5000, "4300 digits"),
         ('a: "\\ud800"', "a control character"),
         ('a: "\\x1b[31m"', "a control character"),
+        ("a: 2020-13-45", "the date 2020-13-45; put a text in quotes"),
+        ("a: 2020-01-01 12:00:00", "the date 2020-01-01 12:00:00"),
         ("a: !!python/name:os.system", "the tag"),
         ("a: !!int ''", "the tag"),
         ("? {b: 1}\n: 2", "unhashable key"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import data_root, fingerprint
 from cag.runtime.progress import progress
 from cag.runtime.validation import parse_yaml, read_yaml
@@ -64,7 +64,8 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         if not isinstance(entries, list) or not all(
             isinstance(entry, str) and ("=" in entry or entry.startswith("~")) for entry in entries
         ):
-            raise UserError(f"{path}: {name}: found {entries!r}; expected a list of key=value")
+            found = shortened(f"{name}: found {entries!r}", 300)
+            raise UserError(f"{path}: {found}; expected a list of key=value")
     return {str(name): entries for name, entries in content.items()}
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from cag.runtime.errors import CONTROL, UserError, in_one_line, shortened
 
 # YAML's plain values as DVC reads and writes them: those of version 1.2, of which 2e-05 is a number
-# and `no` a text; and no dates. Kind, pattern, first characters.
+# and `no` a text. Kind, pattern, first characters.
 _PLAIN = (
     ("null", "~|null|Null|NULL|", ("~", "n", "N", "")),
     ("bool", "true|True|TRUE|false|False|FALSE", tuple("tTfF")),
@@ -23,6 +23,7 @@ _PLAIN = (
         r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         tuple("-+.0123456789"),
     ),
+    ("timestamp", "[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?", tuple("0123456789")),
     ("merge", "<<", ("<",)),
 )
 _DEEPEST = 32  # levels of nesting
@@ -77,6 +78,9 @@ class _Loader(_PlainValues, yaml.SafeLoader):
         prefixed = node.value.lstrip("+-")[1:2] in ("b", "o", "x")
         return int(node.value, 0 if prefixed else 10)
 
+    def construct_date(self, node) -> None:
+        self._refuse(node, f"the date {node.value}; put a text in quotes")
+
     def _refuse(self, place, problem: str) -> None:
         raise ValueError(f"line {place.start_mark.line + 1}: {problem}")
 
@@ -91,6 +95,7 @@ for _kind, _pattern, _first in _PLAIN:
             f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), _first
         )
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 
 @contextmanager
@@ -114,8 +119,8 @@ def parse_yaml(text: str) -> Any:
     """The content of a YAML text; a ValueError or a YAMLError if it is no plain YAML.
 
     Numbers are those of YAML 1.2, as DVC writes them: 2e-05 and 1e3 are numbers. Refused are keys
-    given twice, tags, control characters, aliases that stand for more than 100,000 values, and deep
-    nesting.
+    given twice, dates, tags, control characters, aliases that stand for more than 100,000 values,
+    and deep nesting.
     """
     return yaml.load(text, _Loader)
 
@@ -143,7 +148,7 @@ def explain(
     section, *parts = first["loc"] or ("the whole",)
     parts = parts[1:] if section in tagged else parts
     # The location of a mapping's bad key ends with "[key]".
-    key = ".".join(str(part) for part in (section, *parts) if part != "[key]")
+    key = shortened(".".join(str(part) for part in (section, *parts) if part != "[key]"), 100)
     if kind == "union_tag_not_found":
         return f"'{key}.layout' is missing"
     if kind == "union_tag_invalid":
