@@ -162,10 +162,10 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
         state = _packaged_state(path, list(encoder.state_dict()))
     else:
         state = _encoder_state(path, name, weights)
-    _load_weights(encoder, state, path, f"encoder '{name}'")
+    load_weights(encoder, state, path, f"encoder '{name}'")
 
 
-def _load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
+def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
     """Load a file's weights; a UserError if they do not fit, or are no finite numbers."""
     kinds = {key: value.is_floating_point() for key, value in module.state_dict().items()}
     for key, value in state.items():
@@ -286,7 +286,7 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
         network = build(config, space.num_classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    _load_weights(network, state, path, "its network")
+    load_weights(network, state, path, "its network")
     return Model(network.eval(), config, space, description.size)
 
 
