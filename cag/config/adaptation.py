@@ -10,7 +10,7 @@ from cag.config.base import BATCH_NORM, PAPER, RELEASED, BatchNorm, Fraction, We
 from cag.config.training import Training
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1_000_000)]
 
 
 class Adapt(Training):

@@ -14,7 +14,7 @@ from cag.runtime.validation import YamlDumper, explain, read_yaml
 # A bound keeps a slip of the pen from filling the memory: more than anybody trains with.
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a loss
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a loss
 Rate = Annotated[float, Field(gt=0, le=1000)]  # of learning
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
 Images = Annotated[int, Field(ge=1, le=1_000_000)]

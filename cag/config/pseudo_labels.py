@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from cag.config.base import PAPER, RELEASED, Fraction, Section, about
 
-Distance = Annotated[float, Field(ge=0, le=1e6)]
+Distance = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 class PseudoLabel(Section):
