@@ -167,11 +167,10 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
     """Load a file's weights; a UserError if they do not fit, or are no finite numbers."""
-    kinds = {key: value.is_floating_point() for key, value in module.state_dict().items()}
+    floats = {key for key, value in module.state_dict().items() if value.is_floating_point()}
     for key, value in state.items():
-        if kinds.get(key, value.is_floating_point()) != value.is_floating_point():
-            expected = "floats" if kinds[key] else "integers"
-            raise UserError(f"{path}: {key} holds {value.dtype}; expected {expected}")
+        if value.is_complex() or (key in floats and not value.is_floating_point()):
+            raise UserError(f"{path}: {key} holds {value.dtype}; expected floats")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{path}: {key} holds NaN or infinite weights; train or fetch it again")
     try:
