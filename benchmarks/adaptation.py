@@ -42,7 +42,7 @@ from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, fingerprint, weights_root, write_csv
 from cag.runtime.program import RECORDS, read_records, run
 from cag.runtime.progress import progress
-from cag.runtime.validation import read_yaml
+from cag.runtime.validation import parse_yaml, read_yaml
 
 GRID, SCORES = Path("benchmarks/adaptation.yaml"), Path("benchmarks/adaptation.csv")
 SCRATCH, IMAGES = Path(".scratch/adaptation"), Path("docs/images")
@@ -135,10 +135,10 @@ def changed(params: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]
             if change.startswith("~"):
                 del section[last]
             elif equals:
-                section[last] = yaml.safe_load(value)
+                section[last] = parse_yaml(value)
             else:
                 raise KeyError(key)
-        except (KeyError, TypeError, yaml.YAMLError):
+        except (KeyError, TypeError, ValueError, yaml.YAMLError):
             hint = "expected key=value, or ~key of a key that is there"
             raise UserError(f"{GRID}: the change {change!r} cannot be made; {hint}") from None
     return result
@@ -172,7 +172,7 @@ def read_runs(commit: str, only: Sequence[str] = ("", "", "")) -> list[Run]:
     for cell in cells:
         pair, variant, _ = cell
         if pair not in presets:
-            presets[pair] = yaml.safe_load(_git(Path(), "show", f"{commit}:presets/{pair}.yaml"))
+            presets[pair] = parse_yaml(_git(Path(), "show", f"{commit}:presets/{pair}.yaml"))
         planned = plan(cell, grid.variants[variant], presets[pair])
         text = yaml.safe_dump(dict(planned.params), sort_keys=False)
         planned.file(".yaml").write_text(text, encoding="utf-8")

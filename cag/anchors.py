@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from cag.datasets.labels import IGNORE
 from cag.runtime.errors import UserError
 from cag.runtime.precision import full_precision
+from cag.runtime.validation import readable
 
 
 def agreeing(labels: Tensor, prediction: Tensor) -> Tensor:
@@ -202,18 +203,20 @@ def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
 def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
     """Read anchors float32 [K, D] from a .npy file; a row of NaN is a class without an anchor.
 
-    A UserError says that the file is missing or damaged, or that K or D differs.
+    A UserError says that the file is missing or damaged, that K or D differs, or that a row holds
+    an infinite number, or NaN beside numbers.
     """
-    try:
-        with open(path, "rb") as file:
-            anchors = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged .npy file ({error}); delete it and rerun") from None
+    with readable(path, "an undamaged .npy file", "`dvc repro` makes it", "delete it and rerun"):
+        # It allocates nothing for a declared shape that the file does not hold.
+        anchors = np.lib.format.open_memmap(path, mode="r")
     if anchors.shape != (num_classes, width) or anchors.dtype.kind != "f":
         raise UserError(
             f"{path}: {anchors.dtype} of shape {anchors.shape}; expected floats of shape "
             f"({num_classes}, {width}), one row per class as wide as the features"
         )
-    return torch.from_numpy(anchors.astype(np.float32))
+    anchors = torch.from_numpy(anchors.astype(np.float32))
+    finite = anchors.isfinite()
+    if not (finite.all(dim=1) | anchors.isnan().all(dim=1)).all():
+        problem = "holds NaN beside numbers, or an infinite number"
+        raise UserError(f"{path}: {problem}; delete it and rerun")
+    return anchors

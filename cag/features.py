@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
 from cag.runtime.errors import UserError, in_one_line, refusal
-from cag.runtime.files import atomic_file, atomic_folder
+from cag.runtime.files import atomic_file, atomic_folder, is_local
 from cag.runtime.seeds import mix
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 
 TARGET_ROWS = ("features", "prediction", "probability")
 TARGET_KEYS = ("names", *TARGET_ROWS)
+# The data sets of all stores: dtype, and axes: N images, M sampled pixels, D features, K classes.
+FORMS = {
+    "names": (object, "N"),
+    **{"features": ("f2", "NDhw"), "prediction": ("u1", "Nhw"), "probability": ("f4", "Nhw")},
+    **{"class_sums": ("f4", "NKD"), "class_counts": ("i8", "NK")},
+    **{"correct_class_sums": ("f4", "NKD"), "correct_class_counts": ("i8", "NK")},
+    **{"sample_features": ("f2", "MD"), "sample_labels": ("u1", "M"), "sample_draws": ("f4", "M")},
+}
+MOST_COMPRESSED = 1100  # more than deflate reaches; the pipeline's own stores are not compressed
 SHARD_BATCHES = 4
 SHARD_FORMAT = 1
 # Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
@@ -55,6 +65,7 @@ class TargetStore(NamedTuple):
 
     names: list[str]
     width: int  # of the features
+    num_classes: int
     shards: list[tuple[Path, range]]  # each file and the rows that it holds
 
 
@@ -368,6 +379,9 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
     """Open a feature store; a UserError says that it is missing, damaged, or lacks a data set.
 
     It needs no lock, which not every network drive grants: a store appears when it is complete.
+
+    Damaged is a store whose data sets have other forms than `FORMS`, differ in their numbers of
+    images, features or classes, declare more than the file holds, or lie in other files.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such feature store; `dvc repro` makes it")
@@ -376,13 +390,53 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:
-        missing = [key for key in keys if key not in file]
+        with _readable(file):
+            missing = [key for key in keys if key not in file]
         if missing:
             raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and rerun")
+        with _readable(file):
+            _check_self_contained(file)
+            _check_forms(file, keys)
         yield file
 
 
-def read_target_store(path: Path) -> TargetStore:
+def _check_self_contained(file: h5py.File) -> None:
+    """Raise a ValueError if something in the file lies elsewhere, or is larger than it can be."""
+    links = {}
+    file.visititems_links(lambda name, link: links.update({name: link}))
+    for name, link in links.items():
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{name} is a link")
+        data = file[name]
+        if isinstance(data, h5py.Group):
+            continue
+        if data.external:
+            raise ValueError(f"{name} has its data in other files")
+        if data.is_virtual:
+            if not all(is_local(source.file_name) for source in data.virtual_sources()):
+                raise ValueError(f"{name} has its data outside of the store's folder")
+            continue
+        ratio = MOST_COMPRESSED if data.id.get_create_plist().get_nfilters() else 1
+        if data.nbytes > ratio * data.id.get_storage_size():
+            raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
+
+
+def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
+    """Raise a ValueError unless the data sets have the dtypes and axes of `FORMS`."""
+    sizes = {}
+    for key in keys:
+        data, (dtype, axes) = file[key], FORMS[key]
+        if data.dtype != dtype or data.ndim != len(axes):
+            expected = f"{np.dtype(dtype)} of {len(axes)} dimensions"
+            raise ValueError(f"{key} is {data.dtype} of shape {data.shape}; expected {expected}")
+        for axis, size in zip(axes, data.shape, strict=True):
+            other, known = sizes.setdefault(axis, (key, size))
+            if size != known or not (size or axis == "M"):
+                shapes = f"{data.shape}, {other} {file[other].shape}"
+                raise ValueError(f"{key} has the shape {shapes}; they do not belong together")
+
+
+def read_target_store(path: Path, num_classes: int) -> TargetStore:
     """Read `target.h5` without its shards; a UserError says that it is missing or damaged."""
     with open_store(path, TARGET_KEYS) as file:
         names = read_names(file)
@@ -393,19 +447,23 @@ def read_target_store(path: Path) -> TargetStore:
         for source in sources:
             (first, *_), (last, *_) = source.vspace.get_select_bounds()
             shards.append((path.parent / source.file_name, range(first, last + 1)))
-    return TargetStore(names, width, shards)
+    if [row for _, rows in shards for row in rows] != list(range(len(names))):
+        raise _damaged(path, "its shards do not have a row for each name")
+    return TargetStore(names, width, num_classes, shards)
 
 
-def read_target_rows(shard: Path, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def read_target_rows(
+    shard: Path, count: int, num_classes: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Read the `count` rows of a shard one by one.
 
     Yields features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w]. A
-    UserError says that the shard is missing or damaged.
+    UserError says that the shard is missing or damaged, or predicts a class that does not exist.
     """
     # Read as a part of `target.h5`, a missing shard would give zeros.
     with open_store(shard, TARGET_ROWS) as file:
         for i in range(count):
-            yield _target_row(file, i, count)
+            yield _target_row(file, i, count, num_classes)
 
 
 def read_target_images(
@@ -413,7 +471,7 @@ def read_target_images(
 ) -> Iterator[TargetImage]:
     """Read the images of shards of a store; errors are those of `read_target_rows`."""
     for path, numbers in shards:
-        rows = read_target_rows(path, len(numbers))
+        rows = read_target_rows(path, len(numbers), store.num_classes)
         for number, row in zip(numbers, rows, strict=True):
             yield TargetImage(store.names[number], row)
 
@@ -422,26 +480,44 @@ def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Ten
     """Read one image's row; form and errors are those of `read_target_rows`."""
     path, rows = next((path, rows) for path, rows in store.shards if index in rows)
     with open_store(path, TARGET_ROWS) as file:
-        return _target_row(file, rows.index(index), len(rows))
+        return _target_row(file, rows.index(index), len(rows), store.num_classes)
 
 
-def _target_row(shard: h5py.File, index: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _target_row(
+    shard: h5py.File, index: int, count: int, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
     row = tuple(read_array(shard, key, slice(index, index + 1)) for key in TARGET_ROWS)
     if any(len(part) != 1 for part in row):
         raise UserError(f"{shard.filename}: fewer than {count} rows; delete it and rerun")
+    require_classes(shard, row[1], num_classes)
     return row
+
+
+def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
+    """Raise a UserError if a store's labels uint8 [...] hold other classes than 0..K-1."""
+    if labels.numel() and labels.max() >= num_classes:
+        raise _damaged(file.filename, f"class {labels.max()} of {num_classes}")
 
 
 def read_names(file: h5py.File) -> list[str]:
     """Read the images' names, in the order of the rows; a UserError if the file is damaged."""
     with _readable(file):
-        return [str(name) for name in file["names"].asstr()[:]]
+        names = [str(name) for name in file["names"].asstr()[:]]
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"the name {repeated[0]!r} is there twice")
+    return names
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
-    """Read rows of a data set as a tensor; a UserError if the file is damaged."""
+    """Read rows of a data set as a tensor; a UserError if the file is damaged.
+
+    So is one with features, sums or probabilities that are no finite numbers.
+    """
     with _readable(file):
-        return torch.from_numpy(file[key][rows])
+        array = torch.from_numpy(file[key][rows])
+        if key in FORMS and not array.isfinite().all():
+            raise ValueError(f"{key} holds NaN or infinite values")
+    return array
 
 
 @contextmanager
@@ -461,7 +537,11 @@ def _unreadable(path: Path | str, error: Exception) -> UserError:
         return Refused(str(refused))
     if "already open for" in str(error):  # its mark of a program that writes it
         return Refused(f"{path}: another program writes to it; close it there, then run it again")
-    return UserError(f"{path}: damaged HDF5 file ({in_one_line(error)}); delete it and rerun")
+    return _damaged(path, in_one_line(error))
+
+
+def _damaged(path: Path | str, problem: str) -> UserError:
+    return UserError(f"{path}: damaged HDF5 file ({problem}); delete it and rerun")
 
 
 def _write_names(file: h5py.File, names: Sequence[str]) -> None:

@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
@@ -27,6 +29,15 @@ INPUT_MULTIPLE = 32
 NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
     *("activation", "upsampling", "aux_params"),
+)
+# Arguments of timm's encoders. It has others, and names of encoders, that open files or ask the
+# network; a model file from a stranger may give neither.
+TIMM, TIMM_OPTIONS = (
+    "tu-",
+    (
+        *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
+        *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"),
+    ),
 )
 # Layers of an EfficientNet-Lite, from the original's name to timm's: the stem, a block, and a block
 # without expansion. Those of the head have no place in an encoder.
@@ -109,6 +120,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
             "network of segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
         )
     _check_options(architecture, config)
+    _check_encoder(config.encoder)
     try:
         parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
         model = architecture(**parts, **config.options)
@@ -122,11 +134,21 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     return SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
 
 
+def _check_encoder(name: str) -> None:
+    timms = name.startswith(TIMM) and re.fullmatch(r"[\w.]+", name.removeprefix(TIMM))
+    if not (timm.is_model(name.removeprefix(TIMM)) if timms else name in smp.encoders.encoders):
+        raise UserError(
+            f"network: no encoder '{name}'; expected one of segmentation_models_pytorch, such as "
+            "resnet101, or tu- with the name of one of timm, such as tu-resnet50"
+        )
+
+
 def _check_options(architecture: type[nn.Module], config: Network) -> None:
     known = [n for n in inspect.signature(architecture).parameters if n not in NO_OPTIONS]
+    # The library's networks pass other options on to a timm encoder, or ignore them.
+    known += [n for n in TIMM_OPTIONS if config.encoder.startswith(TIMM) and n not in known]
     for name in config.options:
-        # The library's networks pass unknown options on to a timm encoder, or ignore them.
-        if name in NO_OPTIONS or not (name in known or config.encoder.startswith("tu-")):
+        if name not in known:
             raise UserError(
                 f"network.options.{name} is no option of {config.architecture}; known are "
                 f"{', '.join(known)}"
@@ -140,10 +162,21 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
         state = _packaged_state(path, list(encoder.state_dict()))
     else:
         state = _encoder_state(path, name, weights)
+    load_weights(encoder, state, path, f"encoder '{name}'")
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
+    """Load a file's weights; a UserError if they do not fit, or are no finite numbers."""
+    floats = {key for key, value in module.state_dict().items() if value.is_floating_point()}
+    for key, value in state.items():
+        if value.is_complex() or (key in floats and not value.is_floating_point()):
+            raise UserError(f"{path}: {key} holds {value.dtype}; expected floats")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise UserError(f"{path}: {key} holds NaN or infinite weights; train or fetch it again")
     try:
-        encoder.load_state_dict(state)
+        module.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit encoder '{name}': {in_one_line(error)}") from None
+        raise UserError(f"{path}: does not fit {what}: {in_one_line(error)}") from None
 
 
 def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
@@ -230,8 +263,9 @@ def save_model(
 def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
     """Read a model written by `save_model`; its network is in eval mode on the CPU.
 
-    A UserError says that the file is missing, damaged, no model of ours, or has other classes than
-    `classes`, if given.
+    A UserError says that the file is missing, damaged, no model of ours, has weights that are no
+    finite numbers, or other classes than `classes`, if given. No other file is opened, and nothing
+    fetched, whatever the description says.
     """
     text, state = _read_model(path)
     try:
@@ -247,11 +281,11 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
             f"{path}: a model of {space.num_classes} classes ({', '.join(space.names)}); the data "
             f"have {classes.num_classes} ({', '.join(classes.names)}); train it on these classes"
         )
-    network = build(config, space.num_classes)
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: weights do not fit its network: {in_one_line(error)}") from None
+        network = build(config, space.num_classes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    load_weights(network, state, path, "its network")
     return Model(network.eval(), config, space, description.size)
 
 

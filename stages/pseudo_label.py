@@ -123,7 +123,7 @@ def main(round_name: str) -> None:
     config = load_params(Params).pseudo_label
     folder = Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
-    store = read_target_store(Path(STORE.format(round_name)))
+    store = read_target_store(Path(STORE.format(round_name)), classes.num_classes)
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
     fabric = make_fabric("32-true")
     processes, anchors = Processes(fabric), anchors.to(fabric.device)

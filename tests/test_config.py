@@ -319,9 +319,9 @@ def test_a_value_of_another_type_is_named(tmp_path, key, value, layout):
         ("adapt.distance_weight", -0.1),
         ("adapt.augmentation.flip", 1.1),
         ("adapt.augmentation.scale", [2, 1]),
-        ("adapt.augmentation.scale", [0, 1]),
+        ("adapt.augmentation.scale.0", 0),
         ("adapt.augmentation.photometric.hue", 0.6),
-        ("network.normalization.std", [1, 0, 1]),
+        ("network.normalization.std.1", 0),
         ("pseudo_label.quantile", 0),
         ("pseudo_label.quantile", 1.01),
         ("pseudo_label.margin", -1),
@@ -383,9 +383,79 @@ def test_a_source_only_layout_is_no_target(tmp_path):
     assert "target.layout is 'gta5': expected one of" in error(tmp_path, "target.layout", "gta5")
 
 
-def test_a_number_that_yaml_reads_as_text_is_explained(tmp_path):
-    message = error(tmp_path, "adapt.learning_rate", "1e-4")
-    assert message.endswith("(YAML reads 1e-4 as text: write 1.0e-4)")
+@pytest.mark.parametrize("text", ["2e-05", "1e-4", "0.00002", "2.0e-05", "1"])
+def test_numbers_are_those_that_dvc_writes(tmp_path, text):
+    content = re.sub(r"(learning_rate): .*", rf"\1: {text}", PRESETS[0].read_text(encoding="utf-8"))
+    (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
+    assert load_all(tmp_path / "params.yaml").adapt.learning_rate == float(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layout"),
+    [
+        ("seed", 2**63, "folder"),
+        ("max_batch_per_device", 10**6, "folder"),
+        ("pretrain.iterations", 10**9, "folder"),
+        ("warmup.iterations", 10**9, "folder"),
+        ("pretrain.batch_size", 10**6, "folder"),
+        ("pretrain.learning_rate", 1e300, "folder"),
+        ("pretrain.power", 1e300, "folder"),
+        ("pretrain.weight_decay", 1e300, "folder"),
+        ("pretrain.augmentation.crop", [10**9, 10**9], "folder"),
+        ("pretrain.augmentation.crop", [10**4, 10**4], "folder"),
+        ("pretrain.augmentation.scale", [1.0, 1e9], "folder"),
+        ("pretrain.augmentation.scale", [1e-9, 1.0], "folder"),
+        ("pretrain.augmentation.photometric.brightness", 1e30, "folder"),
+        ("warmup.adversarial_weight", 1e300, "folder"),
+        ("warmup.discriminator_learning_rate", 1e300, "folder"),
+        ("extract.batch_size", 10**9, "folder"),
+        ("extract.samples_per_class", 10**9, "folder"),
+        ("extract.target_views.scales", [1.0] * 17, "folder"),
+        ("extract.target_views.scales.0", 1e-300, "folder"),
+        ("extract.target_views.gammas", [1.0] * 17, "folder"),
+        ("extract.target_views.gammas.0", 1e-300, "folder"),
+        ("anchors.min_pixels", 10**30, "folder"),
+        ("pseudo_label.margin", 1e300, "folder"),
+        ("pseudo_label.quantile", 1e-300, "folder"),
+        ("adapt.distance_weight", 1e300, "folder"),
+        ("adapt.anchor_temperature", 1e-300, "folder"),
+        ("watch.images", 10**9, "folder"),
+        ("evaluate.panels", 10**9, "folder"),
+        ("report.images", 10**9, "folder"),
+        ("oracle.folds", 10**9, "folder"),
+        ("source.images", 10**9, "scenes"),
+        ("target.val_images", 10**9, "scenes"),
+        ("source.size", [10**9, 64], "scenes"),
+        ("target.size", [10**4, 10**4], "folder"),
+        ("network.normalization.std", [1e-300, 1.0, 1.0], "folder"),
+        ("network.normalization.mean", [1e300, 0.0, 0.0], "folder"),
+        ("network.options.decoder_channels", 10**12, "folder"),
+        ("network.options.decoder_channels", [64, 10**12], "folder"),
+        ("network.options.decoder_channels", {"a": {"b": 1}}, "folder"),
+    ],
+)
+def test_a_number_out_of_all_proportion_is_named(tmp_path, key, value, layout):
+    known = key.removesuffix(".decoder_channels")
+    assert names(error(tmp_path, key, value, layout), known) or "decoder_channels" in key
+
+
+def test_every_number_has_bounds():
+    """A number without a bound ends in a full memory, a hang or an overflow."""
+
+    def free(schema, key=""):
+        if schema.get("type") in ("integer", "number"):
+            both = (
+                {"maximum", "exclusiveMaximum"} & set(schema),
+                {"minimum", "exclusiveMinimum"} & set(schema),
+            )
+            yield from [key] if not all(both) else []
+        for name, part in schema.items():
+            parts = part if isinstance(part, list) else [part]
+            for inner in parts:
+                if isinstance(inner, dict):
+                    yield from free(inner, f"{key}.{name}")
+
+    assert not list(free(Parameters.model_json_schema()))
 
 
 @pytest.mark.parametrize(
@@ -443,6 +513,10 @@ def test_a_round_has_a_name_that_can_be_a_files(tmp_path, name):
     [
         ("seed: [0\n", "not readable YAML"),
         ("seed: 2026-13-45\n", "not readable YAML"),
+        (
+            "seed: 1\nrounds: {}\nseed: 2\n",
+            "not readable YAML (the key 'seed' twice, in lines 1 and 3",
+        ),
         ("- seed\n", "holds no mapping"),
         ("", "holds no mapping"),
         (b"seed: \xff\n", "not readable YAML"),

@@ -224,10 +224,10 @@ def test_defaults_are_on_the_page_and_only_where_a_key_may_lack(reference):
     ("section", "name", "expected"),
     [
         ("pseudo_label", "probability", "number, at least 0, at most 1"),
-        ("pseudo_label", "margin", "number, at least 0 or null"),
-        ("pseudo_label", "quantile", "number, above 0, at most 1 or null"),
+        ("pseudo_label", "margin", "number, at least 0, at most 1000000 or null"),
+        ("pseudo_label", "quantile", "number, at least 1e-06, at most 1 or null"),
         ("adapt", "target_labels", "`both`, `anchor`, `probability`"),
-        ("adapt", "batch_size", "integer, at least 1"),
+        ("adapt", "batch_size", "integer, at least 1, at most 4096"),
         ("adapt", "momentum", "number, at least 0, below 1"),
     ],
 )

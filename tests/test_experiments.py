@@ -68,10 +68,12 @@ def test_grid_has_a_row_for_each_variant_by_hand():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (None, "cannot be read"),
-        ("a: [", "cannot be read as YAML"),
+        (None, "no such file"),
+        ("a: [", "not readable YAML"),
+        ("a: [b=1]\nc: []\na: [b=2]", "the key 'a' twice, in lines 1 and 3"),
         ("- a=1", "expected names of variants"),
         ("", "expected names of variants"),
+        ("{}", "expected names of variants"),
         ("a: b=1", "a: found 'b=1'; expected a list"),
         ("a: [b]", "expected a list of key=value"),
     ],

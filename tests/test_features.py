@@ -5,6 +5,8 @@ import fcntl
 import os
 import shutil
 import time
+from operator import setitem
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,6 +18,7 @@ from cag import features
 from cag.anchors import read_anchors
 from cag.datasets.labels import IGNORE
 from cag.features import (
+    FORMS,
     SOURCE_KEYS,
     TARGET_KEYS,
     TARGET_ROWS,
@@ -260,14 +263,14 @@ def test_a_target_store_gives_back_what_was_written(tmp_path, names, size):
 
 def test_a_target_store_is_read_shard_by_shard(tmp_path):
     features, _ = write_target(tmp_path, MANY)
-    store = read_target_store(tmp_path / "target.h5")
+    store = read_target_store(tmp_path / "target.h5", K)
     assert (store.names, store.width) == (MANY, D)
     assert [(path.name, rows) for path, rows in store.shards] == [
         ("00000.h5", range(4)),
         ("00001.h5", range(4, 8)),
         ("00002.h5", range(8, 11)),
     ]
-    read = [row for path, rows in store.shards for row in read_target_rows(path, len(rows))]
+    read = [row for path, rows in store.shards for row in read_target_rows(path, len(rows), K)]
     assert torch.equal(torch.cat([row[0] for row in read]), features.half())
     with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
         for i, key in enumerate(TARGET_ROWS):
@@ -293,7 +296,9 @@ def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatc
     shutil.rmtree(tmp_path / "old", ignore_errors=True)
     with open_store(new / "target.h5", TARGET_KEYS) as file:
         assert torch.equal(read_array(file, "features"), features.half())
-    assert all(path.is_relative_to(new) for path, _ in read_target_store(new / "target.h5").shards)
+    assert all(
+        path.is_relative_to(new) for path, _ in read_target_store(new / "target.h5", K).shards
+    )
 
 
 def test_stores_have_the_same_bytes_each_time(tmp_path):
@@ -390,23 +395,23 @@ def test_a_truncated_store_is_named(tmp_path, kept, name):
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match="damaged HDF5 file") as caught:
-        for shard, rows in read_target_store(tmp_path / "target.h5").shards:
-            list(read_target_rows(shard, len(rows)))
+        for shard, rows in read_target_store(tmp_path / "target.h5", K).shards:
+            list(read_target_rows(shard, len(rows), K))
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_a_missing_shard_is_named_and_not_read_as_zeros(tmp_path):
     write_target(tmp_path, MANY)
-    (path, rows), *_ = read_target_store(tmp_path / "target.h5").shards
+    (path, rows), *_ = read_target_store(tmp_path / "target.h5", K).shards
     path.unlink()
     with pytest.raises(UserError, match=r"target/00000\.h5: no such feature store"):
-        list(read_target_rows(path, len(rows)))
+        list(read_target_rows(path, len(rows), K))
 
 
 def test_a_shard_with_too_few_rows_is_named(tmp_path):
     write_target(tmp_path, MANY)
     with pytest.raises(UserError, match=r"00002\.h5: fewer than 4 rows"):
-        list(read_target_rows(tmp_path / "target/00002.h5", 4))
+        list(read_target_rows(tmp_path / "target/00002.h5", 4, K))
 
 
 def test_a_target_store_without_shards_is_damage(tmp_path):
@@ -416,7 +421,7 @@ def test_a_target_store_without_shards_is_damage(tmp_path):
         for key in TARGET_ROWS:
             file[key] = np.zeros((1, 2, 3, 4))
     with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
-        read_target_store(path)
+        read_target_store(path, K)
 
 
 def test_another_kind_of_file_is_named(tmp_path):
@@ -446,7 +451,11 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
     path = tmp_path / "target.h5"
     with h5py.File(path, "w") as file:
         for key in TARGET_KEYS:
-            file.create_dataset(key, data=np.arange(1000), chunks=(100,), compression="gzip")
+            dtype, axes = FORMS[key]
+            file[key] = np.zeros([10, 5, 10][: len(axes)], dtype) if key != "names" else MANY[:10]
+        del file["features"]
+        values = np.arange(1000, dtype=np.float16).reshape(10, 2, 5, 10)
+        file.create_dataset("features", data=values, chunks=(1, 2, 5, 10), compression="gzip")
         offset = file["features"].id.get_chunk_info(3).byte_offset
     content = bytearray(path.read_bytes())
     content[offset : offset + 20] = b"\xff" * 20
@@ -520,6 +529,104 @@ def test_a_refusal_of_the_system_is_no_damage(tmp_path, monkeypatch, number, sai
         is_whole(path, 1, TARGET_KEYS)  # else its rows would be computed again
 
 
+def outside(file, data):
+    """Raw bytes beside the store."""
+    path = Path(file.filename).with_name("outside")
+    path.write_bytes(b"\0" * data.nbytes)
+    return {"external": [(str(path), 0, data.nbytes)]}
+
+
+def virtual(file, data):
+    """A virtual data set with its source above the store's folder."""
+    layout = h5py.VirtualLayout(data.shape, data.dtype)
+    layout[:] = h5py.VirtualSource("../outside.h5", "features", data.shape, data.dtype)
+    return layout
+
+
+FAULTS = {
+    "other rows": ("probability", "they do not belong together", lambda v: v[:-1]),
+    "other pixels": ("prediction", "they do not belong together", lambda v: v[:, :-1]),
+    "nothing": ("features", "they do not belong together", lambda v: v[:, :0]),
+    "complex": ("features", "features is complex64", lambda v: v.astype(np.complex64)),
+    "integers": ("features", "features is int16", lambda v: v.astype(np.int16)),
+    "big-endian": ("features", "features is >f2", lambda v: v.astype(">f2")),
+    "two dimensions": ("features", "expected float16 of 4 dimensions", lambda v: v[..., 0, 0]),
+    "NaN": ("features", "features holds NaN or infinite", lambda v: v * np.float16(np.nan)),
+    "infinite": ("probability", "holds NaN or infinite", lambda v: v + np.float32(np.inf)),
+    "another class": ("prediction", f"class {K} of {K}", lambda v: v * 0 + K),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_shard_of_another_form_is_one_line(tmp_path, name):
+    key, expected, change = FAULTS[name]
+    write_target(tmp_path)
+    with h5py.File(tmp_path / "target/00000.h5", "a") as file:
+        values = file[key][:]
+        del file[key]
+        file[key] = change(values)
+    with pytest.raises(UserError, match=r"00000\.h5: damaged HDF5 file") as caught:
+        list(read_target_rows(tmp_path / "target/00000.h5", 2, K))
+    assert expected in str(caught.value) and str(caught.value).isprintable()
+
+
+ELSEWHERE = {
+    "a link": ("a link", lambda f, k, v: setitem(f, k, h5py.ExternalLink("outside.h5", "/x"))),
+    "a soft link": ("a link", lambda f, k, v: setitem(f, k, h5py.SoftLink("/probability"))),
+    "raw data": (
+        "in other files",
+        lambda f, k, v: f.create_dataset(k, v.shape, "f2", **outside(f, v)),
+    ),
+    "sources": ("outside of", lambda f, k, v: f.create_virtual_dataset(k, virtual(f, v))),
+    "a huge shape": (
+        "more than the file holds",
+        lambda f, k, v: f.create_dataset(k, (4, D, 10**6, 10**6), "f2", chunks=(1, D, 8, 8)),
+    ),
+    "a huge shape, compressed": (
+        "more than the file holds",
+        lambda f, k, v: f.create_dataset(k, (4, D, 10**6, 10**6), "f2", compression="gzip"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_store_does_not_leave_its_file(tmp_path, name):
+    expected, change = ELSEWHERE[name]
+    write_target(tmp_path)
+    path = tmp_path / "target/00000.h5"
+    with h5py.File(path, "a") as file:
+        values = file["features"][:]
+        del file["features"]
+        change(file, "features", values)
+    with pytest.raises(UserError, match=rf"00000\.h5: damaged HDF5 file .*{expected}"):
+        list(read_target_rows(path, 2, K))
+    assert not is_whole(path, len(NAMES), TARGET_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["a", "b"], "do not belong together"), (["a", "b", "a"], "the name 'a' is there twice")],
+)
+def test_each_row_has_one_name(tmp_path, names, expected):
+    write_target(tmp_path)
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        del file["names"]
+        file["names"] = names
+    with pytest.raises(UserError, match=expected):
+        read_target_store(tmp_path / "target.h5", K)
+
+
+def test_a_source_store_is_checked_as_well(tmp_path):
+    write_source(tmp_path, NAMES, 2)
+    with h5py.File(tmp_path / "source.h5", "a") as file:
+        file["class_sums"][0, 0, 0] = np.nan
+    with (
+        pytest.raises(UserError, match="class_sums holds NaN"),
+        open_store(tmp_path / "source.h5", SOURCE_KEYS) as file,
+    ):
+        read_array(file, "class_sums")
+
+
 def test_an_error_of_the_reader_is_not_blamed_on_the_store(tmp_path):
     path = tmp_path / "target.h5"
     write_target(tmp_path)
@@ -537,6 +644,15 @@ def test_anchors_come_back_as_float32_with_their_gaps(tmp_path):
     found = read_anchors(tmp_path / "anchors.npy", K, D)
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found.numpy(), anchors)
+
+
+@pytest.mark.parametrize(("column", "value"), [(0, np.nan), (slice(None), np.inf)])
+def test_anchors_that_are_no_numbers_are_refused(tmp_path, column, value):
+    anchors = np.zeros((K, D))
+    anchors[1, column] = value
+    np.save(tmp_path / "anchors.npy", anchors)
+    with pytest.raises(UserError, match="NaN beside numbers, or an infinite number"):
+        read_anchors(tmp_path / "anchors.npy", K, D)
 
 
 @pytest.mark.parametrize(
@@ -571,15 +687,25 @@ class Trap:
 def test_pickled_anchors_are_not_opened(tmp_path):
     path = tmp_path / "anchors.npy"
     np.save(path, np.array([Trap()], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"anchors\.npy: damaged \.npy file"):
+    with pytest.raises(UserError, match=r"anchors\.npy: not an undamaged \.npy file"):
         read_anchors(path, K, D)
     assert not Trap.opened
 
 
-@pytest.mark.parametrize("content", [b"", b"anchors", b"PK\x03\x04 no archive"])
+HUGE = b"{'descr':'<f4','fortran_order':False,'shape':(1000000000000000,256),}\n"
+NPY = b"\x93NUMPY\x01\0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"anchors", b"PK\x03\x04 no archive", NPY + len(HUGE).to_bytes(2, "little") + HUGE),
+        *(NPY + b"\xff\0" + b"(" * 255, NPY + b"\x03\0\\n'"),
+    ],
+)
 def test_another_kind_of_anchor_file_is_named(tmp_path, content):
     (tmp_path / "anchors.npy").write_bytes(content)
-    with pytest.raises(UserError, match=r"anchors\.npy: damaged \.npy file") as caught:
+    with pytest.raises(UserError, match=r"anchors\.npy: not an undamaged \.npy file") as caught:
         read_anchors(tmp_path / "anchors.npy", K, D)
     assert "\n" not in str(caught.value)
 
@@ -587,7 +713,7 @@ def test_another_kind_of_anchor_file_is_named(tmp_path, content):
 def test_an_archive_of_arrays_is_no_anchor_file(tmp_path):
     with open(tmp_path / "anchors.npy", "wb") as file:
         np.savez(file, anchors=np.zeros((K, D), np.float32))
-    with pytest.raises(UserError, match=r"anchors\.npy: damaged \.npy file"):
+    with pytest.raises(UserError, match=r"anchors\.npy: not an undamaged \.npy file"):
         read_anchors(tmp_path / "anchors.npy", K, D)
 
 

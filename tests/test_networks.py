@@ -156,6 +156,18 @@ def test_gradients_reach_every_parameter():
         ({"architecture": "from_pretrained"}, "network.architecture is 'from_pretrained'"),
         ({"encoder": "mobilenet_v9"}, "encoder 'mobilenet_v9'"),
         ({"encoder": "tu-no_such_encoder"}, "encoder 'tu-no_such_encoder'"),
+        ({"encoder": "tu-hf-hub:a/b"}, "encoder 'tu-hf-hub:a/b'"),
+        ({"encoder": "tu-hf_hub:a/b"}, "encoder 'tu-hf_hub:a/b'"),
+        ({"encoder": "tu-local-dir:/tmp"}, "encoder 'tu-local-dir:/tmp'"),
+        ({"encoder": "tu-../resnet18"}, "encoder 'tu-../resnet18'"),
+        ({"encoder": "timm-resnest14d:x"}, "encoder 'timm-resnest14d:x'"),
+        *(
+            (
+                {"encoder": "tu-resnet18", "options": {key: "x"}},
+                f"network.options.{key} is no option",
+            )
+            for key in ("checkpoint_path", "pretrained_cfg", "pretrained", "cache_dir", "hf_hub_id")
+        ),
         ({"options": {"decoder_chanels": 16}}, "network.options.decoder_chanels is no option"),
         ({"options": {"classes": 7}}, "network.options.classes is no option"),
         ({"options": {"activation": "softmax"}}, "network.options.activation is no option"),
@@ -480,7 +492,27 @@ def test_a_damaged_size_is_one_line(model_file, size):
         ),
         (
             {"cag": description(network=config(encoder="resnet18").model_dump())},
-            "weights do not fit its network",
+            "does not fit its network",
+        ),
+        ({"cag": description(size=[2**40, 2**40])}, DAMAGED + r"size\.0 is 1099511627776: "),
+        ({"cag": "[" * 100_000}, DAMAGED + "the whole is "),
+        ({"cag": '{"format": 1, "size": ' + "[" * 100_000}, DAMAGED + "the whole is "),
+        (
+            {"cag": description().replace('"road"', r'"\ud800"')},
+            DAMAGED,
+        ),
+        (
+            {"cag": description().replace('"road"', r'"a\u001b[31m"')},
+            DAMAGED
+            + r"classes\.classes\.0\.name is 'a\\x1b\[31m': a name has no control characters",
+        ),
+        (
+            {
+                "cag": description(
+                    network=config(options={"decoder_channels": 16}).model_dump()
+                ).replace('"decoder_channels": 16', '"decoder_channels": 1000000000000')
+            },
+            DAMAGED + r"network\.options: decoder_channels: expected numbers up to 4096",
         ),
     ],
 )
@@ -489,6 +521,24 @@ def test_a_file_that_is_no_model_of_ours_is_named(model_file, metadata, expected
         load_model(rewritten(model_file, **metadata), SPACE)
     assert re.match(f"{re.escape(str(model_file))}: {expected}", str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda weights: weights * torch.nan, "holds NaN or infinite weights"),
+        (lambda weights: weights + torch.inf, "holds NaN or infinite weights"),
+        (lambda weights: weights.double() + 1e300, "holds NaN or infinite weights"),
+        (lambda weights: weights.long(), r"holds torch\.int64; expected floats"),
+        (lambda weights: weights + 0j, r"holds torch\.complex64; expected floats"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(model_file, change, expected):
+    state = load_file(model_file)
+    state["classifier.weight"] = change(state["classifier.weight"])
+    save_file(state, model_file, metadata={"cag": description()})
+    with pytest.raises(UserError, match=rf"model\.safetensors: classifier\.weight {expected}"):
+        load_model(model_file, SPACE)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 100_000, -1])

@@ -9,7 +9,7 @@ import cag.datasets.prepared
 from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import IGNORE, LabelSpace
 from cag.datasets.preparation import write_manifest
-from cag.datasets.prepared import COLUMNS, PreparedImages
+from cag.datasets.prepared import COLUMNS, PreparedImages, read_manifest
 from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
@@ -44,6 +44,23 @@ def test_items_are_the_stored_pixels_in_the_manifests_order(folder):
         assert image.is_contiguous() and image.shape == (3, 4, 6)
         assert np.array_equal(image.permute(1, 2, 0).numpy(), IMAGES[name])
         assert np.array_equal(labels.numpy(), LABELS[name])
+
+
+def test_names_may_hold_line_breaks(folder):
+    rows = read_manifest(folder)
+    rows["name"] = names = ["a\rb", "c\nd", "e\r\nf", 'g"h']
+    write_manifest(folder, rows, SPACE)
+    assert read_manifest(folder)["name"].tolist() == names
+
+
+def test_a_size_that_no_image_has_is_refused(folder):
+    rows = read_manifest(folder)
+    rows["height"] = rows["width"] = 999_999_999
+    write_manifest(folder, rows, SPACE)
+    with pytest.raises(
+        UserError, match=r"manifest\.csv: the size of 'b' is above 268,435,456 pixels"
+    ):
+        read_manifest(folder)
 
 
 def test_without_labels_none_is_opened(folder, monkeypatch):

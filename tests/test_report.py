@@ -509,7 +509,7 @@ def test_class_called_none_keeps_its_name(project):
 
 
 def test_maps_of_training_images_are_those_of_their_features(project):
-    store = read_target_store(FOLDERS.features / "round1/target.h5")
+    store = read_target_store(FOLDERS.features / "round1/target.h5", len(NAMES))
     anchors = torch.from_numpy(features().anchors)
     found = gather.training_maps(store, anchors, ["b"])["b"]
     with open_store(FOLDERS.features / "round1/target.h5", ["features"]) as file:
@@ -523,7 +523,7 @@ def test_maps_of_training_images_are_those_of_their_features(project):
 
 def test_target_sample_is_balanced_over_the_predicted_classes(project, monkeypatch):
     monkeypatch.setattr(gather, "FEATURES_PER_CLASS", 5)
-    store = read_target_store(FOLDERS.features / "round1/target.h5")
+    store = read_target_store(FOLDERS.features / "round1/target.h5", len(NAMES))
     assert torch.bincount(gather.target_sample(store, 7).labels).tolist() == [5, 5, 5]
 
 

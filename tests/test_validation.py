@@ -1,10 +1,11 @@
 """Errors in files are one line: the key, the value and the expected form."""
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cag.runtime.errors import UserError, in_one_line
-from cag.runtime.validation import explain, read_yaml, readable
+from cag.runtime.validation import YamlDumper, explain, parse_yaml, read_yaml, readable
 
 
 class Wheel(BaseModel):
@@ -35,8 +36,7 @@ class Car(BaseModel):
         ({"wheels": ["round"]}, "wheels.0 is 'round': expected a mapping"),
         (
             {"wheels": [{"radius": "1e-4"}]},
-            "wheels.0.radius is '1e-4': input should be a valid number "
-            "(YAML reads 1e-4 as text: write 1.0e-4)",
+            "wheels.0.radius is '1e-4': input should be a valid number",
         ),
         ("car", "the whole is 'car': expected a mapping"),
     ],
@@ -74,3 +74,67 @@ def test_an_error_in_one_line_has_a_text_and_an_end():
     assert in_one_line(ValueError("a\n  b")) == "a b"
     assert in_one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert in_one_line(ValueError("x" * 301)) == "x" * 300 + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("2e-05", 2e-5), ("1e3", 1000.0), ("-.5", -0.5), ("5.", 5.0), ("1_000", 1000)],
+        *[("010", 10), ("0x1F", 31), ("-7", -7), (".inf", float("inf")), ("~", None), ("", None)],
+        *[
+            ("true", True),
+            ("no", "no"),
+            ("on", "on"),
+            ("1:30", "1:30"),
+            ("'2020-01-01'", "2020-01-01"),
+        ],
+        *[("'1e5'", "1e5"), ("=", "="), ("+", "+")],
+    ],
+)
+def test_values_are_those_of_yaml_1_2(text, value):
+    read = parse_yaml(f"a: {text}")["a"]
+    assert read == value and type(read) is type(value)
+    assert parse_yaml(yaml.dump(value, Dumper=YamlDumper)) == value
+
+
+LAUGHS = "{x0: &a [1,1,1,1,1,1,1,1,1]" + "".join(
+    f", x{i}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: {c: 1,\n  c: 2}\n", "the key 'c' twice, in lines 2 and 3"),
+        ("a: 1\n\n'a': 1\n", "the key 'a' twice, in lines 1 and 3"),
+        ("a: &x [*x]", "line 1: the alias 'x' inside of what it stands for"),
+        ("a: &x {b: *x}", "the alias 'x' inside of what it stands for"),
+        (LAUGHS + "}", "more than 100,000 values"),
+        ("[" * 10000 + "]" * 10000, "more than 32 levels"),
+        ("a:\n" + "".join("  " * i + "- \n" for i in range(5000)), "more than 32 levels"),
+        ("a: " + "1" * 5000, "4300 digits"),
+        ('a: "\\ud800"', "a control character"),
+        ('a: "\\x1b[31m"', "a control character"),
+        ("a: 2020-13-45", "the date 2020-13-45; put a text in quotes"),
+        ("a: 2020-01-01 12:00:00", "the date 2020-01-01 12:00:00"),
+        ("a: !!python/name:os.system", "the tag"),
+        ("a: !!int ''", "the tag"),
+        ("? {b: 1}\n: 2", "unhashable key"),
+    ],
+)
+def test_what_no_plain_file_holds_is_refused_in_one_line(tmp_path, text, expected):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_yaml(tmp_path / "a.yaml", "", "")
+    message = str(caught.value)
+    assert expected in message and message.isprintable() and len(message) < 500
+
+
+def test_aliases_and_merged_keys_are_read():
+    assert parse_yaml("a: &x [1]\nb: *x") == {"a": [1], "b": [1]}
+    assert parse_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}")["d"] == {"b": 3, "c": 2}
+
+
+def test_an_error_cannot_steer_a_terminal():
+    text = str(UserError("a\x1b[31m\r\nb\u202ec \ud800 \u00e9\u5b57"))
+    assert text.isprintable() and text.endswith("\u00e9\u5b57") and r"a\x1b[31m\r\nb" in text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 
-from cag.config.base import BATCH_NORM, PAPER, RELEASED, BatchNorm, Fraction, about
+from cag.config.base import BATCH_NORM, PAPER, RELEASED, BatchNorm, Fraction, Weight, about
 from cag.config.training import Training
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1_000_000)]
 
 
 class Adapt(Training):
@@ -27,9 +28,7 @@ class Adapt(Training):
         "`both`, half of each (released code), or one (`anchor`: paper)",
         source=f"{PAPER}; {RELEASED}",
     )
-    distance_weight: NonNegativeFloat = about(
-        "the weight lambda of the distance losses", source=PAPER
-    )
+    distance_weight: Weight = about("the weight lambda of the distance losses", source=PAPER)
     distance_kind: Literal["class_mean", "pixel"] = about(
         "what is drawn to an anchor: each image's mean feature of a class (released code) or each "
         "pixel's feature (paper)",
@@ -71,7 +70,7 @@ class Adapt(Training):
         "of the source; null: the round's anchors stay",
         default=None,
     )
-    anchor_temperature: PositiveFloat | None = about(
+    anchor_temperature: Temperature | None = about(
         "the temperature of the softmax over distances to the anchors that weights the `ema` "
         "teacher's probabilities; null: no weights",
         "units of the features",

@@ -1,8 +1,10 @@
 """Parameters of a round's anchors: `anchors`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from cag.config.base import PAPER, RELEASED, Fraction, Positive, Section, about
+from pydantic import Field
+
+from cag.config.base import MOST_PIXELS, PAPER, RELEASED, Fraction, Section, about
 
 
 class Anchors(Section):
@@ -13,7 +15,7 @@ class Anchors(Section):
         "the class (paper)",
         source=f"{PAPER}; {RELEASED}",
     )
-    min_pixels: Positive = about(
+    min_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = about(
         "the least number of correctly predicted pixels with which an image's class counts, here "
         "and in the distance loss",
         "feature pixels",

@@ -6,14 +6,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cag.runtime.errors import UserError
-from cag.runtime.validation import explain, read_yaml
+from cag.runtime.validation import YamlDumper, explain, read_yaml
 
+# A bound keeps a slip of the pen from filling the memory: more than anybody trains with.
+MOST_PIXELS = 2**26  # of an image: 8192 x 8192
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Pixels = tuple[Positive, Positive]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a loss
+Rate = Annotated[float, Field(gt=0, le=1000)]  # of learning
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
+Images = Annotated[int, Field(ge=1, le=1_000_000)]
+Side = Annotated[int, Field(ge=1, le=16_384)]
+
+
+def _not_too_many(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"expected at most {MOST_PIXELS:,} pixels")
+    return size
+
+
+Pixels = Annotated[tuple[Side, Side], AfterValidator(_not_too_many)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 BatchNorm = Literal["mixed", "target", "frozen"]
 PAPER, RELEASED, ADAPTSEGNET, OURS = "paper", "released code", "AdaptSegNet", "ours"
@@ -74,7 +88,8 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def as_yaml(value: Any) -> str:
     """A value on one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]
+    flow = {"default_flow_style": True, "width": math.inf}
+    return yaml.dump(value, Dumper=YamlDumper, **flow).splitlines()[0]
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cag.config.base import PAPER, RELEASED, Pixels, Positive, Section, about
+from cag.config.base import PAPER, RELEASED, Images, Pixels, Section, about
 
 CityscapesLabels = Literal["labelIds", "labelTrainIds"]  # which files of gtFine
 Look = Literal["simulator", "camera", "both", "randomised"]  # of the labelled scenes
@@ -61,7 +61,7 @@ class ScenesSource(Section):
         "the simulator's look, the camera's, both in turn, or a random one for each image",
         default="simulator",
     )
-    images: Positive = about("the number of labelled images", "images")
+    images: Images = about("the number of labelled images", "images")
     class_map: str = about(CLASS_MAP)
     size: Pixels = about(RENDERED_SIZE, "pixels")
 
@@ -70,8 +70,8 @@ class ScenesTarget(Section):
     """The built-in scenes in the look of a camera."""
 
     layout: Literal["scenes"] = about(LAYOUT)
-    images: Positive = about("the number of unlabelled training images", "images")
-    val_images: Positive = about("the number of labelled validation images", "images")
+    images: Images = about("the number of unlabelled training images", "images")
+    val_images: Images = about("the number of labelled validation images", "images")
     class_map: str = about(CLASS_MAP)
     size: Pixels = about(RENDERED_SIZE, "pixels")
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
-from cag.config.base import Positive, Section, about
+from cag.config.base import Section, about
 
 
 class Oracle(Section):
@@ -15,16 +15,20 @@ class Oracle(Section):
         "cross-validation on the validation images (scenes: labels are rendered)",
         default=None,
     )
-    folds: Annotated[int, Field(ge=2)] = about("the folds of the cross-validation", "parts")
+    folds: Annotated[int, Field(ge=2, le=100)] = about("the folds of the cross-validation", "parts")
 
 
 class Evaluate(Section):
     """Pictures that an evaluation draws."""
 
-    panels: NonNegativeInt = about("the number of validation images in `panels.png`", "images")
+    panels: Annotated[int, Field(ge=0, le=100)] = about(
+        "the number of validation images in `panels.png`", "images"
+    )
 
 
 class Report(Section):
     """The content of the report."""
 
-    images: Positive = about("the number of images of each kind", "images")
+    images: Annotated[int, Field(ge=1, le=1000)] = about(
+        "the number of images of each kind", "images"
+    )

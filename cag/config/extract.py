@@ -2,18 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
-from cag.config.base import Positive, Section, about
+from cag.config.base import BatchSize, Section, about
+
+MOST_VIEWS = Field(min_length=1, max_length=16)
+Scale = Annotated[float, Field(ge=0.05, le=4)]
+Gamma = Annotated[float, Field(ge=0.05, le=5)]
 
 
 class Views(Section):
     """Views of a target image whose outputs are averaged: all combinations."""
 
-    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = about(
+    scales: Annotated[tuple[Scale, ...], MOST_VIEWS] = about(
         "the factors on the image's size", "factor", default=(1.0,)
     )
-    gammas: Annotated[tuple[Annotated[float, Field(gt=0, le=5)], ...], Field(min_length=1)] = about(
+    gammas: Annotated[tuple[Gamma, ...], MOST_VIEWS] = about(
         "the exponents of intensities in [0, 1]; below 1: lighter", "exponent", default=(1.0,)
     )
     flip: bool = about("whether each view is also mirrored", default=False)
@@ -22,10 +26,10 @@ class Views(Section):
 class Extract(Section):
     """Features of both domains by the round's teacher."""
 
-    batch_size: Positive = about(
+    batch_size: BatchSize = about(
         "the images in a forward pass; changes only speed and memory", "images"
     )
     target_views: Views = about("the views of a target image; one: the paper", default=Views())
-    samples_per_class: NonNegativeInt = about(
+    samples_per_class: Annotated[int, Field(ge=0, le=100_000)] = about(
         "the number of source pixels of each class whose features are kept for plots", "pixels"
     )

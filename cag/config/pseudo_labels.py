@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import NoneType
 from typing import Annotated, get_args
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 
 from cag.config.base import PAPER, RELEASED, Fraction, Section, about
+
+Distance = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 class PseudoLabel(Section):
     """Thresholds of the two rules; an active pixel passes each one that is not null."""
 
-    margin: NonNegativeFloat | None = about(
+    margin: Distance | None = about(
         "the least d2 - d1 of an active pixel, d1 and d2 its distances to the nearest and second "
         "nearest anchors; null: no condition",
         "units of the features",
@@ -23,7 +25,7 @@ class PseudoLabel(Section):
     relative_margin: Fraction | None = about(
         "the least (d2 - d1) / (d2 + d1) of an active pixel; null: no condition", default=None
     )
-    quantile: Annotated[float, Field(gt=0, le=1)] | None = about(
+    quantile: Annotated[float, Field(ge=1e-6, le=1)] | None = about(
         "the active share of each class's pixels, those with the largest relative margin; null: no "
         "condition",
         "share",

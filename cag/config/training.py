@@ -2,19 +2,33 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
+from pydantic import Field, field_validator
 
-from cag.config.base import PAPER, RELEASED, Fraction, Pixels, Positive, Precision, Section, about
+from cag.config.base import (
+    PAPER,
+    RELEASED,
+    BatchSize,
+    Fraction,
+    Pixels,
+    Precision,
+    Rate,
+    Section,
+    about,
+)
+
+MOST_STEPS = 10_000_000
+Change = Annotated[float, Field(ge=0, le=10)]
+Scale = Annotated[float, Field(ge=0.05, le=20)]
 
 
 class Run(Section):
     """The parameters that a training takes beside its own section."""
 
-    seed: NonNegativeInt = about("the seed of all random draws")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = about("the seed of all random draws")
     precision: Precision = about(
         "the precision of the forward pass; `auto`: bf16-mixed on a GPU that has it, else 32-true"
     )
-    max_batch_per_device: Positive | None = about(
+    max_batch_per_device: BatchSize | None = about(
         "the most images of a domain that a device takes at a time; it averages the gradients of "
         "equal pieces of its share; null: no limit",
         "images",
@@ -25,13 +39,13 @@ class Run(Section):
 class Photometric(Section):
     """Random changes of brightness and colour; 0 switches a change off."""
 
-    brightness: NonNegativeFloat = about(
+    brightness: Change = about(
         "the largest distance from 1 of a random factor, at least 0, on the brightness",
         "factor",
         default=0.0,
     )
-    contrast: NonNegativeFloat = about("the same for the contrast", "factor", default=0.0)
-    saturation: NonNegativeFloat = about("the same for the saturation", "factor", default=0.0)
+    contrast: Change = about("the same for the contrast", "factor", default=0.0)
+    saturation: Change = about("the same for the saturation", "factor", default=0.0)
     hue: Annotated[float, Field(ge=0, le=0.5)] = about(
         "the largest random shift of the hue, either way", "turns", default=0.0
     )
@@ -43,7 +57,7 @@ class Photometric(Section):
 class Augmentation(Section):
     """Random scale, crop, flip and photometric change of a training image."""
 
-    scale: tuple[float, float] = about(
+    scale: tuple[Scale, Scale] = about(
         "the least and the largest random factor on the prepared size", "factor", RELEASED
     )
     crop: Pixels = about(
@@ -57,27 +71,29 @@ class Augmentation(Section):
     @field_validator("scale")
     @classmethod
     def _range(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError("must be [low, high] with 0 < low <= high")
+        if scale[0] > scale[1]:
+            raise ValueError("must be [low, high] with low <= high")
         return scale
 
 
 class Training(Section):
     """The parameters of every training."""
 
-    iterations: Positive = about("the number of steps", "steps", RELEASED)
-    batch_size: Positive = about(
+    iterations: Annotated[int, Field(ge=1, le=MOST_STEPS)] = about(
+        "the number of steps", "steps", RELEASED
+    )
+    batch_size: BatchSize = about(
         "the images of each domain in a step, over all processes", "images", RELEASED
     )
     optimizer: Literal["sgd", "adamw"] = about("the optimizer; the paper: sgd", source=PAPER)
-    learning_rate: PositiveFloat = about("the first step's learning rate", source=RELEASED)
-    power: NonNegativeFloat = about(
+    learning_rate: Rate = about("the first step's learning rate", source=RELEASED)
+    power: Annotated[float, Field(ge=0, le=100)] = about(
         "the exponent of the polynomial decay to 0; 0: no decay", source=RELEASED
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = about(
         "the momentum of sgd, beta 1 of adamw", source=RELEASED
     )
-    weight_decay: NonNegativeFloat = about(
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = about(
         "the weight decay, part of the gradient (sgd) or decoupled (adamw)", source=RELEASED
     )
     class_balance: Fraction = about(

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from cag.config.base import Positive, Section, about
+from cag.config.base import Images, Section, about
 
 
 class Watch(Section):
     """Measures of a model that need no label of the target."""
 
-    images: Positive = about(
+    images: Images = about(
         "the most images of each domain that are looked at; more: steadier numbers, more time",
         "images",
         default=60,

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from cag.runtime.errors import UserError
+from cag.runtime.errors import CONTROL, UserError
 from cag.runtime.validation import explain, read_yaml
 
 IGNORE = 255
@@ -74,6 +74,12 @@ class LabelSpace:
             raise ValueError(explain(ClassList, error, "expected a list 'classes'")) from None
 
 
+def _printable(name: str) -> str:
+    if CONTROL.search(name):
+        raise ValueError("a name has no control characters")
+    return name
+
+
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = Annotated[list[Byte], Field(min_length=3, max_length=3), AfterValidator(tuple)]
 SubsetName = Annotated[str, Field(pattern=r"^\w+$")]
@@ -83,7 +89,9 @@ COUNT = Field(min_length=1, max_length=MAX_CLASSES)
 class Class(BaseModel, strict=True):
     """A class of a label space."""
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    name: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_printable)
+    ]
     color: Color
 
 
@@ -265,7 +273,8 @@ def _list_or_rest(value: Any, handler: Callable[[Any], list]) -> Any:
     return value if value == "rest" else handler(value)
 
 
-RawValues = list[Annotated[int | Color, WrapValidator(_raw_value)]]
+RawInteger = Annotated[int, Field(ge=-(2**31), lt=2**32)]  # all that an image file can hold
+RawValues = list[Annotated[RawInteger | Color, WrapValidator(_raw_value)]]
 
 
 class MappedClass(Class, extra="forbid"):

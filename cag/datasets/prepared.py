@@ -14,7 +14,7 @@ import pandas as pd
 
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import LabelSpace
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import is_local, sha256
 from cag.runtime.validation import readable
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST, CLASSES = "manifest.csv", "classes.json"
 _PATH_COLUMNS = ["name", "image", "label"]
+MOST_PIXELS = 2**28  # of an image, more than are read
 PREPARE, AGAIN = "run `dvc repro` to prepare the data set", "prepare it again"
 COLUMNS = ["split", *_PATH_COLUMNS, "height", "width", "image_sha256", "label_sha256"]
 
@@ -90,18 +91,27 @@ def fingerprint(folder: Path) -> str:
 
 def _check_manifest(path: Path, rows: pd.DataFrame) -> None:
     if list(rows.columns) != COLUMNS:
-        columns, expected = ", ".join(rows.columns), ", ".join(COLUMNS)
+        columns, expected = shortened(", ".join(rows.columns), 300), ", ".join(COLUMNS)
         raise UserError(f"{path}: found the columns {columns}; expected {expected}; {AGAIN}")
     for column in ("height", "width"):
         wrong = rows[~rows[column].str.fullmatch(r"[1-9][0-9]{0,8}")]
         if len(wrong):
-            where = f"{path}: {column} of {wrong['name'].iloc[0]!r}"
-            value = f"{wrong[column].iloc[0]!r}; expected a number of pixels"
+            name, value = (shortened(wrong[key].iloc[0], 100) for key in ("name", column))
+            where, value = (
+                f"{path}: {column} of {name!r}",
+                f"{value!r}; expected a number of pixels",
+            )
             raise UserError(f"{where} is {value}; {AGAIN}")
+    too_large = rows[rows["height"].astype(int) * rows["width"].astype(int) > MOST_PIXELS]
+    if len(too_large):
+        where = f"{path}: the size of {too_large['name'].iloc[0]!r}"
+        raise UserError(f"{where} is above {MOST_PIXELS:,} pixels; {AGAIN}")
     for column in _PATH_COLUMNS:
         for value in rows[column]:
             if not is_local(value) or (not value and column != "label"):
-                problem = f"the {column} {value!r} is not a path below {path.parent}"
+                problem = (
+                    f"the {column} {shortened(value, 300)!r} is not a path below {path.parent}"
+                )
                 raise UserError(f"{path}: {problem}; {AGAIN}")
     repeated = rows.duplicated(["split", "name"])
     if repeated.any():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cag.config.networks import Network, Normalization
 from cag.datasets.labels import read_class_map
-from cag.networks import build, save_model
+from cag.networks import build, load_weights, save_model
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, binary_file
 
@@ -88,7 +88,7 @@ def import_released(path: Path, out: Path, class_map: Path) -> str:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     network = build(RELEASED_NETWORK, RELEASED_CLASSES)
-    network.load_state_dict(weights)
+    load_weights(network, weights, path, "its network")
     save_model(out, network, RELEASED_NETWORK, read_class_map(class_map).label_space)
     return kind
 

@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import data_root, fingerprint
 from cag.runtime.progress import progress
+from cag.runtime.validation import parse_yaml, read_yaml
 
 SCRATCH = Path(".scratch/oracle")
 ORACLE_METRICS = "data/oracle/metrics.json"
@@ -56,17 +56,16 @@ def read_grid(path: Path) -> dict[str, list[str]]:
 
     A change is "key=value", or "~key" to leave a key out, as after `dvc exp run -S`.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: expected names of variants, each with a list of key=value")
+    expected = "expected names of variants, each with a list of key=value"
+    content = read_yaml(path, expected, expected)
+    if not content:
+        raise UserError(f"{path}: {expected}")
     for name, entries in content.items():
         if not isinstance(entries, list) or not all(
             isinstance(entry, str) and ("=" in entry or entry.startswith("~")) for entry in entries
         ):
-            raise UserError(f"{path}: {name}: found {entries!r}; expected a list of key=value")
+            found = shortened(f"{name}: found {entries!r}", 300)
+            raise UserError(f"{path}: {found}; expected a list of key=value")
     return {str(name): entries for name, entries in content.items()}
 
 
@@ -215,7 +214,7 @@ def _work(names: list[str], jobs: int) -> None:
 
 def _scores(revision: str) -> dict[str, float]:
     read = reader(revision)
-    models = yaml.safe_load(read(PARAMS))["evaluated"]
+    models = parse_yaml(read(PARAMS))["evaluated"]
     texts = {model: read(METRICS.format(model)) for model in models}
     if None in texts.values():
         raise UserError(f"experiment {revision}: DVC's cache has lost its scores; run it again")

@@ -43,7 +43,7 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     params = load_all()
     config, chosen = params.pseudo_label, _labelled_round(round_name, list(params.rounds))
     folder, classes = Path(ROUND.format(chosen)), read_label_space(SOURCE)
-    store = read_target_store(Path(STORE.format(chosen)))
+    store = read_target_store(Path(STORE.format(chosen)), classes.num_classes)
     index = inspection.find_image(store.names, image)
     name = store.names[index]
     rows = read_manifest(TARGET).query("split == 'train'").set_index("name")

@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from cag.config.base import RULES, dotted, validated
 from cag.config.parameters import Parameters
@@ -17,6 +16,7 @@ from cag.project import repository
 from cag.project.repository import FINISHED, METRICS, PARAMS, WORKSPACE, Experiment
 from cag.runtime.errors import UserError
 from cag.runtime.program import RECORDS, read_records
+from cag.runtime.validation import parse_yaml
 
 LOCK, COVERAGE = "dvc.lock", "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
@@ -125,7 +125,7 @@ def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
     lock = read(LOCK)
     if lock is None:
         return {}, set()
-    fresh = fresh_stages(yaml.safe_load(lock), params)
+    fresh = fresh_stages(parse_yaml(lock), params)
     results = {}
     for name in params.get("rounds", {}):
         text = read(COVERAGE.format(name)) if f"pseudo_label@{name}" in fresh else None

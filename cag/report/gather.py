@@ -26,6 +26,7 @@ from cag.features import (
     read_array,
     read_target_row,
     read_target_store,
+    require_classes,
     sample_pixels,
 )
 from cag.pseudo_labels import Pixels, measure
@@ -64,7 +65,7 @@ def collect(folders: Folders, params) -> Run:
     shown = _evenly(training, params.report.images)
     rounds, maps = {}, {}
     for name in params.rounds:
-        store = read_target_store(folders.features / name / "target.h5")
+        store = read_target_store(folders.features / name / "target.h5", label_space.num_classes)
         path = folders.rounds / name / "anchors.npy"
         anchors = read_anchors(path, label_space.num_classes, store.width)
         features = read_features(folders.features / name, store, anchors, params.seed)
@@ -140,6 +141,7 @@ def read_features(folder: Path, store: TargetStore, anchors: Tensor, seed: int) 
     keys = ("sample_features", "sample_labels")
     with open_store(folder / "source.h5", keys) as file:
         features, labels = (read_array(file, key) for key in keys)
+        require_classes(file, labels, store.num_classes)
     # The sample is ordered by class, then by draw.
     kept = torch.arange(len(labels)) - torch.searchsorted(labels, labels) < FEATURES_PER_CLASS
     source = features[kept].float().numpy(), labels[kept].numpy()

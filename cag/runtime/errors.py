@@ -24,13 +24,20 @@ REMEDIES = {
 # Libraries in C and in Rust say it in their text.
 _NUMBER = re.compile(r"(?:errno =|Errno|os error) (\d+)")
 
+# Characters that steer a terminal or change the order of what it shows, and halves of characters.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class UserError(Exception):
     """Something the user can put right: a missing file, a bad value, a full disk.
 
     Its one line names the file or key, the value, what was expected and what to do. Programs print
-    it and exit with status 1. Any other exception is a defect.
+    it and exit with status 1. Any other exception is a defect. Control characters, as in a file's
+    names, are shown by their codes.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def in_one_line(error: Exception, longest: int = 300) -> str:
@@ -54,3 +61,8 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
         return None
     where = getattr(error, "filename", None) or where or "the disk"
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
+
+
+def printable(text: str) -> str:
+    r"""A text with the codes of its control characters in their place, as \x1b."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)

@@ -1,5 +1,6 @@
 """Where data lies, and how to write files: atomically, hashed, never outside their folder."""
 
+import csv
 import hashlib
 import importlib.util
 import io
@@ -320,5 +321,9 @@ def _plain(obj: Any) -> Any:
 
 def write_csv(path: Path, dataframe: pd.DataFrame) -> None:
     r"""Write a table atomically: header, no index, lines ended by \n on every system."""
+    form = {"index": False, "lineterminator": "\n"}
+    text = dataframe.to_csv(**form)
+    if "\r" in text:  # in a name; Python quotes that only from 3.13 on
+        text = dataframe.to_csv(**form, quoting=csv.QUOTE_ALL)
     with atomic_file(path) as partial:
-        dataframe.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="")

@@ -1,14 +1,101 @@
 """Reading and validating files: errors are one line that says what to do."""
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cag.runtime.errors import UserError, in_one_line, shortened
+from cag.runtime.errors import CONTROL, UserError, in_one_line, refusal, shortened
+
+# YAML's plain values as DVC reads and writes them: those of version 1.2, of which 2e-05 is a number
+# and `no` a text. Kind, pattern, first characters.
+_PLAIN = (
+    ("null", "~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("bool", "true|True|TRUE|false|False|FALSE", tuple("tTfF")),
+    ("int", "[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", tuple("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        tuple("-+.0123456789"),
+    ),
+    ("timestamp", "[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?", tuple("0123456789")),
+    ("merge", "<<", ("<",)),
+)
+_DEEPEST = 32  # levels of nesting
+_MOST_VALUES = 100_000  # an alias counts as all that it stands for
+
+
+class _PlainValues:
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+class _Loader(_PlainValues, yaml.SafeLoader):
+    """YAML with each key once, without tags, and no larger in memory than in the file."""
+
+    _depth = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            self._refuse(event, f"the tag {event.tag!r}; give the value alone")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            self._refuse(event, f"more than {_DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            pairs = isinstance(node, yaml.MappingNode)
+            node.size = 1 + sum(p.size for part in parts for p in (part if pairs else [part]))
+        elif not hasattr(node, "size"):
+            self._refuse(event, f"the alias {event.anchor!r} inside of what it stands for")
+        if node.size > _MOST_VALUES:
+            self._refuse(event, f"more than {_MOST_VALUES:,} values")
+        return node
+
+    def compose_mapping_node(self, anchor):
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                twice = f"the key {key.value!r} twice, in lines {lines[name]} and {line}"
+                raise ValueError(f"{twice}; remove one")
+            lines[name] = line
+        return node
+
+    def compose_scalar_node(self, anchor):
+        node = super().compose_scalar_node(anchor)
+        if CONTROL.search(node.value.replace("\n", "").replace("\t", "")):
+            self._refuse(node, f"a control character in {node.value!r}")
+        return node
+
+    def construct_integer(self, node) -> int:
+        prefixed = node.value.lstrip("+-")[1:2] in ("b", "o", "x")
+        return int(node.value, 0 if prefixed else 10)
+
+    def construct_date(self, node) -> None:
+        self._refuse(node, f"the date {node.value}; put a text in quotes")
+
+    def _refuse(self, place, problem: str) -> None:
+        raise ValueError(f"line {place.start_mark.line + 1}: {problem}")
+
+
+class YamlDumper(_PlainValues, yaml.SafeDumper):
+    """Writes what `parse_yaml` reads."""
+
+
+for _kind, _pattern, _first in _PLAIN:
+    for _class in (_Loader, YamlDumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), _first
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 
 @contextmanager
@@ -19,17 +106,31 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
     """
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {missing}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # pandas' and json's are ValueErrors
+    except Exception as error:  # the content of a damaged file raises many kinds
+        if (refused := refusal(error, path)) is not None:
+            raise refused from None
         hint = f"; {broken}" if broken else ""
         raise UserError(f"{path}: not {kind} ({in_one_line(error)}){hint}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text; a ValueError or a YAMLError if it is no plain YAML.
+
+    Numbers are those of YAML 1.2, as DVC writes them: 2e-05 and 1e3 are numbers. Refused are keys
+    given twice, dates, tags, control characters, aliases that stand for more than 100,000 values,
+    and deep nesting.
+    """
+    return yaml.load(text, _Loader)
 
 
 def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
     """The mapping in a YAML file; a UserError, with the remedy, if it is missing or has none."""
     with readable(path, "readable YAML", missing):
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no mapping; {broken}")
     return content
@@ -49,7 +150,7 @@ def explain(
     section, *parts = first["loc"] or ("the whole",)
     parts = parts[1:] if section in tagged else parts
     # The location of a mapping's bad key ends with "[key]".
-    key = ".".join(str(part) for part in (section, *parts) if part != "[key]")
+    key = shortened(".".join(str(part) for part in (section, *parts) if part != "[key]"), 100)
     if kind == "union_tag_not_found":
         return f"'{key}.layout' is missing"
     if kind == "union_tag_invalid":
@@ -64,7 +165,6 @@ def explain(
     message = f"{message[0].lower()}{message[1:]}" if kind != "model_type" else "expected a mapping"
     if isinstance(value, dict):
         return f"{key}: {message}" if first["loc"] else message
-    text_for_number = kind == "float_type" and isinstance(value, str)
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if text_for_number else ""
+    hint = ": true or false" if kind == "bool_type" else ""
     shown = shortened(repr(list(value) if isinstance(value, tuple) else value), 100)
     return f"{key} is {shown}: {message}{hint}"

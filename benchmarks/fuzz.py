@@ -1,0 +1,252 @@
+"""Damage files at random: each reader gives its content or one line of error, and nothing else.
+
+python -m benchmarks.fuzz --seconds 600
+
+A mutation is known by its reader and number, so `--only anchors --first 17 --count 1` repeats one.
+"""
+
+import faulthandler
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks import ROOT
+from cag.anchors import read_anchors
+from cag.config.networks import Network, Normalization
+from cag.config.parameters import load_all
+from cag.datasets.labels import LabelSpace, read_class_map
+from cag.datasets.preparation import write_manifest
+from cag.datasets.prepared import COLUMNS, read_label_space, read_manifest
+from cag.features import (
+    SOURCE_KEYS,
+    cut_shards,
+    join_source,
+    link_target,
+    open_store,
+    read_array,
+    read_names,
+    read_target_images,
+    read_target_store,
+    source_rows,
+    write_source_shard,
+    write_target_shard,
+)
+from cag.networks import build, load_model, save_model
+from cag.project.experiments import read_grid
+from cag.runtime.errors import UserError
+
+SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+K, D, SIZE, COUNT = SPACE.num_classes, 4, (3, 5), 4
+NETWORK = Network(
+    architecture="FPN",
+    encoder="mobilenet_v2",
+    encoder_weights=None,
+    normalization=Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+)
+LONGEST = 60  # seconds that a reader may take
+MEMORY = 8 * 2**30  # bytes
+PIECES = (
+    *(b"\0", b"\xff", b"\r", b"\n", b'"', b"'", b",", b": ", b"- ", b"[" * 50, b"{", b"&a ", b"*a"),
+    *(
+        b"nan",
+        b"inf",
+        b"1e400",
+        b"-1",
+        b"999999999999",
+        b"9" * 5000,
+        b"null",
+        b"!!binary ",
+        b"\\ud8",
+    ),
+    *(b"\xed\xa0\x80", b"\x1b[31m", b"../", b"\x7f\xff\xff\xff\xff\xff\xff\xff"),
+)
+
+
+class Reader(NamedTuple):
+    """A kind of file."""
+
+    write: Callable[[Path], Path]  # a whole one in a folder, which holds nothing else
+    read: Callable[[Path], object]
+    mutable: int | None = None  # only its first bytes are of interest
+
+
+def mutated(content: bytes, random: np.random.Generator, mutable: int | None = None) -> bytes:
+    """A file's content with up to four changes at random places."""
+    data = bytearray(content)
+    for _ in range(random.integers(1, 5)):
+        end = min(len(data), mutable or len(data))
+        start = int(random.integers(0, end + 1))
+        stop = min(start + int(2 ** random.uniform(0, 10)), len(data))
+        piece = PIECES[random.integers(len(PIECES))]
+        match random.integers(6):
+            case 0:
+                data[start : start + 1] = random.bytes(1)
+            case 1:
+                del data[start:stop]
+            case 2:
+                data[start:start] = data[start:stop]
+            case 3:
+                data[start:start] = piece
+            case 4:
+                data[start : start + len(piece)] = piece
+            case 5 if random.random() < 0.2:
+                del data[start:]
+    return bytes(data)
+
+
+def attempt(reader: Reader, path: Path, content: bytes) -> str | None:
+    """Read a file of this content; None if all is well, else what is wrong."""
+    path.write_bytes(content)
+    try:
+        reader.read(path)
+    except UserError as error:
+        text = str(error)
+        return None if text.isprintable() and len(text) < 1000 else f"not one line: {text!r}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def copied(source: Path) -> Callable[[Path], Path]:
+    """Writes a copy of a file of the project."""
+
+    def write(folder: Path) -> Path:
+        (folder / source.name).write_bytes(source.read_bytes())
+        return folder / source.name
+
+    return write
+
+
+def write_images(folder: Path) -> Path:
+    """A manifest of four images, and their classes."""
+    row = dict.fromkeys(COLUMNS, "") | {"split": "train", "height": 3, "width": 5}
+    rows = [row | {"name": f"a/{i}", "image": f"images/train/a/{i}.png"} for i in range(COUNT)]
+    write_manifest(folder, pd.DataFrame(rows), SPACE)
+    return folder / "manifest.csv"
+
+
+def write_classes(folder: Path) -> Path:
+    """The classes of prepared images."""
+    write_images(folder)
+    return folder / "classes.json"
+
+
+def write_anchors(folder: Path) -> Path:
+    """Anchors, one of them missing."""
+    anchors = np.arange(K * D, dtype=np.float32).reshape(K, D)
+    anchors[1] = np.nan
+    np.save(folder / "anchors.npy", anchors)
+    return folder / "anchors.npy"
+
+
+def _outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    labels = torch.randint(0, K, (COUNT, *SIZE)).byte()
+    return torch.randn(COUNT, D, *SIZE), torch.randn(COUNT, K, *SIZE), labels
+
+
+def write_target(folder: Path) -> Path:
+    """A store of four target images in one shard."""
+    features, logits, labels = _outputs()
+    shard = folder / "target/00000.h5"
+    write_target_shard(shard, COUNT, [(features.half(), labels, logits.softmax(1).amax(1))])
+    link_target(folder / "target.h5", list("abcd"), [shard])
+    return folder / "target.h5"
+
+
+def write_target_part(folder: Path) -> Path:
+    """The shard of such a store."""
+    return write_target(folder).parent / "target/00000.h5"
+
+
+def write_source(folder: Path) -> Path:
+    """A store of four source images."""
+    (shard,) = cut_shards([range(COUNT)])
+    rows = source_rows(*_outputs(), range(COUNT), seed=0, per_class=3)
+    write_source_shard(folder / shard.name, COUNT, [rows], per_class=3)
+    join_source(folder / "source.h5", list("abcd"), [folder / shard.name], per_class=3)
+    return folder / "source.h5"
+
+
+def read_source(path: Path) -> None:
+    """Read all of a source store."""
+    with open_store(path, SOURCE_KEYS) as file:
+        read_names(file)
+        for key in SOURCE_KEYS[1:]:
+            read_array(file, key)
+
+
+def read_target(path: Path) -> None:
+    """Read all of a target store."""
+    store = read_target_store(path, K)
+    list(read_target_images(store, store.shards))
+
+
+def write_model(folder: Path) -> Path:
+    """An untrained model."""
+    torch.manual_seed(0)
+    save_model(folder / "model.safetensors", build(NETWORK, K), NETWORK, SPACE, (32, 64))
+    return folder / "model.safetensors"
+
+
+READERS = {
+    "parameters": Reader(copied(ROOT / "presets/scenes.yaml"), load_all),
+    "class map": Reader(copied(ROOT / "classes/synthia_16.yaml"), read_class_map),
+    "grid": Reader(copied(ROOT / "benchmarks/ablations.yaml"), read_grid),
+    "manifest": Reader(write_images, lambda path: read_manifest(path.parent)),
+    "classes": Reader(write_classes, lambda path: read_label_space(path.parent)),
+    "anchors": Reader(write_anchors, lambda path: read_anchors(path, K, D)),
+    "source store": Reader(write_source, read_source),
+    "target store": Reader(write_target, read_target),
+    "target shard": Reader(
+        write_target_part, lambda path: read_target(path.parents[1] / "target.h5")
+    ),
+    "model": Reader(write_model, load_model, mutable=1200),
+}
+
+
+def faults(name: str, folder: Path, numbers: range, seconds: float = float("inf")) -> list[str]:
+    """What goes wrong with the mutations of these numbers, in so many seconds at most."""
+    reader, found, began = READERS[name], [], time.monotonic()
+    path = reader.write(folder)
+    content = path.read_bytes()
+    path.unlink()  # a memory map of the last content stays as it was
+    for number in numbers:
+        if time.monotonic() - began > seconds:
+            break
+        random = np.random.default_rng(number)
+        problem = attempt(reader, path, mutated(content, random, reader.mutable))
+        path.unlink()
+        found += [f"{name} {number}: {problem}"] if problem else []
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--seconds", default=600.0, help="For all readers together.")
+@click.option("--only", type=click.Choice(list(READERS)), help="One reader.")
+@click.option("--first", default=0, help="The number of the first mutation.")
+@click.option("--count", default=10**9, help="The most mutations of a reader.")
+def main(seconds: float, only: str | None, first: int, count: int) -> None:
+    """Print what goes wrong; a crash or a hang of a library ends with Python's stack."""
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    names = [only] if only else list(READERS)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            share = seconds / len(names)
+            faulthandler.dump_traceback_later(share + LONGEST, exit=True)
+            found = faults(name, Path(folder), range(first, first + count), share)
+        print(json.dumps({"reader": name, "wrong": len(found), "first": found[:20]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
