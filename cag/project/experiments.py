@@ -15,7 +15,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
+from cag.project.repository import (
+    METRICS,
+    PARAMS,
+    command,
+    fetch,
+    queue,
+    reader,
+    start_workers,
+)
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, fingerprint
 from cag.runtime.progress import progress
@@ -137,7 +145,7 @@ def _collect(revision: str) -> None:
         goal = SCRATCH / revision / path
         if not goal.exists():
             goal.parent.mkdir(parents=True, exist_ok=True)
-            command("get", ".", path, "--rev", revision, "--out", str(goal))
+            fetch(revision, path, goal)
 
 
 def environment(jobs: int) -> dict[str, str]:

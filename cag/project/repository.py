@@ -130,18 +130,38 @@ def _experiment(name: str, state: str, commit: str | None, data: Mapping | None)
     return Experiment(name, state, commit, data.get("rev"), params, metrics)
 
 
+def git_root(folder: Path = Path()) -> Path | None:
+    """The git repository that a folder is, or lies in; it need not exist yet."""
+    places = (folder.resolve(), *folder.resolve().parents)
+    return next((place for place in places if (place / ".git").exists()), None)
+
+
+def _in_git(path: str) -> tuple[Path, str]:
+    """The git repository, and a file's path in it: a project may be a folder of a larger one."""
+    here = Path.cwd().resolve()
+    root = git_root(here) or here
+    return root, (here.relative_to(root) / path).as_posix()
+
+
 def reader(revision: str | None) -> Callable[[str], str | None]:
     """A reader of an experiment's text files (None: the workspace's); None for a lost file."""
     from dvc.api import DVCFileSystem
 
-    files = DVCFileSystem(repo=".", rev=revision)
+    files = DVCFileSystem(repo=".", rev=revision, subrepos=revision is not None)
 
     def read(path: str) -> str | None:
         with suppress(FileNotFoundError):
-            return files.read_text(path, encoding="utf-8")
+            place = path if revision is None else _in_git(path)[1]
+            return files.read_text(place, encoding="utf-8")
         return None
 
     return read
+
+
+def fetch(revision: str, path: str, goal: Path) -> None:
+    """Copy a file or folder of an experiment to a new place; errors as of `command`."""
+    root, place = _in_git(path)
+    command("get", str(root), place, "--rev", revision, "--out", str(goal))
 
 
 def command(*arguments: str) -> str:
