@@ -1,5 +1,6 @@
 """How the commands print: tables for people, JSON for programs."""
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,8 @@ def print_rows(
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(as_json(value))
+    """Print a value as JSON, in ASCII, which a terminal of any encoding shows rightly."""
+    print(json.dumps(json.loads(as_json(value)), indent=2))
 
 
 def stdout_for_json(as_json: bool) -> AbstractContextManager:

@@ -21,7 +21,7 @@ from cag.datasets.prepared import evenly_spaced
 from cag.deploy.image_files import list_images
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import upsampled
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line
 from cag.scenes import render
 
 OPSET = 18
@@ -46,7 +46,7 @@ class FullResolution(nn.Module):
 
     def __init__(self, network: SegmentationNetwork):
         super().__init__()
-        self.network = with_fixed_padding(network) if network.input_multiple > 1 else network
+        self.network = traceable(network) if network.input_multiple > 1 else network
         side = 2 * max(32, network.input_multiple)
         with torch.inference_mode():
             self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
@@ -68,19 +68,38 @@ class FullResolution(nn.Module):
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 
 
-def with_fixed_padding(network: nn.Module) -> nn.Module:
-    """A copy of a network whose "same" convolutions pad by fixed widths.
+def traceable(network: nn.Module) -> nn.Module:
+    """A copy of a network without the layers that a trace cannot follow for all sizes.
 
-    timm's `Conv2dSame` pads by what is missing to a multiple of its stride, which a trace cannot
-    follow for all sizes in reasonable time. Where an image's sides are a multiple of all strides
-    together, as `input_multiple` is, nothing is missing and the widths are fixed.
+    timm's `Conv2dSame` pads by what is missing to a multiple of its stride. Where an image's sides
+    are a multiple of all strides together, as `input_multiple` is, nothing is missing and the
+    widths are fixed. Adaptive pooling to several cells becomes a product of matrices.
     """
     network = deepcopy(network)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv2dSame):
                 setattr(parent, name, _FixedPadding(child))
+            elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
+                setattr(parent, name, _Pooling(child.output_size))
     return network
+
+
+class _Pooling(nn.Module):
+    def __init__(self, cells: int | tuple[int, int]):
+        super().__init__()
+        self.cells = (cells, cells) if isinstance(cells, int) else cells
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = map(_cell_weights, images.shape[2:], self.cells)
+        return rows @ images @ columns.T
+
+
+def _cell_weights(side: int, cells: int) -> Tensor:
+    """The weights of each pixel in each cell's mean, float [cells, side]."""
+    cell, pixel = torch.arange(cells)[:, None], torch.arange(side)
+    inside = (pixel >= cell * side // cells) & (pixel * cells < (cell + 1) * side)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class _FixedPadding(nn.Module):
@@ -221,7 +240,11 @@ def compare(
     for name, batch in images:
         logits = network(batch).logits
         expected = torch.stack([upsampled(image, batch.shape[2:]) for image in logits])
-        exported = run(batch)
+        try:
+            exported = run(batch)
+        except Exception as error:  # a runtime raises kinds of its own
+            size = " x ".join(map(str, batch.shape))
+            raise _failed(f"the exported network cannot run on images of {size}", error) from None
         yield Comparison(
             name,
             tuple(batch.shape),
@@ -243,8 +266,8 @@ def require_packages(*names: str) -> None:
 
 
 def _failed(problem: str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())
-    return UserError(f"{problem} ({type(error).__name__}: {text[:300]})")
+    hint = "try the other --format, or train another network.architecture"
+    return UserError(f"{problem} ({type(error).__name__}: {in_one_line(error)}); {hint}")
 
 
 @contextmanager

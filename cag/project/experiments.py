@@ -22,6 +22,7 @@ from cag.project.repository import (
     fetch,
     queue,
     reader,
+    require_experiments,
     start_workers,
 )
 from cag.runtime.errors import UserError
@@ -84,8 +85,10 @@ def run_experiments(
     """Run the pipeline and, if wanted, the oracle once per variant (see `read_grid`) and seed.
 
     Each runs in a temporary copy, `jobs` at a time. The columns are variant, seed, then the mIoU in
-    [0, 1] of each evaluated model and of the oracle. A UserError names a failed experiment's log.
+    [0, 1] of each evaluated model and of the oracle. A UserError names a failed experiment's log,
+    or says before any starts that DVC cannot run experiments here.
     """
+    require_experiments()
     runs = {}
     # The first variant comes first, so that the others find its stages in DVC's run cache.
     for (variant, overrides), seed in product(variants.items(), seeds):

@@ -164,14 +164,36 @@ def fetch(revision: str, path: str, goal: Path) -> None:
     command("get", str(root), place, "--rev", revision, "--out", str(goal))
 
 
+def require_experiments() -> None:
+    """Raise a UserError where DVC cannot set up an experiment: it copies some text as ASCII."""
+    with opened() as repo:
+        cache = repo.cache.local_cache_dir
+    problem = "DVC's experiments cannot copy letters beyond ASCII"
+    if not cache.isascii():
+        hint = "move the project, or `dvc cache dir --local FOLDER` with a path of plain letters"
+        raise UserError(f"{cache}: {problem} in the path of the cache; {hint}")
+    config = (git_root() or Path()) / ".git/config"
+    if config.is_file() and not config.read_bytes().isascii():
+        hint = "such names can be in git's global configuration: `git config --global`"
+        raise UserError(f"{config}: {problem}; {hint}")
+
+
 def command(*arguments: str) -> str:
     """Run a command of DVC in a process of its own; its output, or a UserError if it fails."""
-    program = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    done = _run(arguments, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
     return done.stdout
+
+
+def _run(
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, **options
+) -> subprocess.CompletedProcess:
+    # Names in any script pass through DVC's streams, whatever the terminal can show.
+    variables = {**environment, "PYTHONIOENCODING": "utf-8"}
+    program = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(program, env=variables, check=False, **options)
 
 
 def queue() -> tuple[dict[str, str], int]:
@@ -187,6 +209,5 @@ def start_workers(jobs: int, environment: Mapping[str, str]) -> None:
     """Start as many workers as are missing; one of several may end before the queue is empty."""
     # The workers keep their parent's streams open: to capture them would wait for the last one.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    program = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
-    if subprocess.run(program, env=environment, **silent, check=False).returncode:
+    if _run(("queue", "start", "--jobs", str(jobs)), environment, **silent).returncode:
         raise UserError("`dvc queue start` failed; run it to see why")

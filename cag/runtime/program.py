@@ -1,5 +1,6 @@
 """How a stage runs: one line for a user's error, and a record of the run."""
 
+import io
 import json
 import os
 import platform
@@ -31,6 +32,8 @@ def run(main: Callable[..., None]) -> int | None:
 
     A termination raises too, so that half-written files are removed. 0 if it only printed its help.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in any script, on a terminal of any kind
+        sys.stdout.reconfigure(errors="backslashreplace")
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return main.main(standalone_mode=False)
