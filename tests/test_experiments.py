@@ -12,6 +12,7 @@ from project import ROOT
 from cag.config.parameters import load_all
 from cag.project import experiments as results
 from cag.project import repository
+from cag.report.seeds import seeds_page
 
 
 def row(rows, model):
@@ -65,6 +66,15 @@ def test_grid_has_a_row_for_each_variant_by_hand():
     ]
 
 
+def test_scores_that_are_not_known_are_no_numbers_and_end_nothing():
+    rows = [{"variant": "plain", "seed": seed, "pretrain": None, "round1": None} for seed in (0, 1)]
+    scores = pd.DataFrame(rows)
+    assert row(results.grid_rows(scores), "plain")[1:] == ["", "", ""]
+    assert row(results.seed_rows(scores), "round1")[1:] == [*["none"] * 4, "", "", ""]
+    page = seeds_page(scores.drop(columns="variant"), {})
+    assert not re.search(r"\bnan\b", re.sub('<svg.*?</svg>|base64,[^"]*', "", page, flags=re.S))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -111,7 +121,8 @@ def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
         path = tmp_path / f"data/evaluation/{model}/metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(f'{{"miou": {score}}}')
-    assert row(results.workspace_rows(), "round1")[1:] == ["30.0", "+nan"]
+    assert row(results.workspace_rows(), "round1")[1:] == ["30.0", ""]
+    assert row(results.workspace_rows(), "source only")[1:] == ["none", ""]
     assert results.workspace_scores()["pretrain"] is None
 
 

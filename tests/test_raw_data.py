@@ -49,6 +49,15 @@ def test_a_class_that_never_occurs_is_wrong_unless_the_map_says_so(tmp_path):
     assert problem.startswith(f"{tmp_path}: the class 'sky' never occurs in the split 'train'")
 
 
+def test_labels_without_a_class_are_one_problem(tmp_path):
+    raw_data(tmp_path)
+    for path in (tmp_path / "labels").rglob("*.png"):
+        label(path, value=0)
+    for absent_is_wrong in (True, False):
+        (problem,) = check(tmp_path, absent_is_wrong=absent_is_wrong).problems
+        assert "no pixel of the split 'train' has a class" in problem
+
+
 def test_everything_wrong_is_listed(tmp_path):
     raw_data(tmp_path, ("a", "b", "c", "d", "e"))
     label(tmp_path / "labels/a.png", height=9)

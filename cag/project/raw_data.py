@@ -13,9 +13,15 @@ from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import Parameters
 from cag.datasets.images import read_image
-from cag.datasets.labels import IGNORE, ClassMap, read_class_map
+from cag.datasets.labels import IGNORE, ClassMap
 from cag.datasets.layouts import Split, list_split, splits
-from cag.datasets.preparation import Item, prepared_bytes, read_raw_label
+from cag.datasets.preparation import (
+    Item,
+    domain_class_map,
+    prepared_bytes,
+    read_raw_label,
+    void_labels,
+)
 from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
 from cag.networks import build, feature_form
@@ -144,7 +150,9 @@ def _add_values(
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
     result.absent = [names[i] for i in absent]
-    if absent_is_wrong and values:
+    if values and not present - {None, IGNORE}:
+        result.problems.append(void_labels(folder, result.split))
+    elif absent_is_wrong and values:
         result.problems += [
             f"{folder}: the class '{names[i]}' never occurs in the split '{result.split}'; check "
             "its values in the class map (an empty list says that the data set lacks it)"
@@ -227,10 +235,11 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
     `extract` will write and that are `free`, with those they will replace; `problems`, a line each.
-    UserError: a class map cannot be read, or the network cannot be built or does not fit the images.
+    UserError: a class map cannot be read, or the network cannot be built or does not fit the
+    images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
-    class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}
+    class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
