@@ -1,7 +1,10 @@
 """The table of several seeds."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +16,7 @@ from cag.config.parameters import load_all
 from cag.project import experiments as results
 from cag.project import repository
 from cag.report.seeds import seeds_page
+from cag.runtime.errors import UserError
 
 
 def row(rows, model):
@@ -184,3 +188,46 @@ def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(results.UserError, match="`dvc exp show` failed: .*"):
         repository.command("exp", "show")
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    """A DVC project in a folder of a larger repository; a tracked file is in its first commit."""
+
+    def run(*program, cwd):
+        subprocess.run(program, cwd=cwd, check=True, capture_output=True)
+
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root, project = tmp_path / "mono", tmp_path / "mono/team/uda"
+    project.mkdir(parents=True)
+    run("git", "init", "--quiet", cwd=root)
+    run(sys.executable, "-m", "dvc", "init", "--subdir", cwd=project)
+    (project / "table.csv").write_text("a,b\n", encoding="utf-8")
+    run(sys.executable, "-m", "dvc", "add", "table.csv", cwd=project)
+    run("git", "add", "--all", cwd=root)
+    who = ("-c", "user.name=T", "-c", "user.email=t@example.org")
+    run("git", *who, "commit", "--quiet", "--message", "new", cwd=root)
+    monkeypatch.chdir(project)
+    return root
+
+
+def test_experiments_of_a_part_of_a_repository_are_read(part, tmp_path):
+    read = repository.reader("HEAD")
+    assert read("table.csv") == "a,b\n" and read("none.csv") is None
+    assert "outs" in repository.reader(None)("table.csv.dvc")
+    repository.fetch("HEAD", "table.csv", tmp_path / "copy.csv")
+    assert (tmp_path / "copy.csv").read_text() == "a,b\n"
+
+
+def test_what_dvc_cannot_copy_is_said_before_an_experiment(part):
+    repository.require_experiments()
+    config = part / ".git/config"
+    before = config.read_bytes()
+    config.write_bytes(before + "[user]\n\tname = Jörg\n".encode())
+    with pytest.raises(UserError, match=r"\.git/config: .* ASCII; .* --global"):
+        results.run_experiments({"": []}, [0], 1)
+    config.write_bytes(before)
+    part.rename(part.with_name("größe"))
+    os.chdir(part.with_name("größe") / "team/uda")
+    with pytest.raises(UserError, match="größe.* ASCII in the path of the cache; .*dvc cache dir"):
+        results.run_experiments({"": []}, [0], 1)
