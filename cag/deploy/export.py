@@ -145,7 +145,11 @@ def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> li
     network, _, classes, size = load_model(model)
     compared_with = comparison_images(images)
     write(path, trace(network), metadata(classes, size))
-    return list(compare(network, load(path), compared_with))
+    try:
+        run = load(path)
+    except Exception as error:  # a runtime raises kinds of its own
+        raise _failed("the exported network cannot be loaded", error) from None
+    return list(compare(network, run, compared_with))
 
 
 def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
