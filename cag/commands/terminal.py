@@ -41,8 +41,13 @@ def print_rows(
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON, in ASCII, which a terminal of any encoding shows rightly."""
-    print(json.dumps(json.loads(as_json(value)), indent=2))
+    """Print a value as JSON; its letters are escaped where stdout has another encoding."""
+    text = as_json(value)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    print(text)
 
 
 def stdout_for_json(as_json: bool) -> AbstractContextManager:
