@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -64,24 +63,31 @@ def predict_labelled(
     return confusion
 
 
+def in_words(confusion: Tensor, images: int) -> str:
+    """The mIoU of a confusion matrix [K, K] over so many images, or why there is none."""
+    if not confusion.sum():
+        return f"no mIoU: no pixel of the {images} images' labels has a class"
+    return f"mIoU {metrics.percent(metrics.mean_iou(confusion))} over {images} images"
+
+
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:
     """Write metrics.json, per_class.csv and confusion.csv of int64 [K, K], rows = truth.
 
     Beside `miou`, the mean IoU is also named by the number of classes, `miou_16`, and there is one
     for each subset of the classes, `miou_13_of_16`.
     """
-    iou, accuracy = metrics.iou(confusion).numpy(), metrics.class_accuracy(confusion).numpy()
+    iou, class_accuracy = metrics.iou(confusion).numpy(), metrics.class_accuracy(confusion)
     scores = {
         "miou": metrics.mean_iou(confusion),
         f"miou_{classes.num_classes}": metrics.mean_iou(confusion),
         **{f"miou_{name}": metrics.mean_iou(confusion, ids) for name, ids in classes.subsets},
         "pixel_accuracy": metrics.pixel_accuracy(confusion),
-        "mean_accuracy": float(np.nanmean(accuracy)),
+        "mean_accuracy": class_accuracy.nanmean().item(),
         "images": images,
         "iou": dict(zip(classes.names, iou.tolist(), strict=True)),
     }
     write_json(folder / "metrics.json", scores)
-    per_class = {"class": classes.names, "iou": iou, "accuracy": accuracy}
+    per_class = {"class": classes.names, "iou": iou, "accuracy": class_accuracy.numpy()}
     write_csv(folder / "per_class.csv", pd.DataFrame({**per_class, "pixels": confusion.sum(1)}))
     table = pd.DataFrame(confusion.numpy(), columns=list(classes.names))
     table.insert(0, "truth", classes.names)

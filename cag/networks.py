@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,8 +76,12 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
+        head = model.segmentation_head
+        if not (isinstance(head, nn.Sequential) and isinstance(head[0], nn.Conv2d)):
+            fits = "DeepLabV3Plus, FPN, Unet and most others do"
+            raise ValueError(f"its features do not end in one convolution, as anchors need; {fits}")
         self.encoder, self.decoder = model.encoder, model.decoder
-        self.classifier = model.segmentation_head[0]
+        self.classifier = head[0]
         self.input_multiple = getattr(model, "input_multiple", INPUT_MULTIPLE)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -124,14 +129,33 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     try:
         parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
         model = architecture(**parts, **config.options)
+        network = SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
     except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
             f"{config.options} cannot be built: {in_one_line(error)}"
         ) from None
     if pretrained and config.encoder_weights is not None:
-        load_encoder_weights(model.encoder, config.encoder, config.encoder_weights)
-    return SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
+        load_encoder_weights(network.encoder, config.encoder, config.encoder_weights)
+    return network
+
+
+def feature_form(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[int, int]:
+    """The feature channels D, and their stride in pixels, for images of a size (height, width).
+
+    Only shapes are worked out, so that no size takes time or memory. A UserError if the network
+    cannot take this size.
+    """
+    height, width = (-(-side // INPUT_MULTIPLE) * INPUT_MULTIPLE for side in size)
+    shapes = deepcopy(network).eval().to("meta")
+    try:
+        features = shapes(torch.empty(1, 3, height, width, device="meta")).features  # (1, D, h, w)
+    except Exception as error:  # the library checks little: a network that does not fit raises any
+        raise UserError(
+            f"network: cannot take images of {size[0]} x {size[1]} pixels ({in_one_line(error)}); "
+            "take larger images and crops, or another network.architecture or encoder"
+        ) from None
+    return features.shape[1], height // features.shape[2]
 
 
 def _check_encoder(name: str) -> None:

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cag import metrics
 from cag.analysis import plots
 from cag.config.base import Precision, Section, load_params
 from cag.config.evaluation import Evaluate
 from cag.datasets.images import colorize, read_label, write_image, write_label
 from cag.datasets.prepared import PreparedImages, evenly_spaced, read_shared_label_space
-from cag.evaluation import BATCH_SIZE, predict_labelled, write_scores
+from cag.evaluation import BATCH_SIZE, in_words, predict_labelled, write_scores
 from cag.networks import load_model
 from cag.runtime.devices import make_fabric
 from cag.runtime.files import inside
@@ -75,8 +74,7 @@ def main(model: str) -> None:
             count = params.evaluate.panels
             draw_panels(images, count, folder / "predictions", palette, folder / "panels.png")
     if processes.main:
-        score = 100 * metrics.mean_iou(confusion)
-        print(f"evaluate@{model}: mIoU {score:.1f} over {len(images)} images")
+        print(f"evaluate@{model}: {in_words(confusion, len(images))}")
 
 
 if __name__ == "__main__":

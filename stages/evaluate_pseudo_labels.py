@@ -28,6 +28,7 @@ from cag.datasets.prepared import (
     read_shared_label_space,
 )
 from cag.features import shared_groups, write_group
+from cag.metrics import percent
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import ImageBatch, image_batches, predict_pixels
 from cag.pseudo_labels import Pixels, measure
@@ -96,10 +97,12 @@ def summary(scores: dict[str, dict[str, float]], count: int) -> str:
     if not count:
         return "no labelled validation images"
     rules = (
-        f"{rule} " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        f"{rule} " + ", ".join(f"{name} {percent(share)} %" for name, share in shares.items())
         for rule, shares in scores.items()
     )
-    return f"{'; '.join(rules)} over {count} images"
+    known = all(share["recall"] == share["recall"] for share in scores.values())
+    note = "" if known else "; no pixel of their labels has a class"
+    return f"{'; '.join(rules)} over {count} images{note}"
 
 
 @click.command(help=__doc__)

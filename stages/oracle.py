@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from cag import metrics
 from cag.config.base import load_params
 from cag.datasets.prepared import read_shared_label_space
-from cag.evaluation import write_scores
+from cag.evaluation import in_words, write_scores
 from cag.project import oracle
 from cag.runtime.files import atomic_folder
 from cag.runtime.program import run_stage
@@ -31,7 +30,7 @@ def main() -> None:
     with atomic_folder(OUT) as folder:
         write_scores(folder, confusion, classes, scored)
     oracle.clean_up()
-    print(f"oracle: mIoU {100 * metrics.mean_iou(confusion):.1f} over {scored} images")
+    print(f"oracle: {in_words(confusion, scored)}")
 
 
 if __name__ == "__main__":

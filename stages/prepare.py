@@ -13,7 +13,6 @@ import pandas as pd
 from cag.config.base import Section, load_params
 from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
 from cag.datasets import preparation
-from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import list_split, splits
 from cag.runtime.files import atomic_folder, data_root, inside, write_csv
 from cag.runtime.interrupts import follow_parent
@@ -89,7 +88,7 @@ def raw_folder(domain: str, config: Source | Target, oracle: bool = False) -> It
 
 def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     """Write a domain's splits and manifest; return the number of images."""
-    class_map = read_class_map(Path(config.class_map))
+    class_map = preparation.domain_class_map(config.class_map)
     parts = []
     for part in splits(domain, config):
         items = list_split(raw, part)

@@ -46,7 +46,8 @@ def main(model: str) -> None:
     table.insert(0, "class", classes.names)
     write_csv(Path(TABLE.format(model)), table.round(6))
     write_json(Path(NUMBERS.format(model)), {**measured.numbers, "images": counts[1]})
-    print(f"watch@{model}: {', '.join(f'{k} {v:.3f}' for k, v in measured.numbers.items())}")
+    numbers = {k: "none" if v != v else f"{v:.3f}" for k, v in measured.numbers.items()}
+    print(f"watch@{model}: {', '.join(map(' '.join, numbers.items()))}")
 
 
 if __name__ == "__main__":

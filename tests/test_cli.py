@@ -91,8 +91,60 @@ def test_init_makes_a_project_whose_pipeline_dvc_understands(tmp_path):
         ["git", "status", "--porcelain"], cwd=goal, capture_output=True, text=True, check=True
     )
     assert "dvc.yaml" in status.stdout
-    with pytest.raises(UserError, match="is not an empty folder"):
+    with pytest.raises(UserError, match="dvc.yaml: is there already"):
         call("init", str(goal))
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def test_init_fills_a_fresh_clone_and_keeps_what_is_there(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / ".gitignore").write_text("*.log\n/data/*\n")
+    call("init", str(tmp_path))
+    assert (tmp_path / "README.md").read_text() == "mine"
+    ignored = (tmp_path / ".gitignore").read_text().splitlines()
+    assert ignored[:2] == ["*.log", "/data/*"] and ignored.count("/data/*") == 1
+    assert set((ROOT / ".gitignore").read_text().splitlines()) <= set(ignored)
+    assert load_all(tmp_path / "params.yaml").rounds
+    with pytest.raises(UserError, match=r"dvc.yaml: is there already; a project brings its own"):
+        call("init", str(tmp_path))
+
+
+def test_init_changes_nothing_where_it_cannot_work(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "classes").mkdir()  # the last but one that is copied
+    with pytest.raises(UserError, match="classes: is there already"):
+        call("init", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {".git", "classes"}
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="git: not found"):
+        call("init", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_below_a_repository_init_makes_a_part_of_it(tmp_path, capsys):
+    git(tmp_path, "init", "--quiet")
+    call("init", str(tmp_path / "team/uda"))
+    assert not (tmp_path / "team/uda/.git").exists()
+    assert f"a part of the repository {tmp_path}" in capsys.readouterr().out
+    assert "team/uda/dvc.yaml" in git(tmp_path, "ls-files", "--others", "--exclude-standard")
+
+
+def test_git_ignores_raw_data_but_not_what_dvc_writes_for_them(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    shutil.copyfile(ROOT / ".gitignore", tmp_path / ".gitignore")
+    kept = ("data/raw.dvc", "data/raw/a.dvc", "data/raw/.gitignore", "data/raw/a/b.dvc")
+    kept += ("data/weights/w.dvc", "data/README.md")
+    hidden = ("data/raw/a/0.png", "data/weights/w.safetensors", "data/prepared/source/.gitignore")
+    for path in (*kept, *hidden, "data/models/pretrain.safetensors", "data/rounds/x.dvc"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    shown = git(tmp_path, "ls-files", "--others", "--exclude-standard")
+    assert sorted(shown) == sorted([".gitignore", *kept])
 
 
 def test_scenes_are_written_in_the_folder_layout(tmp_path):

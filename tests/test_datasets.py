@@ -13,7 +13,7 @@ from raw import label, listed, picture, raw_data
 import cag.datasets.preparation
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
-from cag.datasets.preparation import Item, prepare_split, write_manifest
+from cag.datasets.preparation import Item, domain_class_map, prepare_split, write_manifest
 from cag.datasets.prepared import (
     COLUMNS,
     evenly_spaced,
@@ -33,6 +33,19 @@ def files_below(folder: Path) -> list[str]:
 
 
 # Preparing
+
+
+def test_void_labels_and_a_single_class_are_refused_before_any_training(tmp_path):
+    raw, out = raw_data(tmp_path / "raw"), tmp_path / "out"
+    for path in (raw / "labels").rglob("*.png"):
+        label(path, value=0)
+    with pytest.raises(UserError, match="no pixel of the split 'val' has a class"):
+        prepare_split(listed(raw, "images", "labels"), raw, out, "val", CLASS_MAP)
+    assert files_below(out) == []
+    path = tmp_path / "one.yaml"
+    path.write_text("classes: [{name: crack, color: [1, 2, 3], values: [1]}]\nignore: rest\n")
+    with pytest.raises(UserError, match="one.yaml: classes: there is one, but anchors"):
+        domain_class_map(path)
 
 
 def test_rows_describe_the_files_that_were_written(tmp_path):

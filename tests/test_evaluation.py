@@ -16,7 +16,7 @@ from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import IGNORE, LabelSpace
 from cag.datasets.preparation import write_manifest
 from cag.datasets.prepared import COLUMNS, PreparedImages
-from cag.evaluation import full_resolution_prediction, predict_labelled, write_scores
+from cag.evaluation import full_resolution_prediction, in_words, predict_labelled, write_scores
 from cag.runtime.devices import make_fabric
 from cag.runtime.progress import progress
 
@@ -119,3 +119,11 @@ def test_an_error_in_writing_stops_the_predictions(images):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() == before
+
+
+def test_void_labels_give_a_sentence_and_no_number(tmp_path):
+    nothing = torch.zeros(3, 3, dtype=torch.int64)
+    assert in_words(nothing, 4) == "no mIoU: no pixel of the 4 images' labels has a class"
+    assert in_words(torch.eye(3, dtype=torch.int64), 4) == "mIoU 100.0 over 4 images"
+    write_scores(tmp_path, nothing, SPACE, 4)  # without a warning of numpy's
+    assert json.loads((tmp_path / "metrics.json").read_text())["miou"] is None

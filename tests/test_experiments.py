@@ -1,7 +1,10 @@
 """The table of several seeds."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +15,8 @@ from project import ROOT
 from cag.config.parameters import load_all
 from cag.project import experiments as results
 from cag.project import repository
+from cag.report.seeds import seeds_page
+from cag.runtime.errors import UserError
 
 
 def row(rows, model):
@@ -65,6 +70,15 @@ def test_grid_has_a_row_for_each_variant_by_hand():
     ]
 
 
+def test_scores_that_are_not_known_are_no_numbers_and_end_nothing():
+    rows = [{"variant": "plain", "seed": seed, "pretrain": None, "round1": None} for seed in (0, 1)]
+    scores = pd.DataFrame(rows)
+    assert row(results.grid_rows(scores), "plain")[1:] == ["", "", ""]
+    assert row(results.seed_rows(scores), "round1")[1:] == [*["none"] * 4, "", "", ""]
+    page = seeds_page(scores.drop(columns="variant"), {})
+    assert not re.search(r"\bnan\b", re.sub('<svg.*?</svg>|base64,[^"]*', "", page, flags=re.S))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -113,7 +127,8 @@ def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
         path = tmp_path / f"data/evaluation/{model}/metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(f'{{"miou": {score}}}')
-    assert row(results.workspace_rows(), "round1")[1:] == ["30.0", "+nan"]
+    assert row(results.workspace_rows(), "round1")[1:] == ["30.0", ""]
+    assert row(results.workspace_rows(), "source only")[1:] == ["none", ""]
     assert results.workspace_scores()["pretrain"] is None
 
 
@@ -175,3 +190,46 @@ def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(results.UserError, match="`dvc exp show` failed: .*"):
         repository.command("exp", "show")
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    """A DVC project in a folder of a larger repository; a tracked file is in its first commit."""
+
+    def run(*program, cwd):
+        subprocess.run(program, cwd=cwd, check=True, capture_output=True)
+
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root, project = tmp_path / "mono", tmp_path / "mono/team/uda"
+    project.mkdir(parents=True)
+    run("git", "init", "--quiet", cwd=root)
+    run(sys.executable, "-m", "dvc", "init", "--subdir", cwd=project)
+    (project / "table.csv").write_text("a,b\n", encoding="utf-8")
+    run(sys.executable, "-m", "dvc", "add", "table.csv", cwd=project)
+    run("git", "add", "--all", cwd=root)
+    who = ("-c", "user.name=T", "-c", "user.email=t@example.org")
+    run("git", *who, "commit", "--quiet", "--message", "new", cwd=root)
+    monkeypatch.chdir(project)
+    return root
+
+
+def test_experiments_of_a_part_of_a_repository_are_read(part, tmp_path):
+    read = repository.reader("HEAD")
+    assert read("table.csv") == "a,b\n" and read("none.csv") is None
+    assert "outs" in repository.reader(None)("table.csv.dvc")
+    repository.fetch("HEAD", "table.csv", tmp_path / "copy.csv")
+    assert (tmp_path / "copy.csv").read_text() == "a,b\n"
+
+
+def test_what_dvc_cannot_copy_is_said_before_an_experiment(part):
+    repository.require_experiments()
+    config = part / ".git/config"
+    before = config.read_bytes()
+    config.write_bytes(before + "[user]\n\tname = Jörg\n".encode())
+    with pytest.raises(UserError, match=r"\.git/config: .* ASCII; .* --global"):
+        results.run_experiments({"": []}, [0], 1)
+    config.write_bytes(before)
+    part.rename(part.with_name("größe"))
+    os.chdir(part.with_name("größe") / "team/uda")
+    with pytest.raises(UserError, match="größe.* ASCII in the path of the cache; .*dvc cache dir"):
+        results.run_experiments({"": []}, [0], 1)

@@ -4,6 +4,7 @@ import errno
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,3 +191,23 @@ def test_what_is_missing_or_wrong_is_one_line(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs the package onnx.*; run: pip install 'cag\[exp"):
         cag_export(model, "--format", "onnx", "--out", tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cells", [2, 3, (6, 4)])
+def test_adaptive_pooling_is_a_product_of_matrices(cells):
+    pooling = torch.nn.AdaptiveAvgPool2d(cells)
+    copied = export.traceable(torch.nn.Sequential(pooling, torch.nn.AdaptiveAvgPool2d(1)))
+    assert copied[0].__class__ is not pooling.__class__ is copied[1].__class__
+    for shape in ((1, 3, 8, 13), (2, 1, 6, 4), (1, 2, 5, 7)):
+        images = torch.rand(shape)
+        torch.testing.assert_close(copied[0](images), pooling(images))
+
+
+def test_a_file_that_no_runtime_can_run_is_one_line(monkeypatch):
+    def broken(images):
+        raise RuntimeError("invalid\nindex")
+
+    network = torch.nn.Conv2d(3, 2, 1)
+    monkeypatch.setattr(network, "forward", lambda images: SimpleNamespace(logits=images))
+    with pytest.raises(UserError, match="cannot run on images of 1 x 3 x 4 x 4 .*invalid index"):
+        list(export.compare(network, broken, [("a", torch.rand(1, 3, 4, 4))]))

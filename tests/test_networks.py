@@ -174,6 +174,10 @@ def test_gradients_reach_every_parameter():
         ({"options": {"decoder_channels": "many"}}, "'decoder_channels': 'many'"),
         ({"options": {"encoder_output_stride": 7}}, "'encoder_output_stride': 7"),
         ({"options": {"decoder_atrous_rates": [6]}}, "'decoder_atrous_rates': [6]"),
+        (
+            {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224", "options": {}},
+            "its features do not end in one convolution, as anchors need; DeepLabV3Plus",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_named_in_one_line(changes, expected):

@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from cag.analysis import plots
+from cag.analysis.fonts import FIRST, fonts_for
 from cag.analysis.threshold_figures import (
     pseudo_label_quality_figure,
     threshold_curves_figure,
@@ -258,3 +260,72 @@ def test_a_figure_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         plots.save_png(None, path)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+# Many classes, and names in any script
+
+UNDRAWABLE = "\U0010fffd"  # in no font
+MANY_NAMES = [f"class number {i}" for i in range(150)]
+
+
+def many_curves(names):
+    return pd.DataFrame(
+        [
+            (rule, t, name, number, t, t, t)
+            for rule in ("margin", "relative_margin", "quantile", "probability")
+            for t in (0.25, 0.5)
+            for number, name in enumerate([*names, "all"])
+        ],
+        columns=["rule", "threshold", "class", "pixels", "share", "class_threshold", "precision"],
+    )
+
+
+def test_a_legend_of_many_classes_fits_its_figure():
+    curves = many_curves(MANY_NAMES).query("`class` != 'all'")
+    palette = np.full((150, 3), 200)
+    figure = threshold_curves_figure(curves, MANY_NAMES, palette, CONFIGURED)
+    plots.png_bytes(figure)  # a legend larger than the figure would be a warning, here an error
+    (legend,) = figure.legends
+    inches = legend.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    width, height = figure.get_size_inches()
+    assert inches.height < height and inches.width < width / 2
+
+
+def test_of_many_classes_the_largest_have_a_plot_of_precision():
+    figure = pseudo_label_quality_figure(many_curves(MANY_NAMES), CONFIGURED)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["all classes", *MANY_NAMES[-plots.MANY :]]
+    assert "the largest 24 of 150 classes" in figure.get_supxlabel()
+
+
+def test_a_confusion_matrix_of_the_most_classes_is_a_picture_that_opens():
+    names = [str(i) for i in range(254)]
+    figure = plots.confusion_figure(np.eye(254), names)
+    assert np.prod(figure.get_size_inches() * plots.DPI) < 40e6  # Pillow's limit is 89 million
+    assert figure.axes[0].get_yticklabels()[0].get_size() > 5
+    assert plots.confusion_figure(np.eye(24), names[:24]).get_size_inches()[0] == 2.6 + 0.34 * 24
+
+
+def test_letters_come_from_a_font_that_has_them():
+    first, *more = fonts_for("ᶁ road") or [None]  # in STIX, which comes with matplotlib
+    assert first == FIRST and more
+    assert fonts_for("road дорога طريق é") == (FIRST,)
+    drawn = plots.confusion_figure(np.eye(2), ["ᶁ road", "sky"])
+    plots.png_bytes(drawn)  # without a warning of missing glyphs
+    assert set(more) < set(drawn.axes[0].get_yticklabels()[0].get_family())
+
+
+@pytest.mark.parametrize("name", ["confusion", "per_class", "thresholds", "quality", "coverage"])
+def test_a_name_that_no_font_can_draw_is_a_number(name, monkeypatch):
+    monkeypatch.setattr("test_plots.NAMES", ("road", UNDRAWABLE, "train"))
+    drawn = figure(name)
+    plots.png_bytes(drawn)  # without a warning
+    texts = {text.get_text() for text in drawn.findobj(Text)}
+    assert "class 1" in texts and "class 0" not in texts and UNDRAWABLE not in texts
+
+
+def test_a_title_that_no_font_can_draw_is_spelt():
+    picture = {"image": np.zeros((4, 4, 3), np.uint8)}
+    drawn = plots.inspection_figure(picture, {}, title=f"photo {UNDRAWABLE}")
+    plots.png_bytes(drawn)
+    assert drawn.get_suptitle() == "photo \\U0010fffd"

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import signal
@@ -414,3 +415,10 @@ def test_rank_0_alone_speaks(capsys, monkeypatch, rank, speaks):
         advance()
     out, err = capsys.readouterr()
     assert bool(out) == speaks and err == ""
+
+
+def test_names_in_any_script_are_printed_on_a_terminal_that_lacks_them(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    run(command(lambda: print("道路", flush=True)))
+    assert written.getvalue().decode() == "\\u9053\\u8def\n"

@@ -15,7 +15,7 @@ from cag import cli
 from cag.config.parameters import load_all
 from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
 from cag.datasets.layouts import Split, list_split
-from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, feature_form
+from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, network_form
 from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,15 @@ def test_a_class_that_never_occurs_is_wrong_unless_the_map_says_so(tmp_path):
     raw_data(tmp_path)
     (problem,) = check(tmp_path).problems  # "train" has no values in the map
     assert problem.startswith(f"{tmp_path}: the class 'sky' never occurs in the split 'train'")
+
+
+def test_labels_without_a_class_are_one_problem(tmp_path):
+    raw_data(tmp_path)
+    for path in (tmp_path / "labels").rglob("*.png"):
+        label(path, value=0)
+    for absent_is_wrong in (True, False):
+        (problem,) = check(tmp_path, absent_is_wrong=absent_is_wrong).problems
+        assert "no pixel of the split 'train' has a class" in problem
 
 
 def test_everything_wrong_is_listed(tmp_path):
@@ -113,9 +122,20 @@ def test_disk_by_hand():
     assert needed == (2 * 30 * 50 * 2, 3 * 2 * 8 * 13 * 37)
 
 
-def test_feature_form_is_the_networks():
-    network = load_all(ROOT / "presets/scenes.yaml").network
-    assert feature_form(network, 5) == (128, 4)
+def test_network_form_is_the_networks():
+    assert network_form(load_all(ROOT / "presets/scenes.yaml"), 5) == (128, 4)
+
+
+def test_a_network_that_does_not_fit_the_crops_is_found_before_any_training():
+    params = load_all(ROOT / "presets/scenes.yaml")
+    network = params.network.model_copy(
+        update={"architecture": "PAN", "encoder": "resnet18", "options": {}}
+    )
+    assert network_form(params.model_copy(update={"network": network}), 5) == (32, 4)
+    augmentation = params.adapt.augmentation.model_copy(update={"crop": (64, 64)})
+    adapt = params.adapt.model_copy(update={"augmentation": augmentation})
+    with pytest.raises(UserError, match="cannot take images of 64 x 64 pixels .* larger images"):
+        network_form(params.model_copy(update={"network": network, "adapt": adapt}), 5)
 
 
 # The command

@@ -187,3 +187,17 @@ def test_parameters_of_the_same_name_have_columns_of_their_own():
     twice = table().rename(columns={"optimizer": "pretrain.iterations"})
     heads = list(sweeps.terminal_rows(twice)[1][0])
     assert heads[2:5] == ["pretrain.iterations", "adapt.iterations", "margin"]
+
+
+def test_a_score_that_is_not_known_is_empty(monkeypatch):
+    text = yaml.safe_dump({"stages": {"evaluate@m": stage()}})
+    monkeypatch.setattr(repository, "reader", lambda _: {sweeps.LOCK: text}.get)
+    metrics = {repository.METRICS.format("m"): {"images": 4}}  # DVC shows no null
+    found, _ = sweeps._results(
+        Experiment("a", "finished", params={"evaluated": ["m"]}, metrics=metrics)
+    )
+    assert found == {"m.miou": None}
+    table = pd.DataFrame(
+        [{"experiment": "a", "state": "finished", **found, "seconds": 1, "stages": ""}]
+    )
+    assert sweeps.terminal_rows(table)[1][0]["mIoU\nm"] == ""

@@ -1,5 +1,6 @@
 """Tables of the commands show names as they are."""
 
+import io
 import json
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def test_json_has_null_for_what_is_no_number(capsys):
     print_json({"a": float("nan"), "b": np.arange(2), "c": ("é",)})
     printed = capsys.readouterr().out
     assert json.loads(printed) == {"a": None, "b": [0, 1], "c": ["é"]} and "é" in printed
+
+
+def test_json_stays_json_where_stdout_lacks_its_letters(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", stream)
+    print_json(["é", "道"])
+    stream.flush()
+    assert json.loads(stream.buffer.getvalue()) == ["é", "道"]
 
 
 def test_there_is_one_way_to_print_a_table():

@@ -20,16 +20,19 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from cag.analysis.fonts import FIRST, drawable, fonts_for, legend_columns
 from cag.runtime.files import atomic_file
 
 DPI = 144
 MARKERS = {"anchor": "o", "probability": "s", "agreement": "D"}  # each with its own marker
 LINES = ("-", "--", ":", "-.")  # with the colours of the cycle
 P = ParamSpec("P")
-LARGEST_ANNOTATED = 24  # classes; beyond it numbers in a confusion matrix are too small to read
+MANY = 24  # classes; beyond them cells are too small for numbers, and plots of one class too many
+LEAST_CELL = 0.12  # inches: of a confusion matrix, that its names can still be read
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ class ThemedFigure(Figure):
     def draw(self, renderer) -> None:
         """Draw the figure."""
         with rc_context(self.theme.settings()):
+            for text in self.findobj(Text):
+                fonts = fonts_for(text.get_text())
+                if fonts is None:
+                    text.set_text(text.get_text().encode("ascii", "backslashreplace").decode())
+                elif set(fonts) - {FIRST}:
+                    text.set_family([FIRST, *fonts])
             super().draw(renderer)
 
 
@@ -159,15 +168,17 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
-    side = 2.6 + 0.34 * len(names)
+    cell = max(LEAST_CELL, 0.34 * min(1, MANY / len(names)))
+    side, size = 2.6 + cell * len(names), min(9, 50 * cell)
     figure, (axes,) = plot_grid(theme, (side, side - 0.8))
     figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
     picture = axes.imshow(share, cmap=theme.colormap, vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    ticks, names = range(len(names)), drawable(names)
+    axes.set_xticks(ticks, names, rotation=55, ha="right", rotation_mode="anchor", size=size)
+    axes.set_yticks(ticks, names, size=size)
     axes.set(xlabel="prediction", ylabel="truth")
     axes.spines[:].set_visible(False)
-    if len(names) <= LARGEST_ANNOTATED:
+    if len(names) <= MANY:
         # A number in each cell of at least 1 %, in the ink that reads on the cell's colour.
         style = {"ha": "center", "va": "center", "fontsize": 6.5}
         for row, column in np.argwhere(np.nan_to_num(share) >= 0.01):
@@ -226,7 +237,7 @@ def per_class_figure(
         if mask.any():
             style = {"color": color, "marker": marker, "label": f"{labels[1]} ({word})"}
             axes.scatter(after[mask], positions[mask], s=44, zorder=4, **style)
-    axes.set_yticks(positions, [names[index] for index in order])
+    axes.set_yticks(positions, [drawable(names)[index] for index in order])
     # The first class on top; room for one without a dot.
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="IoU")
     _share_axis(axes)
@@ -267,7 +278,7 @@ def coverage_figure(coverages: Mapping[str, pd.DataFrame], theme: Theme = LIGHT)
         axes.set_title(name, fontsize=11)
         axes.set_xlim(-0.03, 1.13)
         _share_axis(axes)
-    plots[0].set_yticks(range(len(classes)), classes)
+    plots[0].set_yticks(range(len(classes)), [*drawable(classes[:-1]), classes[-1]])
     plots[0].set_ylim(len(classes) - 0.4, -0.6)
     add_legend(figure, plots[:1])
     label = "share (anchor, probability: of the pixels nearest to the class's anchor)"
@@ -342,12 +353,13 @@ def inspection_figure(
     """Draw an image's maps beside it, and mark a pixel (column, row) in each.
 
     `pictures` are, by title, uint8 [H, W, 3] RGB, or float [H, W] in [0, 1] for a heat map;
-    `legend` gives each class's colour (red, green, blue) in 0..255.
+    `legend` gives each class's colour (red, green, blue) in 0..255, by a `drawable` name.
     """
     height, width = next(iter(pictures.values())).shape[:2]
     side = min(6.0, 3.2 * width / height)  # inches
-    size = (2 * side + 2.2, -(-len(pictures) // 2) * (side * height / width + 0.45) + 0.5)
-    figure, plots = plot_grid(theme, size, len(pictures), 2)
+    tall = -(-len(pictures) // 2) * (side * height / width + 0.45) + 0.5
+    columns, more = legend_columns([*legend, "no label"], tall)
+    figure, plots = plot_grid(theme, (2 * side + 2.2 + more, tall), len(pictures), 2)
     for axes, (name, picture) in zip(plots, pictures.items(), strict=True):
         shown = axes.imshow(picture, cmap=theme.colormap, vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(name, fontsize=10)
@@ -360,7 +372,7 @@ def inspection_figure(
     colors = {name: np.divide(color, 255) for name, color in legend.items()}
     colors["no label"] = "black"
     patches = [Patch(fc=color, ec=theme.grid, label=name) for name, color in colors.items()]
-    figure.legend(handles=patches, loc="outside right upper")
+    figure.legend(handles=patches, loc="outside right upper", ncols=columns)
     figure.suptitle(title)
     return figure
 

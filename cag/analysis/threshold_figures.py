@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, themed
+from cag.analysis.fonts import drawable, legend_columns
+from cag.analysis.plots import LIGHT, MANY, Theme, add_legend, plot_grid, themed
 from cag.pseudo_labels import THRESHOLDS
 
 
@@ -25,15 +26,17 @@ def threshold_curves_figure(
     The thick line is all classes together. For quantiles the plot shows the relative margins that
     they come to. `curves` is a `curve_table`, `palette` uint8 [K, 3]; thresholds in use are marked.
     """
-    figure, plots = plot_grid(theme, (10.5, 3.5 * -(-len(THRESHOLDS) // 2)), len(THRESHOLDS), 2)
+    height, shown = 3.5 * -(-len(THRESHOLDS) // 2), dict(zip(names, drawable(names), strict=True))
+    columns, more = legend_columns([*shown.values(), "all classes"], height)
+    figure, plots = plot_grid(theme, (10.5 + more, height), len(THRESHOLDS), 2)
     colors = dict(zip(names, np.asarray(palette) / 255, strict=True))
     drawn = {}  # by name, as matplotlib hides the labels that begin with "_"
     for axes, (key, threshold) in zip(plots, THRESHOLDS.items(), strict=True):
         rows = curves[curves["rule"] == key]
         # A quantile is itself a share: the number that it comes to says more.
-        height = "class_threshold" if threshold.per_class else "share"
+        value = "class_threshold" if threshold.per_class else "share"
         for name, line in rows.groupby("class", sort=False):
-            (drawn[name],) = axes.plot(line["threshold"], line[height], color=colors[name], lw=1.2)
+            (drawn[name],) = axes.plot(line["threshold"], line[value], color=colors[name], lw=1.2)
         if threshold.per_class:
             axes.set(ylabel="least relative margin of the class", ylim=(0, None))
         else:
@@ -46,8 +49,8 @@ def threshold_curves_figure(
         last = rows.loc[rows["pixels"] > 0, "threshold"].max()
         axes.set(xlabel=threshold.label, title=threshold.title, xlim=(0, last if last > 0 else 1))
         axes.grid(True)
-    lines, names = [*drawn.values(), whole_line], [*drawn, "all classes"]
-    figure.legend(lines, names, loc="outside right center")
+    lines, labels = [*drawn.values(), whole_line], [*map(shown.get, drawn), "all classes"]
+    figure.legend(lines, labels, loc="outside right center", ncols=columns)
     return figure
 
 
@@ -57,23 +60,31 @@ def pseudo_label_quality_figure(
 ) -> Figure:
     """Draw each threshold's precision against the share that it labels, a small plot per class.
 
-    `curves` is a `LabelledCounts.table`. A dot marks the threshold in use.
+    `curves` is a `LabelledCounts.table`. A dot marks the threshold in use. Of very many classes
+    those are drawn of which most pixels are labelled.
     """
     # By the place in a threshold's block, not by name: a class may be called "all", too.
     places = curves.groupby(["rule", "threshold"], sort=False).cumcount()
     classes = [rows for _, rows in curves.groupby(places)]
-    classes, count = classes[-1:] + classes[:-1], len(classes)
+    whole, classes = classes[-1:], classes[:-1]
+    titles = drawable([rows["class"].iloc[0] for rows in classes])
+    pixels = [-rows["pixels"].max() for rows in classes]
+    chosen = sorted(np.argsort(pixels, kind="stable")[:MANY])
+    note = "" if len(chosen) == len(classes) else f"; the largest {MANY} of {len(classes)} classes"
+    titles = ["all classes", *(titles[i] for i in chosen)]
+    classes = whole + [classes[i] for i in chosen]
+    count = len(classes)
     columns = 5 if count > 4 else max(1, count)
     size = (max(6, 2.3 * columns), 1.1 + 1.9 * max(1, -(-count // columns)))
     figure, plots = plot_grid(theme, size, count, columns, sharex=True, sharey=True)
-    for i, (axes, rows) in enumerate(zip(plots, classes, strict=True)):
+    for axes, rows, title in zip(plots, classes, titles, strict=False):
         _quality(axes, rows, configured, theme)
-        axes.set_title(rows["class"].iloc[0] if i else "all classes", fontsize=10)
+        axes.set_title(title, fontsize=10)
     if not classes:
         figure.text(0.5, 0.5, "no labelled validation images", ha="center", va="center")
     add_legend(figure, plots)
     label = "share of the pixels nearest to (probability: predicted as) the class that is labelled"
-    figure.supxlabel(label, color=theme.muted)
+    figure.supxlabel(f"{label}{note}", color=theme.muted)
     figure.supylabel("precision", color=theme.muted)
     return figure
 

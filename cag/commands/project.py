@@ -27,12 +27,17 @@ PARTIAL = "A part of the data set on purpose: any count will do."
 def init(folder: Path) -> None:
     """Start a project in FOLDER: pipeline, parameters, presets, and the code that they run.
 
+    FOLDER is new, empty, or a git repository, such as a fresh clone with a README. Below a
+    repository the project becomes a part of it.
+
     \b
-    Example:
+    Examples:
       cag init my-cameras && cd my-cameras && git add . && git commit -m "New project"
+      git clone URL my-cameras && cag init my-cameras
     """
-    template.start_project(folder)
-    print(f"{folder}: commit it, then `cag preset` and `dvc repro`")
+    repository = template.start_project(folder)
+    place = "" if repository.samefile(folder) else f" a part of the repository {repository};"
+    print(f"{folder}:{place} commit it, then `cag preset` and `dvc repro`")
 
 
 @click.command(short_help="Choose a parameter file (params.yaml).")

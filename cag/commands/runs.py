@@ -101,12 +101,14 @@ def summary(as_json: bool) -> None:
     Example:
       cag summary
     """
-    from cag.project.experiments import TITLE, workspace_rows, workspace_scores
+    from cag.project.experiments import TITLE, UNKNOWN, workspace_rows, workspace_scores
 
     if as_json:
         print_json(workspace_scores())
     else:
         print_rows(workspace_rows(), TITLE)
+        if None in workspace_scores().values():
+            print(UNKNOWN)
         print(SUMMARY)
 
 
@@ -137,7 +139,14 @@ def results(
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
     from cag.config.parameters import load_all
-    from cag.project.experiments import TITLE, grid_rows, read_grid, run_experiments, seed_rows
+    from cag.project.experiments import (
+        TITLE,
+        UNKNOWN,
+        grid_rows,
+        read_grid,
+        run_experiments,
+        seed_rows,
+    )
     from cag.report.seeds import write_seeds
     from cag.runtime.files import write_csv
 
@@ -152,6 +161,8 @@ def results(
     if out is not None:
         write_csv(out, scores)
     print_rows(seed_rows(scores) if grid is None else grid_rows(scores), TITLE)
+    if scores.isna().all().any():
+        print(UNKNOWN)
     if grid is None:
         changed = {"changed parameters": ", ".join(overrides)} if overrides else {}
         write_seeds(scores.drop(columns="variant"), changed, RESULTS)

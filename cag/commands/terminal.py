@@ -1,5 +1,6 @@
 """How the commands print: tables for people, JSON for programs."""
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,13 @@ def print_rows(
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(as_json(value))
+    """Print a value as JSON; its letters are escaped where stdout has another encoding."""
+    text = as_json(value)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    print(text)
 
 
 def stdout_for_json(as_json: bool) -> AbstractContextManager:

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from cag.datasets.images import image_size, read_image, read_label, resize, write_image, write_label
-from cag.datasets.labels import ClassMap, LabelSpace
+from cag.datasets.labels import IGNORE, ClassMap, LabelSpace, read_class_map
 from cag.datasets.prepared import CLASSES, COLUMNS, MANIFEST
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside, require_space, sha256, write_csv, write_json
@@ -52,7 +52,8 @@ def prepare_split(
 
     Raises:
         UserError: A file cannot be read, leaves its folder or has a value outside the class map; an
-            image and its label differ in size; two items have one name; or the disk is too full.
+            image and its label differ in size; two items have one name; the labels of all items
+            are void; or the disk is too full.
     """
     _check_names(items, split)
     height, width = size or image_size(inside(folder, items[0].image))
@@ -66,18 +67,40 @@ def prepare_split(
         return _prepare_item(item, Path(folder), Path(out), split, class_map, size, label_size)
 
     columns: dict[str, list] = {name: [] for name in COLUMNS}  # a third of the size of many rows
+    void = items[0].label is not None  # until a pixel has a class
     try:
         with closing(in_order(prepare, items, workers or cores())) as prepared:
             for row in prepared:
                 for name, values in columns.items():
                     values.append(row[name])
+                void &= row["void"]
                 if on_item:
                     on_item()
+        if void:
+            raise UserError(void_labels(folder, split))
     except BaseException:
         for target in targets:
             shutil.rmtree(target)
         raise
     return pd.DataFrame(columns)
+
+
+def domain_class_map(path: str | Path) -> ClassMap:
+    """Read a domain's class map; a UserError, too, if it has a single class."""
+    class_map = read_class_map(Path(path))
+    if class_map.label_space.num_classes < 2:
+        hint = "give all the rest a class, too, such as background, in place of `ignore`"
+        raise UserError(f"{path}: classes: there is one, but anchors and margins need two; {hint}")
+    return class_map
+
+
+def void_labels(folder: Path, split: str) -> str:
+    """The error message for a split whose label maps hold no pixel of any class."""
+    return (
+        f"{folder}: no pixel of the split '{split}' has a class: its labels hold only values that "
+        "the class map ignores, as those of a test split often do; take other labels or another "
+        "class map (or no validation: target.val_images and val_labels null, evaluated [])"
+    )
 
 
 def prepared_bytes(pixels: int) -> int:
@@ -159,6 +182,7 @@ def _prepare_item(
             raise UserError(f"{folder / item.label}: {error}") from None
     image = resize(image, size)
     row = {"split": split, "name": item.name, "label": "", "label_sha256": ""}
+    row["void"] = labels is not None and bool((labels == IGNORE).all())
     row["height"], row["width"] = image.shape[:2]
     row["image"] = f"images/{split}/{item.name}.png"
     row["image_sha256"] = _write(out, row["image"], write_image, image)

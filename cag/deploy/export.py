@@ -21,7 +21,7 @@ from cag.datasets.prepared import evenly_spaced
 from cag.deploy.image_files import list_images
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import upsampled
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import binary_file
 from cag.scenes import render
 
@@ -47,7 +47,7 @@ class FullResolution(nn.Module):
 
     def __init__(self, network: SegmentationNetwork):
         super().__init__()
-        self.network = with_fixed_padding(network) if network.input_multiple > 1 else network
+        self.network = traceable(network) if network.input_multiple > 1 else network
         side = 2 * max(32, network.input_multiple)
         with torch.inference_mode():
             self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
@@ -69,19 +69,38 @@ class FullResolution(nn.Module):
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 
 
-def with_fixed_padding(network: nn.Module) -> nn.Module:
-    """A copy of a network whose "same" convolutions pad by fixed widths.
+def traceable(network: nn.Module) -> nn.Module:
+    """A copy of a network without the layers that a trace cannot follow for all sizes.
 
-    timm's `Conv2dSame` pads by what is missing to a multiple of its stride, which a trace cannot
-    follow for all sizes in reasonable time. Where an image's sides are a multiple of all strides
-    together, as `input_multiple` is, nothing is missing and the widths are fixed.
+    timm's `Conv2dSame` pads by what is missing to a multiple of its stride. Where an image's sides
+    are a multiple of all strides together, as `input_multiple` is, nothing is missing and the
+    widths are fixed. Adaptive pooling to several cells becomes a product of matrices.
     """
     network = deepcopy(network)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv2dSame):
                 setattr(parent, name, _FixedPadding(child))
+            elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
+                setattr(parent, name, _Pooling(child.output_size))
     return network
+
+
+class _Pooling(nn.Module):
+    def __init__(self, cells: int | tuple[int, int]):
+        super().__init__()
+        self.cells = (cells, cells) if isinstance(cells, int) else cells
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = map(_cell_weights, images.shape[2:], self.cells)
+        return rows @ images @ columns.T
+
+
+def _cell_weights(side: int, cells: int) -> Tensor:
+    """The weights of each pixel in each cell's mean, float [cells, side]."""
+    cell, pixel = torch.arange(cells)[:, None], torch.arange(side)
+    inside = (pixel >= cell * side // cells) & (pixel * cells < (cell + 1) * side)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class _FixedPadding(nn.Module):
@@ -127,7 +146,11 @@ def export(model: Path, form: str, path: Path, images: Sequence[str] = ()) -> li
     network, _, classes, size = load_model(model)
     compared_with = comparison_images(images)
     write(path, trace(network), metadata(classes, size))
-    return list(compare(network, load(path), compared_with))
+    try:
+        run = load(path)
+    except Exception as error:  # a runtime raises kinds of its own
+        raise _failed("the exported network cannot be loaded", error) from None
+    return list(compare(network, run, compared_with))
 
 
 def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
@@ -222,7 +245,11 @@ def compare(
     for name, batch in images:
         logits = network(batch).logits
         expected = torch.stack([upsampled(image, batch.shape[2:]) for image in logits])
-        exported = run(batch)
+        try:
+            exported = run(batch)
+        except Exception as error:  # a runtime raises kinds of its own
+            size = " x ".join(map(str, batch.shape))
+            raise _failed(f"the exported network cannot run on images of {size}", error) from None
         yield Comparison(
             name,
             tuple(batch.shape),
@@ -244,8 +271,8 @@ def require_packages(*names: str) -> None:
 
 
 def _failed(problem: str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())
-    return UserError(f"{problem} ({type(error).__name__}: {text[:300]})")
+    hint = "try the other --format, or train another network.architecture"
+    return UserError(f"{problem} ({type(error).__name__}: {in_one_line(error)}); {hint}")
 
 
 @contextmanager

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from cag.project.repository import METRICS, PARAMS, command, queue, reader, start_workers
+from cag.metrics import percent
+from cag.project.repository import (
+    METRICS,
+    PARAMS,
+    command,
+    fetch,
+    queue,
+    reader,
+    require_experiments,
+    start_workers,
+)
 from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import data_root, fingerprint
 from cag.runtime.progress import progress
@@ -26,6 +36,9 @@ MODEL = "data/models/pretrain.safetensors"
 ORACLE_NEEDS = (PARAMS, "classes", "data/prepared/source", "data/prepared/target", MODEL)
 BASELINE, ORACLE = "pretrain", "oracle"
 TITLE = "mIoU on the labelled target validation images, %"
+UNKNOWN = (
+    "none: no pixel of the validation labels has a class; `cag data check target` looks at them"
+)
 FINISHED = {"Success", "Failed"}
 POLL_SECONDS = 10
 
@@ -38,14 +51,16 @@ def workspace_scores() -> dict[str, float | None]:
             f"{METRICS.format('<model>')}: no scores; `dvc repro` makes them where target "
             "validation images have labels and `evaluated` in params.yaml names models"
         )
-    return {path.parent.name: json.loads(path.read_text())["miou"] for path in paths}
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["miou"] for path in paths
+    }
 
 
 def workspace_rows() -> list[dict[str, str]]:
     """The same as text in %, with the change against source only."""
-    percent = 100 * pd.Series(workspace_scores(), dtype=float)
-    gained = (percent - percent.get(BASELINE, float("nan"))).map("{:+.1f}".format)
-    table = pd.DataFrame({"mIoU": percent.map("{:.1f}".format), "against source only": gained})
+    scores = pd.Series(workspace_scores(), dtype=float)
+    gained = (scores - scores.get(BASELINE, float("nan"))).map(_gain)
+    table = pd.DataFrame({"mIoU": scores.map(percent), "against source only": gained})
     table.loc[table.index == BASELINE, "against source only"] = ""
     table = table.rename({BASELINE: "source only (pretrain)"}).reset_index(names="model")
     return table.to_dict("records")
@@ -75,8 +90,10 @@ def run_experiments(
     """Run the pipeline and, if wanted, the oracle once per variant (see `read_grid`) and seed.
 
     Each runs in a temporary copy, `jobs` at a time. The columns are variant, seed, then the mIoU in
-    [0, 1] of each evaluated model and of the oracle. A UserError names a failed experiment's log.
+    [0, 1] of each evaluated model and of the oracle. A UserError names a failed experiment's log,
+    or says before any starts that DVC cannot run experiments here.
     """
+    require_experiments()
     runs = {}
     # The first variant comes first, so that the others find its stages in DVC's run cache.
     for (variant, overrides), seed in product(variants.items(), seeds):
@@ -136,7 +153,7 @@ def _collect(revision: str) -> None:
         goal = SCRATCH / revision / path
         if not goal.exists():
             goal.parent.mkdir(parents=True, exist_ok=True)
-            command("get", ".", path, "--rev", revision, "--out", str(goal))
+            fetch(revision, path, goal)
 
 
 def environment(jobs: int) -> dict[str, str]:
@@ -149,21 +166,21 @@ def seed_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
 
     "gap closed" is the share of the oracle's gain over source only, "of the oracle" of its mIoU.
     """
-    percent = 100 * scores[scores.columns[2:]]
-    gained = percent.sub(percent.get(BASELINE, float("nan")), axis=0).mean()  # of each model
+    models = scores[scores.columns[2:]].astype(float)
+    gained = models.sub(models.get(BASELINE, float("nan")), axis=0).mean()  # of each model
     rows = []
-    for model, values in percent.items():
+    for model, values in models.items():
         closed = share = ""
-        if ORACLE in percent and model != ORACLE:
-            share = f"{100 * values.mean() / percent[ORACLE].mean():.0f} %"
-            if BASELINE in percent and model != BASELINE:
+        if ORACLE in models and model != ORACLE:
+            share = f"{percent(values.mean() / models[ORACLE].mean(), '.0f')} %"
+            if BASELINE in models and model != BASELINE:
                 gap = gained[ORACLE]
-                closed = f"{100 * gained[model] / gap:.0f} %" if gap > 0 else "no gap"
+                closed = f"{percent(gained[model] / gap, '.0f')} %" if gap > 0 else "no gap"
         name = "source only" if model == BASELINE else model
-        row = {"model": name, "mean": f"{values.mean():.1f}"}
-        row["sd"] = f"{values.std():.1f}" if len(values) > 1 else ""
-        row |= {f"seed {scores['seed'][i]}": f"{score:.1f}" for i, score in values.items()}
-        row["gained"] = "" if model == BASELINE else f"{gained[model]:+.1f}"
+        row = {"model": name, "mean": percent(values.mean())}
+        row["sd"] = percent(values.std()) if len(values) > 1 else ""
+        row |= {f"seed {scores['seed'][i]}": percent(score) for i, score in values.items()}
+        row["gained"] = "" if model == BASELINE else _gain(gained[model])
         rows.append({**row, "gap closed": closed, "of the oracle": share})
     return rows
 
@@ -173,14 +190,18 @@ def grid_rows(scores: pd.DataFrame) -> list[dict[str, str]]:
 
     NaN: a variant lacks a model. "gained" is its last model's mean gain over source only.
     """
-    rows, percent = [], 100 * scores[scores.columns[2:]]
-    for variant, values in percent.groupby(scores["variant"], sort=False):
-        last, gained = values.columns[values.notna().all()][-1], ""
-        if BASELINE in values:
-            gained = f"{(values[last] - values[BASELINE]).mean():+.1f}"
+    rows, models = [], 100 * scores[scores.columns[2:]].astype(float)
+    for variant, values in models.groupby(scores["variant"], sort=False):
+        known, gained = values.columns[values.notna().all()], ""
+        if BASELINE in known:
+            gained = _gain((values[known[-1]] - values[BASELINE]).mean() / 100)
         spreads = {model: spread(values[model]) for model in values}
         rows.append({"variant": str(variant), **spreads, "gained": gained})
     return rows
+
+
+def _gain(share: float) -> str:
+    return "" if pd.isna(share) else percent(share, "+.1f")
 
 
 def spread(values: pd.Series) -> str:

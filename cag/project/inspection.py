@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cag.analysis import inspection, plots
+from cag.analysis.fonts import drawable
 from cag.analysis.threshold_curves import class_thresholds_at, read_thresholds
 from cag.anchors import read_anchors
 from cag.config.base import RULES
@@ -101,6 +102,7 @@ def figure(inspected: Inspected) -> Figure:
         "probability label": in_colour(maps.by_probability),
     }
     present = torch.cat([pixels.nearest, maps.by_probability]).unique().tolist()  # sorted
-    legend = {classes.names[i]: classes.palette[i] for i in present if i != IGNORE}
+    names = drawable(classes.names)
+    legend = {names[i]: classes.palette[i] for i in present if i != IGNORE}
     title = f"{about['image']}, {about['round']}"
     return plots.inspection_figure(pictures, legend, point, title)

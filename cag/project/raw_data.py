@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 
 from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
-from cag.config.networks import Network
 from cag.config.parameters import Parameters
 from cag.datasets.images import read_image
-from cag.datasets.labels import IGNORE, ClassMap, read_class_map
+from cag.datasets.labels import IGNORE, ClassMap
 from cag.datasets.layouts import Split, list_split, splits
-from cag.datasets.preparation import Item, prepared_bytes, read_raw_label
+from cag.datasets.preparation import (
+    Item,
+    domain_class_map,
+    prepared_bytes,
+    read_raw_label,
+    void_labels,
+)
 from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
-from cag.networks import build
+from cag.networks import build, feature_form
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
@@ -30,7 +34,6 @@ COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of t
 COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
-_PROBE = 64  # side in pixels of the image that shows a network's stride
 
 
 @dataclass
@@ -147,7 +150,9 @@ def _add_values(
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
     result.absent = [names[i] for i in absent]
-    if absent_is_wrong and values:
+    if values and not present - {None, IGNORE}:
+        result.problems.append(void_labels(folder, result.split))
+    elif absent_is_wrong and values:
         result.problems += [
             f"{folder}: the class '{names[i]}' never occurs in the split '{result.split}'; check "
             "its values in the class map (an empty list says that the data set lacks it)"
@@ -188,12 +193,16 @@ class Disk(NamedTuple):
     extract: int  # of all rounds together
 
 
-def feature_form(config: Network, num_classes: int) -> tuple[int, int]:
-    """A network's feature channels and their stride in pixels; UserError: it cannot be built."""
-    network = build(config, num_classes).eval()
-    with torch.inference_mode():
-        features = network(torch.zeros(1, 3, _PROBE, _PROBE)).features  # (1, D, h, w)
-    return features.shape[1], _PROBE // features.shape[2]
+def network_form(params: Parameters, num_classes: int) -> tuple[int, int]:
+    """The network's feature channels and their stride in pixels.
+
+    UserError: it cannot be built, or cannot take the images' or a crop's size.
+    """
+    trainings = (params.pretrain, params.adapt, *([params.warmup] * (params.warmup.iterations > 0)))
+    sizes = [training.augmentation.crop for training in trainings]
+    sizes += [config.size for config in (params.source, params.target) if config.size]
+    network = build(params.network, num_classes)
+    return [feature_form(network, size) for size in dict.fromkeys(sizes)][0]
 
 
 def disk_needed(
@@ -204,7 +213,7 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `feature_form`."""
+    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `network_form`."""
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
     pixels = sum(check.pixels for check in checks)
@@ -226,13 +235,14 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
     `extract` will write and that are `free`, with those they will replace; `problems`, a line each.
-    UserError: a class map cannot be read, or the network cannot be built.
+    UserError: a class map cannot be read, or the network cannot be built or does not fit the
+    images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
-    class_maps = {domain: read_class_map(Path(configs[domain].class_map)) for domain in DOMAINS}
+    class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
-    form = feature_form(params.network, len(names[0]))
+    form = network_form(params, len(names[0]))
     domains, disk = {}, []
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]

@@ -148,28 +148,70 @@ def _experiment(name: str, state: str, commit: str | None, data: Mapping | None)
     return Experiment(name, state, commit, data.get("rev"), params, metrics)
 
 
+def git_root(folder: Path = Path()) -> Path | None:
+    """The git repository that a folder is, or lies in; it need not exist yet."""
+    places = (folder.resolve(), *folder.resolve().parents)
+    return next((place for place in places if (place / ".git").exists()), None)
+
+
+def _in_git(path: str) -> tuple[Path, str]:
+    """The git repository, and a file's path in it: a project may be a folder of a larger one."""
+    here = Path.cwd().resolve()
+    root = git_root(here) or here
+    return root, (here.relative_to(root) / path).as_posix()
+
+
 def reader(revision: str | None) -> Callable[[str], str | None]:
     """A reader of an experiment's text files (None: the workspace's); None for a lost file."""
     from dvc.api import DVCFileSystem
 
-    files = DVCFileSystem(repo=".", rev=revision)
+    files = DVCFileSystem(repo=".", rev=revision, subrepos=revision is not None)
 
     def read(path: str) -> str | None:
         with suppress(FileNotFoundError):
-            return files.read_text(path, encoding="utf-8")
+            place = path if revision is None else _in_git(path)[1]
+            return files.read_text(place, encoding="utf-8")
         return None
 
     return read
 
 
+def fetch(revision: str, path: str, goal: Path) -> None:
+    """Copy a file or folder of an experiment to a new place; errors as of `command`."""
+    root, place = _in_git(path)
+    command("get", str(root), place, "--rev", revision, "--out", str(goal))
+
+
+def require_experiments() -> None:
+    """Raise a UserError where DVC cannot set up an experiment: it copies some text as ASCII."""
+    with opened() as repo:
+        cache = repo.cache.local_cache_dir
+    problem = "DVC's experiments cannot copy letters beyond ASCII"
+    if not cache.isascii():
+        hint = "move the project, or `dvc cache dir --local FOLDER` with a path of plain letters"
+        raise UserError(f"{cache}: {problem} in the path of the cache; {hint}")
+    config = (git_root() or Path()) / ".git/config"
+    if config.is_file() and not config.read_bytes().isascii():
+        hint = "such names can be in git's global configuration: `git config --global`"
+        raise UserError(f"{config}: {problem}; {hint}")
+
+
 def command(*arguments: str) -> str:
     """Run a command of DVC in a process of its own; its output, or a UserError if it fails."""
-    program = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    done = _run(arguments, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
     return done.stdout
+
+
+def _run(
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, **options
+) -> subprocess.CompletedProcess:
+    # Names in any script pass through DVC's streams, whatever the terminal can show.
+    variables = {**environment, "PYTHONIOENCODING": "utf-8"}
+    program = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(program, env=variables, check=False, **options)
 
 
 def queue() -> tuple[dict[str, str], int]:
@@ -185,6 +227,5 @@ def start_workers(jobs: int, environment: Mapping[str, str]) -> None:
     """Start as many workers as are missing; one of several may end before the queue is empty."""
     # The workers keep their parent's streams open: to capture them would wait for the last one.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    program = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", str(jobs)]
-    if subprocess.run(program, env=environment, **silent, check=False).returncode:
+    if _run(("queue", "start", "--jobs", str(jobs)), environment, **silent).returncode:
         raise UserError("`dvc queue start` failed; run it to see why")

@@ -141,7 +141,7 @@ def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
     for model in params.get("evaluated", []):
         scores = metrics.get(METRICS.format(model))
         if f"evaluate@{model}" in fresh and scores:
-            results[f"{model}.miou"] = scores["miou"]
+            results[f"{model}.miou"] = scores.get("miou")  # DVC leaves out what is not known
     return results, fresh
 
 

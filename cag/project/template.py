@@ -1,21 +1,25 @@
 """The files that a new project starts from, and the presets of its parameters."""
 
 import filecmp
+import os
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cag.config.base import as_yaml, read_parameters
 from cag.config.parameters import load_all
+from cag.project.repository import git_root
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, require_new
 
 PACKAGES = Path(__file__).resolve().parents[2]
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
-TEMPLATE = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config")
+GITIGNORE = ".gitignore"
+TEMPLATE = ("dvc.yaml", "params.yaml", ".dvcignore", GITIGNORE, ".dvc/config")
 TEMPLATE += (".dvc/.gitignore", "presets", "classes", "data/README.md")
 
 
@@ -31,22 +35,51 @@ def template() -> Path:
     raise UserError(f"{installed}: not found; install cag again with pip")
 
 
-def start_project(folder: Path) -> None:
-    """Fill an empty folder: pipeline, parameters, presets, code, and an empty git repository.
+def start_project(folder: Path) -> Path:
+    """Fill a folder with pipeline, parameters, presets and code; gives its repository's folder.
 
-    A UserError if the folder holds something already.
+    The folder is new, empty, or a git repository's with none of these files; a `.gitignore` there
+    gets more lines. Inside a repository no other is made. A UserError, before anything is written,
+    if something is in the way or git is missing.
     """
-    require_new(folder)
+    if shutil.which("git") is None:
+        raise UserError("git: not found, but DVC's experiments need it; install git first")
+    if not (folder / ".git").exists():
+        require_new(folder)
     sources = {name: template() / name for name in TEMPLATE}
     sources |= {name: PACKAGES / name for name in ("cag", "stages")}
-    for name, source in sources.items():
-        goal = folder / name
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, goal)
-    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    taken = [name for name in sources if name != GITIGNORE and os.path.lexists(folder / name)]
+    if taken:
+        hint = "a project brings its own; move it away, or name a new folder"
+        raise UserError(f"{folder / taken[0]}: is there already; {hint}")
+    places = (folder.absolute(), *folder.absolute().parents)
+    with TemporaryDirectory(prefix=".cag-init-", dir=next(filter(Path.is_dir, places))) as partial:
+        for name, source in sources.items():
+            _copy(source, Path(partial) / name)
+        if (folder / GITIGNORE).exists():
+            _extend(Path(partial) / GITIGNORE, folder / GITIGNORE)
+        for name in sources:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(partial) / name, folder / name)
+    repository = git_root(folder)
+    if repository is None:
+        subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    return repository or folder
+
+
+def _copy(source: Path, goal: Path) -> None:
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copyfile(source, goal)
+
+
+def _extend(ours: Path, theirs: Path) -> None:
+    """Put the lines of a file that is there before the template's."""
+    kept, added = (path.read_text(encoding="utf-8").splitlines() for path in (theirs, ours))
+    lines = [*kept, *(line for line in added if line not in kept), ""]
+    ours.write_text("\n".join(lines), encoding="utf-8")
 
 
 def presets(begun: str = "") -> dict[str, Path]:

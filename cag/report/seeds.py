@@ -23,7 +23,7 @@ def spread(scores: pd.DataFrame) -> pd.DataFrame:
     first model; NaN for it), closed (gain over the source-only model / the oracle's gain) and
     share (mIoU / the oracle's); NaN without an oracle.
     """
-    models = scores.drop(columns="seed")
+    models = scores.drop(columns="seed").astype(float)
     table = pd.DataFrame({"miou": models.mean(), "deviation": models.std()})
     table["change"] = (table["miou"] - table["miou"].iloc[0]).where(table.index != table.index[0])
     nan, miou = float("nan"), table["miou"]

@@ -1,5 +1,6 @@
 """How a stage runs: one line for a user's error, and a record of the run."""
 
+import io
 import os
 import platform
 import signal
@@ -35,6 +36,8 @@ def run(main: click.Command) -> int | None:
     An interruption and a termination raise, so that half-written files are removed; a second Ctrl-C
     does not wait for that. 0 if it only printed its help.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in any script, on a terminal of any kind
+        sys.stdout.reconfigure(errors="backslashreplace")
     received = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
