@@ -32,12 +32,12 @@ class UserError(Exception):
     """Something the user can put right: a missing file, a bad value, a full disk.
 
     Its one line names the file or key, the value, what was expected and what to do. Programs print
-    it and exit with status 1. Any other exception is a defect. Control characters, as in a file's
-    names, are shown by their codes.
+    it and exit with status 1. Any other exception is a defect. Line breaks become spaces, other
+    control characters, as in a file's names, their codes.
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(" ".join(super().__str__().split()))
 
 
 def in_one_line(error: Exception, longest: int = 300) -> str:
