@@ -435,8 +435,8 @@ def test_numbers_are_those_that_dvc_writes(tmp_path, text):
     ],
 )
 def test_a_number_out_of_all_proportion_is_named(tmp_path, key, value, layout):
-    known = key.removesuffix(".decoder_channels")
-    assert names(error(tmp_path, key, value, layout), known) or "decoder_channels" in key
+    named = key.removesuffix(".decoder_channels")
+    assert error(tmp_path, key, value, layout).startswith(named)
 
 
 def test_every_number_has_bounds():
@@ -534,5 +534,5 @@ def test_a_file_that_holds_no_parameters_is_named(tmp_path, text, expected):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="params.yaml: no such file"):
         load_params(sections("seed"), path=tmp_path / "params.yaml")
-    with pytest.raises(UserError, match="not readable YAML"):
+    with pytest.raises(UserError, match="Is a directory"):
         load_params(sections("seed"), path=tmp_path)

@@ -137,4 +137,4 @@ def test_aliases_and_merged_keys_are_read():
 
 def test_an_error_cannot_steer_a_terminal():
     text = str(UserError("a\x1b[31m\r\nb\u202ec \ud800 \u00e9\u5b57"))
-    assert text.isprintable() and text.endswith("\u00e9\u5b57") and r"a\x1b[31m\r\nb" in text
+    assert text.isprintable() and text.endswith("\u00e9\u5b57") and r"a\x1b[31m b" in text
