@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cag.metrics import percent
 from cag.project.repository import (
     METRICS,
     PARAMS,
@@ -28,6 +27,7 @@ from cag.project.repository import (
 )
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, fingerprint
+from cag.runtime.numbers import percent
 from cag.runtime.progress import progress
 
 SCRATCH = Path(".scratch/oracle")
