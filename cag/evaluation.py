@@ -15,6 +15,7 @@ from cag.datasets.prepared import PreparedImages
 from cag.networks import SegmentationNetwork
 from cag.prediction import ImageBatch, full_resolution, image_batches, predict
 from cag.runtime.files import write_csv, write_json
+from cag.runtime.numbers import percent
 from cag.runtime.overlap import overlapped, to_cpu
 from cag.runtime.progress import Progress
 
@@ -67,7 +68,7 @@ def in_words(confusion: Tensor, images: int) -> str:
     """The mIoU of a confusion matrix [K, K] over so many images, or why there is none."""
     if not confusion.sum():
         return f"no mIoU: no pixel of the {images} images' labels has a class"
-    return f"mIoU {metrics.percent(metrics.mean_iou(confusion))} over {images} images"
+    return f"mIoU {percent(metrics.mean_iou(confusion))} over {images} images"
 
 
 def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: int) -> None:

@@ -56,11 +56,6 @@ def pixel_accuracy(confusion: Tensor) -> float:
     return (confusion.diagonal().sum() / confusion.sum()).item()
 
 
-def percent(share: float | None, form: str = ".1f") -> str:
-    """A share in [0, 1] as a number of per cent; "none" for None and NaN."""
-    return "none" if share is None or share != share else format(100 * share, form)
-
-
 def labelling_outcome(labels: Tensor, truth: Tensor) -> Tensor:
     """Count pixels for `labelling_scores`; the counts of several images add up.
 

@@ -28,12 +28,12 @@ from cag.datasets.prepared import (
     read_shared_label_space,
 )
 from cag.features import shared_groups, write_group
-from cag.metrics import percent
 from cag.networks import SegmentationNetwork, load_model
 from cag.prediction import ImageBatch, image_batches, predict_pixels
 from cag.pseudo_labels import Pixels, measure
 from cag.runtime.devices import make_fabric
 from cag.runtime.files import write_csv, write_json
+from cag.runtime.numbers import percent
 from cag.runtime.overlap import overlapped
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cag.metrics import percent
 from cag.project.repository import (
     METRICS,
     PARAMS,
@@ -27,6 +26,7 @@ from cag.project.repository import (
 )
 from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import data_root, fingerprint
+from cag.runtime.numbers import percent
 from cag.runtime.progress import progress
 from cag.runtime.validation import parse_yaml, read_yaml
 
