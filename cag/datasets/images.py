@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from cag.runtime.errors import UserError, in_one_line
 
@@ -23,6 +23,7 @@ _CHANNELS = {2: 3, _GREY_ALPHA: 2, 6: 4}  # of those with several
 # Adam7's passes: the first column and row, and the steps right and down.
 _PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
 _PASSES += [(0, 1, 1, 2)]
+_ORIENTATION, _SHORT = 0x0112, 3  # an EXIF tag and a tag's type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
 _REASONS = {
@@ -180,11 +181,27 @@ def _set_limit() -> None:
 
 def _orientation(picture: Image.Image) -> int:
     """The EXIF orientation of a picture, 1 to 8; 1 if there is none, or none that can be read."""
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-        return int(orientation) if orientation in range(1, 9) else 1
-    except Exception:  # whatever is wrong with the other tags
-        return 1
+    for read in (_stored_orientation, lambda image: image.getexif().get(_ORIENTATION)):
+        try:
+            orientation = read(picture)
+        except Exception:  # of any type, for whatever is wrong with the other tags
+            continue
+        if orientation in range(1, 9):
+            return int(orientation)
+    return 1
+
+
+def _stored_orientation(picture: Image.Image) -> int | None:
+    """The orientation in the EXIF data's first directory; Pillow gives up at a broken tag."""
+    data = picture.info["exif"].removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    for index in range(count):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, start + 2 + 12 * index)
+        if (tag, kind) == (_ORIENTATION, _SHORT):
+            return value
+    return None
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:
