@@ -13,7 +13,7 @@ import pandas as pd
 from cag.config.base import Section, load_params
 from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
 from cag.datasets import preparation
-from cag.datasets.layouts import list_split, splits
+from cag.datasets.layouts import describe_files, list_split, passed_over, splits
 from cag.runtime.files import atomic_folder, data_root, inside, write_csv
 from cag.runtime.interrupts import follow_parent
 from cag.runtime.program import run_stage
@@ -92,6 +92,8 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     parts = []
     for part in splits(domain, config):
         items = list_split(raw, part)
+        if others := passed_over(raw, part):
+            print(f"prepare {domain}: passed over, no images: {describe_files(others)}")
         if part.drop_mismatched:
             items, excluded = preparation.without_mismatched(items, raw)
             write_csv(out / preparation.EXCLUDED, excluded)

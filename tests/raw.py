@@ -57,16 +57,22 @@ def raw_png(array: np.ndarray, depth: int, color_type: int) -> bytes:
         bits = (array[..., None] >> np.arange(depth - 1, -1, -1)) & 1
         rows = [np.packbits(row.reshape(-1)).tobytes() for row in bits]
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+    stream = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return png_of_stream((height, width), depth, color_type, stream)
 
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+
+def png_of_stream(
+    size: tuple[int, int], depth: int, color_type: int, stream: bytes, interlaced: int = 0
+) -> bytes:
+    """A PNG of (height, width) made by hand around its zlib stream."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", size[1], size[0], depth, color_type, 0, 0, interlaced)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def write_gta5(folder: Path, count: int, size: tuple[int, int], mismatched: int = 0) -> None:

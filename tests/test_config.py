@@ -125,7 +125,8 @@ def test_values_are_the_files():
     params = load_params(sections("adapt", "source", "rounds"), path=PRESETS[0])
     content = yaml.safe_load(PRESETS[0].read_text(encoding="utf-8"))
     assert params.adapt.model_dump(mode="json", exclude_unset=True) == content["adapt"]
-    assert params.source.model_dump(mode="json") == content["source"]
+    dumped = params.source.model_dump(mode="json", exclude_defaults=True)
+    assert dumped == content["source"]
     assert {k: v.model_dump() for k, v in params.rounds.items()} == content["rounds"]
     assert list(params.model_dump()) == ["adapt", "source", "rounds"]
 
@@ -360,6 +361,26 @@ def test_without_any_threshold_there_are_no_pseudo_labels(tmp_path):
 def test_validation_images_need_labels(tmp_path):
     message = error(tmp_path, "target.val_labels", None)
     assert message == "target: val_images and val_labels must both be given or both be null"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["target.val_images", "target.val_labels", "source.images", "source.labels", "oracle.labels"],
+)
+@pytest.mark.parametrize("end", ["", "/x"])
+def test_training_images_hold_nothing_else(tmp_path, key, end):
+    target, (section, name) = preset()["target"], key.split(".")
+    folders = {"images": "game/images", "labels": "game/labels"}
+    options = {part: target[part] for part in ("layout", "folder", "class_map", "size")}
+    content = {"source": folders | options, "target": target, "oracle": preset()["oracle"]}[section]
+    content = content | {name: target["images"] + end}
+    if not end and name.endswith("images"):  # the same images for two purposes are allowed
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(preset() | {section: content}))
+        load_all(tmp_path / "params.yaml")
+        return
+    message = error(tmp_path, section, content)
+    assert names(message, key.removeprefix("target."))
+    assert f"images ({target['images']}) holds" in message
 
 
 def test_nothing_is_evaluated_without_validation_images(tmp_path):

@@ -1,23 +1,32 @@
 """Images and label maps read as they were stored, in any format."""
 
+import errno
+import io
+import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
-from raw import raw_png
+from PIL import Image, ImageOps
+from raw import png_of_stream, raw_png
 
 from cag.datasets.images import (
+    FORMATS,
     colorize,
     image_size,
     read_image,
     read_label,
+    read_oriented,
     write_image,
     write_label,
 )
 from cag.runtime.errors import UserError
 
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+ADAM7 += [(0, 1, 1, 2)]  # first column and row, steps of both
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [70, 70, 70]], np.uint8)
 
 
@@ -71,6 +80,44 @@ def test_exif_orientation_is_applied(tmp_path):
     assert image_size(tmp_path / "a.png") == (6, 4)
     Image.fromarray(stored).save(tmp_path / "b.png")
     assert image_size(tmp_path / "b.png") == (4, 6)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows_and_can_be_left(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random((8, 12, 3))).save(path, exif=exif)
+    Image.fromarray(random((8, 12, 3))).save(tmp_path / f"stored.{suffix}")
+    with Image.open(path) as picture:
+        expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    image, found = read_oriented(path)
+    assert (found, image_size(path)) == (orientation, image.shape[:2])
+    assert np.array_equal(image, expected)
+    stored = read_image(tmp_path / f"stored.{suffix}")
+    assert np.array_equal(read_image(path, turn_by_exif=False), stored)
+
+
+def exif_jpeg(tag: int, kind: int, value: bytes) -> bytes:
+    """A JPEG to be turned by 90 degrees, with one more tag of a given type."""
+    buffer = io.BytesIO()
+    Image.fromarray(random((4, 6, 3))).save(buffer, "JPEG")
+    entries = sorted([(274, 3, b"\6\0\0\0"), (tag, kind, value)])
+    fields = b"".join(struct.pack("<HHI", *entry[:2], 1) + entry[2] for entry in entries)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + bytes(4) + bytes(20)
+    part = b"Exif\0\0" + tiff
+    jpeg = buffer.getvalue()
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part + jpeg[2:]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", [1, 2, 3, 5, 10, 12, 99])
+@pytest.mark.parametrize("tag", [270, 282, 34665, 40962])
+def test_other_tags_have_no_influence(tmp_path, tag, kind):
+    (tmp_path / "a.jpg").write_bytes(exif_jpeg(tag, kind, b"\x48\0\0\0"))
+    (tmp_path / "b.jpg").write_bytes(exif_jpeg(305, 2, b"x\0\0\0"))
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), read_image(tmp_path / "b.jpg"))
+    assert image_size(tmp_path / "a.jpg") == (6, 4)
 
 
 def test_label_round_trip_is_a_palette_png(tmp_path):
@@ -130,7 +177,7 @@ def test_unreadable_files_are_named(tmp_path, read):
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png: not a readable image"):
         read(path)
-    with pytest.raises(UserError, match="not a readable image"):
+    with pytest.raises(UserError, match="is a folder"):
         read(tmp_path)
 
 
@@ -146,6 +193,139 @@ def test_truncated_files_are_refused_at_any_length(tmp_path, read, form):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"a\.png: not a readable image"):
             read(path)
+
+
+@pytest.mark.parametrize("read", [read_image, read_label, image_size])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "no permission"),
+        (errno.EMFILE, "too many files are open"),
+        (errno.EIO, "check the disk or network drive"),
+        (errno.ESTALE, "check the disk or network drive"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(
+    tmp_path, monkeypatch, read, number, words
+):
+    def fail(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Image, "open", fail)
+    write_image(tmp_path / "a.png", random((4, 4)))
+    with pytest.raises(UserError, match=words) as caught:
+        read(tmp_path / "a.png")
+    assert "remove" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_image, read_label, image_size])
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "DDS", "GIF", "ICO", "SGI", "TGA", "PDF"])
+def test_other_formats_reach_no_decoder(tmp_path, monkeypatch, read, kind):
+    path = tmp_path / "a.png"
+    Image.fromarray(random((4, 6, 3))).save(path, format=kind)
+    for name in set(Image.OPEN) - set(FORMATS):
+        monkeypatch.setitem(Image.OPEN, name, (lambda *_: pytest.fail("decoded"), None))
+    with pytest.raises(UserError, match=r"a\.png: .* none of PNG, JPEG, BMP, TIFF, WEBP, PPM"):
+        read(path)
+
+
+@pytest.mark.parametrize("high", [1.0, 65535.0])
+def test_floating_point_images_are_refused(tmp_path, high):
+    Image.fromarray(np.full((3, 3), high, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: .*floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(np.int32, -1, 7000), (np.int32, 0, 70000), (np.int32, 0, 255), (np.uint16, 0, 255)],
+)
+def test_integers_that_would_be_lost_are_refused(tmp_path, dtype, low, high):
+    Image.fromarray(np.array([[low, high]], dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=rf"a\.tif: .*values are {low} to {high}"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_integers_of_16_bits_are_kept(tmp_path):
+    for name, values in (("a.tif", [[0, 256, 65535]]), ("b.tif", [[0, 0, 0]])):
+        Image.fromarray(np.array(values, np.int32)).save(tmp_path / name)
+    assert read_image(tmp_path / "a.tif")[..., 1].tolist() == [[0, 1, 255]]
+    assert not read_image(tmp_path / "b.tif").any()
+
+
+def test_the_limit_of_pixels_is_named_and_can_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    Image.new("L", (6, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: more than 16 pixels.* CAG_MAX_PIXELS") as caught:
+        read_image(tmp_path / "a.png")
+    assert "attack" not in str(caught.value)
+    monkeypatch.setenv("CAG_MAX_PIXELS", "48")
+    assert read_image(tmp_path / "a.png").shape == (4, 6, 3)
+    monkeypatch.setenv("CAG_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="CAG_MAX_PIXELS is 'many'; expected a number"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("part", [b"IHDR", b"IDAT", b"PLTE"])
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_a_changed_byte_of_a_png_is_noticed(tmp_path, read, part):
+    write_label(tmp_path / "a.png", random((40, 40), 3), PALETTE)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[data.index(part) + 11] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.png: not a readable image"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["checksum", "cut", "short", "filter"])
+def test_a_16_bit_label_with_damaged_pixels_is_refused(tmp_path, kind):
+    rows = b"".join(b"\0" + random(24).tobytes() for _ in range(5))  # 4 x 5 colours
+    rows = {"short": rows[:-25], "filter": b"\7" + rows[1:]}.get(kind, rows)
+    stream = bytearray(zlib.compress(rows))
+    stream = {"checksum": stream[:-1] + bytes([stream[-1] ^ 1]), "cut": stream[:-9]}.get(
+        kind, stream
+    )
+    (tmp_path / "a.png").write_bytes(png_of_stream((5, 4), 16, 2, bytes(stream)))
+    with pytest.raises(UserError, match=r"a\.png: not a readable image"):
+        read_label(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("color_type", [2, 4, 6])
+def test_interlaced_16_bit_labels(tmp_path, color_type):
+    stored = random((5, 7, {2: 3, 4: 2, 6: 4}[color_type]), 2**16, np.uint16)
+    rows = b""
+    for x0, y0, dx, dy in ADAM7:
+        rows += b"".join(b"\0" + row.astype(">u2").tobytes() for row in stored[y0::dy, x0::dx])
+    stream = zlib.compress(rows)
+    (tmp_path / "a.png").write_bytes(png_of_stream((5, 7), 16, color_type, stream, interlaced=1))
+    expected = stored[..., 0] if color_type == 4 else stored[..., :3]
+    assert np.array_equal(read_label(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.jpg", {"quality": 100}), ("a.webp", {}), ("a.tif", {"compression": "jpeg"})],
+)
+def test_lossy_labels_are_refused(tmp_path, name, options):
+    Image.fromarray(random((8, 8, 3))).save(tmp_path / name, **options)
+    read_image(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: a lossy .*; make the labels anew .* as PNG"):
+        read_label(tmp_path / name)
+
+
+def test_lossless_labels_of_other_formats_are_read(tmp_path):
+    stored = random((8, 8, 3))
+    for name, options in (("a.webp", {"lossless": True}), ("a.tif", {}), ("a.bmp", {})):
+        Image.fromarray(stored).save(tmp_path / name, **options)
+        assert np.array_equal(read_label(tmp_path / name), stored), name
+
+
+def test_a_palettes_colours_are_read_where_they_are_asked_for(tmp_path):
+    write_label(tmp_path / "a.png", random((5, 4), 3), PALETTE)
+    indices, colors = read_label(tmp_path / "a.png"), read_label(tmp_path / "a.png", colors=True)
+    assert np.array_equal(colors, PALETTE[indices])
+    Image.fromarray(colors).save(tmp_path / "b.png")
+    assert np.array_equal(read_label(tmp_path / "b.png", colors=True), colors)
 
 
 def test_floating_point_labels_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,14 @@ from raw import (
 from cag.config.datasets import CityscapesSource, CityscapesTarget, GameSource
 from cag.datasets.images import read_image, read_label
 from cag.datasets.labels import read_class_map
-from cag.datasets.layouts import index_folder, list_split, splits
+from cag.datasets.layouts import (
+    Split,
+    describe_files,
+    index_folder,
+    list_split,
+    passed_over,
+    splits,
+)
 from cag.datasets.preparation import Item
 from cag.datasets.prepared import read_manifest
 from cag.runtime.errors import UserError
@@ -80,6 +88,50 @@ def test_the_first_unpaired_file_is_named(tmp_path, kept, lost):
     message = rf"{kept}s/b/c\.png: this {kept} has no {lost} \(and 1 more\); expected .*{lost}s/b/c"
     with pytest.raises(UserError, match=message):
         listed(tmp_path, "images", "labels")
+
+
+def test_what_other_programs_put_there_is_left_out(tmp_path):
+    names = ["@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", ".thumbnails/a.png", "._a.png", "Thumbs.db"]
+    for name in (*names, "#recycle/a.png", "__MACOSX/a.png", "x/@eaDir/a.png", "a.png"):
+        picture(tmp_path / "images" / name.replace(".db", ".db.png"))
+    (tmp_path / "images/Thumbs.db.png").rename(tmp_path / "images/Thumbs.db")
+    assert [item.name for item in listed(tmp_path, "images", None)] == ["a"]
+    assert index_folder(tmp_path)["path"].tolist() == ["images/a.png"]
+    assert passed_over(tmp_path, Split("train", "images", None)) == []
+
+
+def test_files_that_are_passed_over_are_listed(tmp_path):
+    raw_data(tmp_path)
+    for name in ("images/x.HEIC", "images/b/y.heic", "labels/z.json", "images/n"):
+        (tmp_path / name).touch()
+    found = ["images/b/y.heic", "images/n", "images/x.HEIC", "labels/z.json"]
+    assert passed_over(tmp_path, Split("train", "images", "labels")) == found
+    shown = (
+        "2 .heic (images/b/y.heic, ...), 1 without extension (images/n), 1 .json (labels/z.json)"
+    )
+    assert describe_files(found) == shown
+    assert passed_over(tmp_path, Split("t", "images", "labels", label_suffix="_x")) == found[:3]
+
+
+def test_names_match_in_both_forms_of_unicode(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Straße_München_é") for form in ("NFC", "NFD"))
+    picture(tmp_path / f"images/{apart}.png")
+    label(tmp_path / f"labels/{composed}.png")
+    items = [Item(apart, f"images/{apart}.png", f"labels/{composed}.png")]
+    assert listed(tmp_path, "images", "labels") == items
+    label(tmp_path / f"labels/{apart}.png")
+    with pytest.raises(UserError, match="has the same name as .* form of an accent"):
+        listed(tmp_path, "images", "labels")
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    raw_data(tmp_path)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"images: cannot be listed \(Permission denied\)"):
+        listed(tmp_path, "images", None)
 
 
 def test_two_files_of_one_name_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """`cag predict`: folders of photographs of every kind, also damaged ones."""
 
+import errno
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from cag import cli
 from cag.config.networks import Network, Normalization
 from cag.datasets.images import colorize, read_image, read_label
 from cag.datasets.labels import LabelSpace
-from cag.deploy.image_files import list_images
+from cag.deploy import photographs
+from cag.deploy.image_files import list_images, other_files
 from cag.deploy.segmenter import Segmenter
 from cag.networks import build, save_model
 from cag.runtime.errors import UserError
@@ -143,7 +145,7 @@ def test_unreadable_images_are_passed_over_and_listed(model, folder, tmp_path, c
     whole = (folder / "one/c.png").read_bytes()
     (folder / "one/c.png").write_bytes(whole[: len(whole) // 2])
     (folder / "one/two/d.png").write_bytes(b"")
-    with pytest.raises(UserError, match="2 of 5 images could not be read; listed above"):
+    with pytest.raises(UserError, match="2 of 5 images could not be labelled; listed above"):
         predict(model, folder, "--out", tmp_path / "out", "--json")
     printed = capsys.readouterr()
     listed = [line for line in printed.err.splitlines() if line.startswith("passed over: ")]
@@ -166,6 +168,7 @@ def test_nothing_is_written_where_it_cannot_be_right(model, folder, tmp_path):
     out = tmp_path / "out"
     refused = {
         (tmp_path / "none",): "none: no such file or folder",
+        ("a" * 300,): "no such file or folder",
         (folder / "*.t*",): r"\*.t\*: no image found",
         (folder / "a.png", photograph(tmp_path / "a.jpg")): r"a.jpg: .* same name .*/a.png \(a\)",
         (photograph(out / "labels/x.png"),): "x.png: lies where the results go",
@@ -188,12 +191,69 @@ def test_nothing_is_written_where_it_cannot_be_right(model, folder, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_a_result_that_cannot_be_written_is_one_line(model, folder, tmp_path):
+def test_a_result_that_cannot_be_written_is_listed_and_the_rest_goes_on(
+    model, folder, tmp_path, capsys
+):
     (tmp_path / "out/labels/one").mkdir(parents=True)
     (tmp_path / "out/labels/one/two").write_text("in the way")
-    with pytest.raises(UserError, match=r"labels/one/two/d.png: cannot be written \(.*\)$"):
-        predict(model, folder, "--out", tmp_path / "out")
+    photograph(folder / f"{'a' * 250}.png")
+    with pytest.raises(UserError, match="3 of 6 images could not be labelled; listed above"):
+        predict(model, folder, "--out", tmp_path / "out", "--batch", 1)
+    listed = [line for line in capsys.readouterr().err.splitlines() if "passed over: " in line]
+    assert len(listed) == 3 and all("cannot be written (" in line for line in listed)
+    assert files(tmp_path / "out/labels") == ["a.png", "b.png", "one/c.png", "one/two"]
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_full_disk_ends_the_run(model, folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(photographs, "write_label", full)
+    with pytest.raises(UserError, match=r"labels/a\.png: cannot be written \(No space left"):
+        predict(model, folder, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: ...")])
+def test_what_is_too_large_is_predicted_alone_and_in_smaller_tiles(
+    model, tmp_path, monkeypatch, error, capsys
+):
+    tried, logits = [], Segmenter.logits
+
+    def small_alone(segmenter, images, tile=None):
+        tried.append((len(images), tile))
+        if len(images) > 1 or not tile or tile > fits:
+            raise error
+        return logits(segmenter, images, tile)
+
+    monkeypatch.setattr(Segmenter, "logits", small_alone)
+    for name in "ab":
+        photograph(tmp_path / f"in/{name}.png", 90, 300)
+    fits = 100
+    predict(model, tmp_path / "in", "--out", tmp_path / "out")
+    assert tried == [(2, None), *[(1, None), (1, 150), (1, 75)] * 2]
+    for name in "ab":
+        expected = Segmenter.from_file(model, "cpu")(tmp_path / f"in/{name}.png", tile=75)
+        assert np.array_equal(read_label(tmp_path / f"out/labels/{name}.png"), expected)
+    fits = 10
+    with pytest.raises(UserError, match="2 of 2 images could not be labelled"):
+        predict(model, tmp_path / "in", "--out", tmp_path / "out2")
+    assert "a.png: too large for the memory; scale it down" in capsys.readouterr().err
+
+
+def test_files_that_are_left_out_are_named(model, folder, tmp_path, capsys):
+    for name in ("x.HEIC", "one/y.heic", ".hidden.heic", "@eaDir/z.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    out = folder / "labelled"
+    predict(model, folder, "--out", out, "--json")
+    printed = capsys.readouterr()
+    left_out = [str(folder / name) for name in ("notes.txt", "one/y.heic", "x.HEIC")]
+    assert json.loads(printed.out)["left_out"] == left_out
+    assert f"left out, no images: 2 .heic ({folder}/one/y.heic, ...), 1 .txt" in printed.err
+    assert other_files([str(folder)], out) == left_out  # classes.json is the command's own
+    assert other_files([f"{folder}/one/**/*.jpg"], out) == [str(folder / "one/two/e.JPG")]
+    assert other_files([f"{folder}/*"], out) == [str(folder / name) for name in left_out[::2]]
 
 
 def test_files_folders_and_patterns_are_named_below_their_base(folder, monkeypatch):

@@ -13,6 +13,7 @@ from raw import label, picture, raw_data, raw_png, write_cityscapes, write_gta5,
 import cag.project.raw_data
 from cag import cli
 from cag.config.parameters import load_all
+from cag.datasets.images import write_label
 from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
 from cag.datasets.layouts import Split, list_split
 from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, network_form
@@ -104,6 +105,79 @@ def test_without_labels_none_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(cag.project.raw_data, "read_raw_label", lambda *_: pytest.fail("opened"))
     found = check(tmp_path, Split("train", "images", None))
     assert (found.images, found.values, found.absent, found.problems) == (3, None, [], [])
+
+
+def shapes(height=40, width=60, value=7):
+    """An image with two edges and its label map."""
+    label = np.zeros((height, width), np.uint8)
+    label[:10], label[:, 40:] = value, value
+    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
+    return (label[..., None] * 20 + noise).astype(np.uint8), label
+
+
+@pytest.mark.parametrize("as_shown", [True, False])
+@pytest.mark.parametrize("turn", [True, False])
+def test_label_maps_that_fit_turned_images_the_other_way_are_noticed(tmp_path, as_shown, turn):
+    image, label = shapes()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for name in "abc":
+        stored = image[::-1, ::-1] if as_shown else image
+        options = {"exif": exif} if name != "c" else {}
+        Image.fromarray(stored).save(tmp_path / f"images/{name}.png", **options)
+        Image.fromarray(label).save(tmp_path / f"labels/{name}.png")
+    found = check(
+        tmp_path, Split("train", "images", "labels", turn_by_exif=turn), absent_is_wrong=False
+    )
+    assert found.turned == {"turned by 180 degrees": 2}
+    assert found.plain()["turned"] == found.turned
+    if turn == as_shown:
+        assert found.warnings == []
+    else:
+        (warning,) = found.warnings
+        assert "label maps fit the 2 images" in warning
+        assert warning.endswith(f"set turn_by_exif: {str(as_shown).lower()}")
+
+
+def test_a_label_of_exchanged_sides_points_to_the_parameter(tmp_path):
+    picture(tmp_path / "images/a.png")
+    label(tmp_path / "labels/a.png", height=12, width=8)
+    assert "another turn_by_exif" in check(tmp_path).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "oddity"),
+    [
+        (np.zeros((40, 40, 3)), "nearly black"),
+        (np.full((40, 40, 3), 250), "nearly white"),
+        (np.full((40, 40, 3), (200, 0, 100)), "of one colour"),
+        (
+            np.arange(160)[:, None, None]
+            // 40
+            * np.array([9, 60, 20]).repeat(200).reshape(1, 200, 3),
+            "of few colours",
+        ),
+    ],
+)
+def test_odd_images_are_named(tmp_path, pixels, oddity):
+    picture(tmp_path / "images/a.png", 40, 40)
+    for name in "bc":
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"images/{name}.png")
+    (warning,) = check(tmp_path, Split("train", "images", None)).warnings
+    assert f"2 of 3 images are {oddity}" in warning and "such as images/b.png" in warning
+
+
+def test_colours_of_a_palette_are_counted(tmp_path):
+    picture(tmp_path / "images/a.png")
+    palette = np.array([[128, 64, 128], [70, 130, 180]], np.uint8)
+    (tmp_path / "labels").mkdir()
+    write_label(tmp_path / "labels/a.png", np.arange(96).reshape(8, 12) % 2, palette)
+    class_map = ClassMap(SPACE, {(128, 64, 128): 0, (70, 130, 180): 1})
+    found = check(tmp_path, class_map=class_map)
+    assert found.problems == []
+    assert sorted(found.values["class"]) == ["road", "sky"]
 
 
 def test_disk_by_hand():

@@ -63,17 +63,23 @@ def predict(
     classes.json names the classes. Images are turned as their EXIF orientation says; alpha is
     dropped; of 16 bits the upper 8 are seen. The share of the pixels of each class is printed.
 
-    An image that cannot be read is passed over and listed at the end; the exit status is then 1.
+    An image that cannot be read, or whose results cannot be written, is passed over and listed at
+    the end; the exit status is then 1. Files that are no images by their extension are named. What
+    does not fit in the memory is predicted in smaller tiles. An image of more than 178 million
+    pixels is refused unless the variable CAG_MAX_PIXELS allows so many.
 
     \b
     Examples:
       cag predict data/models/round3.safetensors photos --out labelled
       cag predict model.safetensors "drive/**/*.jpg" --out labelled --confidence --tile 1024
     """
-    from cag.deploy.image_files import list_images
+    from cag.datasets.layouts import describe_files
+    from cag.deploy.image_files import list_images, other_files
 
     kinds = ["labels"] + ["overlays"] * overlay + ["confidence"] * confidence
     files = list_images(images, [out / kind for kind in ("labels", "overlays", "confidence")])
+    if others := other_files(images, out):
+        print(f"left out, no images: {describe_files(others)}", file=sys.stderr)
     if not model.is_file():  # before torch is loaded
         raise UserError(f"{model}: no such model; `dvc repro` makes data/models/*.safetensors")
 
@@ -91,7 +97,7 @@ def predict(
         about = {"images": labelled.images, **speed, "device": str(segmenter.device)}
         classes = [{"class": name, "pixels": count, "share": share} for name, count, share in rows]
         failed = [{"image": str(path), "error": error} for path, error in labelled.failures]
-        print_json({**about, "classes": classes, "failed": failed})
+        print_json({**about, "classes": classes, "failed": failed, "left_out": others})
     elif labelled.images:
         print_rows([{"class": name, "pixels, %": f"{100 * share:.2f}"} for name, _, share in rows])
     if failures := [error for _, error in labelled.failures]:
@@ -99,5 +105,5 @@ def predict(
         print(*(f"passed over: {error}" for error in shown), sep="\n", file=sys.stderr)
         more = f", {len(shown)} of them" if len(failures) > len(shown) else ""
         rest = "; the others are labelled" if labelled.images else ""
-        problem = f"{len(failures)} of {len(files)} images could not be read"
+        problem = f"{len(failures)} of {len(files)} images could not be labelled"
         raise UserError(f"{problem}; listed above{more}{rest}")

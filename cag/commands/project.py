@@ -120,7 +120,9 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
     Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
     `prepare` and `extract` will take. Labels of target training images are never opened. Problems
-    are listed; the exit status is then 1.
+    are listed; the exit status is then 1. Files that are no images are named, and images that EXIF
+    data turn are counted. Warnings, which leave the exit status 0: images that are nearly black,
+    nearly white, of one or few colours; label maps that fit turned images better the other way.
 
     \b
     Examples:
@@ -139,6 +141,8 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     if as_json:
         print_json(checked)
     else:
+        for warning in checked["warnings"]:
+            print(f"warning: {warning}")
         for problem in problems[:SHOWN_PROBLEMS]:
             print(f"wrong: {problem}")
     if problems:
@@ -147,10 +151,16 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
 
 def _print_domain(title: str, splits: list[SplitCheck]) -> None:
+    from cag.datasets.layouts import describe_files
+
     print(title)
     for split in splits:
         left_out = f", {split.left_out} left out (label of another size)" if split.left_out else ""
         print(f"  {split.split}: {split.images} images{left_out}")
+        for turn, count in split.turned.items():
+            print(f"  EXIF data: {count} of {split.images} images to be {turn}")
+        if split.passed_over:
+            print(f"  passed over, no images: {describe_files(split.passed_over)}")
         if split.values is None:
             continue
         table = split.values.rename(columns={"value": "label value"}).drop(columns="label")

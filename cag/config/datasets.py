@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,10 @@ CLASS_MAP = "the YAML file that translates label values to classes"
 FOLDER = "the data set's folder, below `$CAG_DATA`"
 PREPARED_SIZE = "height and width of the prepared images; null: each image's own"
 RENDERED_SIZE = "height and width to render"
+TURN_BY_EXIF = (
+    "whether images are turned as their EXIF orientation says; false, if label maps fit the images "
+    "as they are stored"
+)
 
 
 class FolderSource(Section):
@@ -26,6 +31,7 @@ class FolderSource(Section):
     labels: str = about("the label maps' folder, below `folder`; a label has its image's name")
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
+    turn_by_exif: bool = about(TURN_BY_EXIF, default=True)
 
 
 class FolderTarget(Section):
@@ -40,16 +46,31 @@ class FolderTarget(Section):
     )
     class_map: str = about(CLASS_MAP)
     size: Pixels | None = about(PREPARED_SIZE, "pixels")
+    turn_by_exif: bool = about(TURN_BY_EXIF, default=True)
 
     @property
     def has_validation(self) -> bool:
         """Whether there are labelled images to evaluate on."""
         return self.val_images is not None
 
+    def check_apart(self, key: str, folder: str, below: str | None) -> None:
+        """Raise a ValueError if a key's files lie below `images`, so that they were trained on.
+
+        They are in `below`, in a data set's `folder`. Images may also be the training images.
+        """
+        if below is None:
+            return
+        inner, outer = PurePosixPath(folder, below), PurePosixPath(self.folder, self.images)
+        if inner.is_relative_to(outer) and (inner != outer or key.endswith("labels")):
+            problem = f"images ({self.images}) holds {key} ({below}), which is not to be trained on"
+            raise ValueError(f"{problem}; name a folder that holds the training images alone")
+
     @model_validator(mode="after")
     def _both(self) -> FolderTarget:
         if (self.val_images is None) != (self.val_labels is None):
             raise ValueError("val_images and val_labels must both be given or both be null")
+        for key in ("val_images", "val_labels"):
+            self.check_apart(key, self.folder, getattr(self, key))
         return self
 
 

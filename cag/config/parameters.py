@@ -91,10 +91,26 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
             "labels that were made once, but adapt.teacher is 'ema'; set it to 'both', or the "
             "teacher to 'cached'"
         )
+    _check_apart(path, params)
     if params.evaluated and not params.target.has_validation:
         key = "labels" if params.target.layout == "cityscapes" else "val_images"
         raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")
     return params
+
+
+def _check_apart(path: str | Path, params: Parameters) -> None:
+    """Raise a UserError if the target's training images hold other files of the parameters."""
+    source, target = params.source, params.target
+    if target.layout != "folder":
+        return
+    others = [("oracle.labels", target.folder, params.oracle.labels)]
+    if source.layout == "folder":
+        others += [(f"source.{k}", source.folder, getattr(source, k)) for k in ("images", "labels")]
+    for other in others:
+        try:
+            target.check_apart(*other)
+        except ValueError as error:
+            raise UserError(f"{path}: target: {error}") from None
 
 
 def _refer(path: str | Path, key: str, name: str, known: list[str]) -> None:

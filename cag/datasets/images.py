@@ -1,44 +1,79 @@
 """The one way to open and write images and label maps."""
 
+import errno
+import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from cag.runtime.errors import UserError, in_one_line
 
+# By name, so that no other of Pillow's decoders (EPS would start Ghostscript) sees a user's file.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = "CAG_MAX_PIXELS"  # the variable that moves the limit of an image's size
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY = 0  # PNG colour type
+_GREY, _GREY_ALPHA = 0, 4  # PNG colour types
+_CHANNELS = {2: 3, _GREY_ALPHA: 2, 6: 4}  # of those with several
+# Adam7's passes: the first column and row, and the steps right and down.
+_PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+_PASSES += [(0, 1, 1, 2)]
+_ORIENTATION, _SHORT = 0x0112, 3  # an EXIF tag and a tag's type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
+_UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
+_REASONS = {
+    errno.EACCES: "no permission to read it; change its permissions",
+    errno.EPERM: "no permission to read it; change its permissions",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine; end other programs",
+    errno.EISDIR: "is a folder; give an image",
+}
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody needs, and of sizes
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, turn_by_exif: bool = True) -> np.ndarray:
     """Read a picture of any kind as uint8 [H, W, 3], RGB; a UserError if it cannot be read.
 
-    Alpha is dropped, 16 bits become the upper 8, and the EXIF orientation is applied.
+    Alpha is dropped, 16 bits become the upper 8, and the EXIF orientation is applied, unless
+    `turn_by_exif` is False. Floating-point numbers, and integers that would all become black or be
+    cut off, are refused.
     """
-    with _readable(path), Image.open(path) as picture:
-        return to_rgb(picture)
+    return read_oriented(path, turn_by_exif)[0]
+
+
+def read_oriented(path: Path, turn_by_exif: bool = True) -> tuple[np.ndarray, int]:
+    """An image as `read_image` gives it, and its EXIF orientation, 1 to 8 (1: as it is stored)."""
+    with _opened(path) as picture:
+        _check_png(Path(path))
+        if picture.format != "TIFF":  # which Pillow turns as soon as it is loaded
+            picture.load()
+        orientation = _orientation(picture)
+        image = to_rgb(picture)
+    if not turn_by_exif:
+        image = turned(image, _UNDONE_BY.get(orientation, orientation))
+    return image, orientation
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
-    """Decode an open picture as `read_image` does."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
-        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+    """Decode an open picture as `read_image` does; a ValueError if its pixels have another form."""
+    picture.load()
+    return turned(_rgb(picture), _orientation(picture))
+
+
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An array [H, W, ...], turned and mirrored as an EXIF orientation, 1 to 8, says."""
+    if orientation in (3, 4, 6, 7):
+        image = image[::-1]
+    if orientation in (2, 3, 7, 8):
+        image = image[:, ::-1]
+    if orientation in _TURNED:
+        image = image.swapaxes(0, 1)
+    return np.ascontiguousarray(image)
 
 
 def resize(
@@ -51,22 +86,28 @@ def resize(
     return np.array(Image.fromarray(array).resize((width, height), resample, reducing_gap=3.0))
 
 
-def read_label(path: Path) -> np.ndarray:
+def read_label(path: Path, colors: bool = False) -> np.ndarray:
     """Read the raw values of a label map: integers [H, W], or uint8 or uint16 colours [H, W, 3].
 
-    Palette PNGs give their indices, low-bit grey PNGs their unscaled values, 16-bit PNGs all 16
-    bits; alpha is dropped. A UserError if the file cannot be read or holds no integers.
+    Palette PNGs give their indices, or with `colors` their colours; low-bit grey PNGs their
+    unscaled values, 16-bit PNGs all 16 bits; alpha is dropped. A UserError if the file cannot be
+    read, holds no integers, or is of a lossy format, which changes label values.
     """
-    with _readable(path):
-        return _decode_label(Path(path))
+    with _opened(path) as picture:
+        _check_png(Path(path))
+        if _is_lossy(Path(path), picture):
+            problem = f"a lossy {picture.format} file, whose label values are not those drawn"
+            raise UserError(f"{path}: {problem}; make the labels anew from their source as PNG")
+        return _decode_label(Path(path), picture, colors)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """The (height, width) that `read_image` would give, from the header; a UserError as there."""
-    with _readable(path), Image.open(path) as picture:
+    with _opened(path) as picture:
         width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-    return (width, height) if turned else (height, width)
+        # Pillow exchanges the two of a TIFF itself.
+        is_turned = picture.format != "TIFF" and _orientation(picture) in _TURNED
+    return (width, height) if is_turned else (height, width)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
@@ -102,24 +143,99 @@ def full_palette(palette: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image of the known formats; any error, also of the body, becomes a UserError."""
     try:
-        yield
+        _set_limit()
+        with Image.open(path, formats=FORMATS) as picture:
+            yield picture
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder and the file's name") from None
-    except _UNREADABLE as error:
+    except MemoryError:
+        raise UserError(f"{path}: too large for the memory; scale it down") from None
+    except Image.DecompressionBombError:
+        limit = f"more than {2 * Image.MAX_IMAGE_PIXELS} pixels, the limit"
+        remedy = f"scale it down or cut it up, or set {MAX_PIXELS} to a larger number"
+        raise UserError(f"{path}: {limit}; {remedy}") from None
+    except Image.UnidentifiedImageError:
+        problem = f"not a readable image (its content is none of {', '.join(FORMATS)})"
+        raise UserError(f"{path}: {problem}; convert, replace or remove the file") from None
+    except Exception as error:  # Pillow raises errors of any type for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:  # nothing is said of its content
+            problem = f"cannot be read ({error.strerror}); check the disk or network drive"
+            raise UserError(f"{path}: {_REASONS.get(error.errno, problem)}") from None
         problem = f"not a readable image ({in_one_line(error)})"
         raise UserError(f"{path}: {problem}; replace or remove the file") from error
 
 
-def _decode_label(path: Path) -> np.ndarray:
-    depth, color_type = _png_header(path)
-    if depth == 16 and color_type != _GREY:
-        return _decode_png_16(path)
-    with Image.open(path) as picture:
-        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") and picture.mode[0] != "I":
-            raise ValueError(f"its pixels have the form {picture.mode}, not label values")
-        array = np.array(picture)
+def _set_limit() -> None:
+    """Let Pillow open images of up to $CAG_MAX_PIXELS, if that is given."""
+    given = os.environ.get(MAX_PIXELS, "")
+    if given and not (given.isdecimal() and len(given) < 19 and int(given)):
+        raise UserError(f"{MAX_PIXELS} is {given!r}; expected a number of pixels, as 400000000")
+    if given:
+        Image.MAX_IMAGE_PIXELS = -(-int(given) // 2)  # Pillow refuses twice as many
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 if there is none, or none that can be read."""
+    for read in (_stored_orientation, lambda image: image.getexif().get(_ORIENTATION)):
+        try:
+            orientation = read(picture)
+        except Exception:  # of any type, for whatever is wrong with the other tags
+            continue
+        if orientation in range(1, 9):
+            return int(orientation)
+    return 1
+
+
+def _stored_orientation(picture: Image.Image) -> int | None:
+    """The orientation in the EXIF data's first directory; Pillow gives up at a broken tag."""
+    data = picture.info["exif"].removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    for index in range(count):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, start + 2 + 12 * index)
+        if (tag, kind) == (_ORIENTATION, _SHORT):
+            return value
+    return None
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """The pixels of a picture as they are stored, uint8 [H, W, 3]."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
+        values = np.asarray(picture).astype(np.int64)
+        low, high = values.min(), values.max()
+        if low < 0 or high > 0xFFFF or 0 < high < 256:
+            expected = "expected 16 bits, of which the upper 8 are used: save it with 8 bits"
+            raise ValueError(f"its values are {low} to {high}; {expected}")
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _is_lossy(path: Path, picture: Image.Image) -> bool:
+    if picture.format == "WEBP":
+        with open(path, "rb") as file:
+            return file.read(16)[12:] != b"VP8L"
+    return picture.format in ("JPEG", "MPO") or picture.info.get("compression") in ("jpeg", "webp")
+
+
+def _decode_label(path: Path, picture: Image.Image, colors: bool) -> np.ndarray:
+    depth, color_type, interlaced = _png_header(path)
+    if depth == 16 and color_type in _CHANNELS:
+        return _decode_png_16(path, picture, color_type, interlaced)
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") and picture.mode[0] != "I":
+        raise ValueError(f"its pixels have the form {picture.mode}, not label values")
+    if colors and picture.mode == "P":
+        return _rgb(picture)
+    array = np.array(picture)
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if color_type == _GREY and depth in (2, 4):
@@ -127,25 +243,80 @@ def _decode_label(path: Path) -> np.ndarray:
     return _drop_alpha(array)
 
 
-def _png_header(path: Path) -> tuple[int | None, int | None]:
-    """The bit depth and colour type of a PNG; (None, None) for another format."""
+def _png_header(path: Path) -> tuple[int | None, int | None, int]:
+    """The bit depth, colour type and interlacing of a PNG; (None, None, 0) for another format."""
     with open(path, "rb") as file:
-        head = file.read(26)
-    is_png = len(head) == 26 and head.startswith(_PNG_SIGNATURE)
-    return (head[24], head[25]) if is_png else (None, None)
+        head = file.read(29)
+    if not head.startswith(_PNG_SIGNATURE):
+        return None, None, 0
+    if head[12:16] != b"IHDR":
+        raise ValueError("it does not begin with its header")
+    return head[24], head[25], head[28]
 
 
-def _decode_png_16(path: Path) -> np.ndarray:
-    # Pillow drops the lower byte of 16-bit colour; torchvision does not. Imported here: it is slow.
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of a PNG's critical chunks; a ValueError if one is damaged.
 
-    data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    try:
-        decoded: Any = decode_png(data, mode=ImageReadMode.UNCHANGED)  # (C, H, W)
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    return _drop_alpha(decoded.permute(1, 2, 0).contiguous().numpy())  # (H, W, C)
+    There are none in another format, and none where the file is cut off, which its decoder notices.
+    """
+    with open(path, "rb") as file:
+        if file.read(8) != _PNG_SIGNATURE:
+            return
+        data, start = file.read(), 0
+    while start + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + size
+        if kind[:1].isupper() and end <= len(data):
+            if zlib.crc32(data[start + 4 : end - 4]).to_bytes(4) != data[end - 4 : end]:
+                raise ValueError(f"its part {kind.decode('latin-1')!r} is damaged")
+            yield kind, data[start + 8 : end - 4]
+        start = end
+
+
+def _check_png(path: Path) -> None:
+    """Raise a ValueError if a part of a PNG is damaged, over which Pillow reads on."""
+    for _ in _png_chunks(path):
+        pass
+
+
+def _decode_png_16(
+    path: Path, picture: Image.Image, color_type: int, interlaced: int
+) -> np.ndarray:
+    """16-bit grey with alpha uint16 [H, W], or colours [H, W, 3], of which Pillow drops a byte."""
+    data = b"".join(content for kind, content in _png_chunks(path) if kind == b"IDAT")
+    pixel_bytes = 2 * _CHANNELS[color_type]
+    _check_stream(data, _unpacked_bytes(*picture.size, pixel_bytes, interlaced))
+
+    def pixels(mode: str, form: str) -> np.ndarray:
+        options = ("zip", form, interlaced)
+        return np.array(Image.frombytes(mode, picture.size, data, *options)).astype(np.uint16)
+
+    if color_type == _GREY_ALPHA:  # four bytes a pixel
+        both = pixels("RGBA", "RGBA")
+        return np.ascontiguousarray(both[..., 0] << 8 | both[..., 1])
+    mode = picture.mode  # RGB or RGBA
+    return _drop_alpha(pixels(mode, f"{mode};16B") << 8 | pixels(mode, f"{mode};16L"))
+
+
+def _unpacked_bytes(width: int, height: int, pixel_bytes: int, interlaced: int) -> int:
+    """The bytes of a PNG's rows, each with a byte of its own, in all passes."""
+    total = 0
+    for x, y, right, down in _PASSES if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = len(range(x, width, right)), len(range(y, height, down))
+        total += rows * (1 + columns * pixel_bytes) if columns else 0
+    return total
+
+
+def _check_stream(data: bytes, expected: int) -> None:
+    """Raise a ValueError unless a zlib stream is whole and of the `expected` bytes."""
+    stream, total = zlib.decompressobj(), 0
+    while not stream.eof:
+        part = stream.decompress(data, 2**20)
+        data, total = stream.unconsumed_tail, total + len(part)
+        if total > expected or not (part or stream.eof):
+            raise ValueError("its pixels are incomplete or damaged")
+    if total < expected:
+        raise ValueError("its pixels are incomplete")
 
 
 def _drop_alpha(array: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Raw layouts: where the images and labels of a data set lie, and which belong together."""
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -14,6 +16,10 @@ from cag.runtime.errors import UserError
 from cag.runtime.files import inside
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+# What file servers, desktops and archives put between a user's files, in lower case.
+CLUTTER = frozenset({"@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot"})
+CLUTTER |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder"}
+CLUTTER |= {"temporary items", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Split:
     label_suffix: str = ""  # the rest of the name is the image's
     label_size: Literal["prepared", "own"] = "prepared"  # as for `preparation.prepare_split`
     drop_mismatched: bool = False  # leave out, not refuse, an image of another size than its label
+    turn_by_exif: bool = True  # whether images are read as their EXIF orientation says
 
     @property
     def folders(self) -> list[str]:
@@ -45,10 +52,10 @@ def splits(domain: Literal["source", "target"], config: Source | Target) -> list
     elif config.layout == "scenes":
         train, val = (Split(name, f"{name}/images", f"{name}/labels") for name in ("train", "val"))
     elif domain == "source":
-        train = Split("train", config.images, config.labels)
+        train = Split("train", config.images, config.labels, turn_by_exif=config.turn_by_exif)
     else:
-        train = Split("train", config.images, None)
-        val = Split("val", config.val_images, config.val_labels)
+        train = Split("train", config.images, None, turn_by_exif=config.turn_by_exif)
+        val = replace(train, name="val", images=config.val_images, labels=config.val_labels)
     if domain == "source":
         return [train]
     validation = [replace(val, label_size="own")] if config.has_validation else []
@@ -63,7 +70,8 @@ def _cityscapes(split: str, labels: str | None) -> Split:
 def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
     """The visible files of sub-folders, as a table: path (posix, below `folder`; sorted), bytes.
 
-    A UserError if a folder is missing, or a link leads outside, in a circle or to nothing.
+    Those that other programs put there (`CLUTTER`) are left out, as in all listings. A UserError
+    if a folder is missing or may not be read, or a link leads outside, in a circle or to nothing.
     """
     sizes = dict(entry for part in below for entry in _files(Path(folder), part))
     return pd.DataFrame(sorted(sizes.items()), columns=["path", "bytes"])
@@ -72,7 +80,8 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
 def list_split(folder: Path, split: Split) -> list[Item]:
     """List the images of a split of the data set in `folder` and, matched by name, its labels.
 
-    They are sorted by name, the path below the images' folder without suffix and extension. A
+    They are sorted by name, the path below the images' folder without suffix and extension. Names
+    match whether their accents are letters of their own (Unicode's form NFD) or not (NFC). A
     UserError if a folder is missing, there is no image, an image has no label or a label no image,
     or two files have one name.
     """
@@ -83,14 +92,35 @@ def list_split(folder: Path, split: Split) -> list[Item]:
         where = folder / split.images
         raise UserError(f"{where}: no image found; expected files that end in {ends}")
     if split.labels is None:
-        return [Item(name, path, None) for name, path in sorted(images.items())]
+        return [Item(*image, None, split.turn_by_exif) for image in sorted(images.values())]
     first, second = PurePosixPath(split.images), PurePosixPath(split.labels)
     if first.is_relative_to(second) or second.is_relative_to(first):
         problem = f"images ({split.images}) and labels ({split.labels})"
         raise UserError(f"{folder}: {problem} must be two separate folders")
     labels = _by_name(folder, split.labels, split.label_suffix)
     _check_pairs(folder, split, images, labels)
-    return [Item(name, path, labels[name]) for name, path in sorted(images.items())]
+    pairs = sorted((*image, labels[key].path) for key, image in images.items())
+    return [Item(*pair, split.turn_by_exif) for pair in pairs]
+
+
+def passed_over(folder: Path, split: Split) -> list[str]:
+    """The visible files of a split's folders that by their extension are no images, sorted.
+
+    Paths are posix, below `folder`. A UserError as for `list_split`.
+    """
+    below = [split.images] if split.label_suffix else split.folders  # gtFine/ has files of its own
+    files = {path for part in below for path, _ in _files(Path(folder), part)}
+    return sorted(path for path in files if PurePosixPath(path).suffix.lower() not in EXTENSIONS)
+
+
+def describe_files(paths: Sequence[str]) -> str:
+    """Count files by extension in one line, with the first of each: 3 .heic (a.heic, ...)."""
+    kinds = Counter(PurePosixPath(path).suffix.lower() for path in paths)
+    parts = []
+    for kind, count in kinds.most_common():
+        first = next(path for path in paths if PurePosixPath(path).suffix.lower() == kind)
+        parts.append(f"{count} {kind or 'without extension'} ({first}{', ...' * (count > 1)})")
+    return ", ".join(parts)
 
 
 def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
@@ -105,9 +135,9 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
 
 def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[tuple[str, int]]:
     below = []  # followed last, so that only one folder is open at a time
-    with os.scandir(folder) as entries:
+    with _listed(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
                 continue
             _check_entry(entry, root, ancestors)
             if entry.is_dir():
@@ -118,6 +148,14 @@ def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[t
         path = folder / name
         real = path.resolve() if is_link else ancestors[-1] / name
         yield from _walk(path, f"{prefix}{name}/", root, (*ancestors, real))
+
+
+def _listed(folder: Path):
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        remedy = "change its permissions, or check the disk or network drive"
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); {remedy}") from None
 
 
 def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple) -> None:
@@ -137,9 +175,14 @@ def _check_entry(entry: os.DirEntry, root: Path, ancestors: tuple) -> None:
         raise UserError(f"{entry.path}: this link leads back to {real}; remove it")
 
 
-def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
-    """Name -> posix path below root of the images below root/below."""
-    paths: dict[str, str] = {}
+class _Named(NamedTuple):
+    name: str
+    path: str  # posix, below the root
+
+
+def _by_name(root: Path, below: str, suffix: str) -> dict[str, _Named]:
+    """The images below root/below by their names in Unicode's form NFC."""
+    found: dict[str, _Named] = {}
     repeated = []
     for path, _ in _files(root, below):
         relative = PurePosixPath(path)
@@ -147,14 +190,15 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, str]:
         if relative.suffix.lower() not in EXTENSIONS or not stem.endswith(suffix):
             continue
         name = stem.removesuffix(suffix)
-        if name in paths:
-            repeated.append(sorted([paths[name], path]))
-        paths[name] = path
+        key = unicodedata.normalize("NFC", name)
+        if key in found:
+            repeated.append(sorted([found[key].path, path]))
+        found[key] = _Named(name, path)
     if repeated:
         first, second = (root / path for path in min(repeated))
-        problem = f"has the same name as {first} but for the extension"
+        problem = f"has the same name as {first} but for the extension or the form of an accent"
         raise UserError(f"{second}: {problem}; keep one of them")
-    return paths
+    return found
 
 
 def _check_pairs(folder: Path, split: Split, images: dict, labels: dict) -> None:
@@ -167,4 +211,4 @@ def _check_pairs(folder: Path, split: Split, images: dict, labels: dict) -> None
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             expected = f"{folder / below / f'{name}{suffix}'} with an image extension"
             problem = f"this {kind} has no {other}{more}; expected {expected}"
-            raise UserError(f"{folder / paths[name]}: {problem}; add or remove the file")
+            raise UserError(f"{folder / paths[name].path}: {problem}; add or remove the file")

@@ -29,6 +29,7 @@ class Item:
     name: str  # of the prepared files: a posix path without extension
     image: str  # posix path below the data set's folder
     label: str | None  # the same; None if there is no label, or if it may not be opened
+    turn_by_exif: bool = True  # whether the image is read as its EXIF orientation says
 
 
 def prepare_split(
@@ -129,17 +130,21 @@ def without_mismatched(items: Sequence[Item], folder: Path) -> tuple[list[Item],
     return kept, pd.DataFrame(excluded, columns=EXCLUDED_COLUMNS)
 
 
-def read_raw_label(item: Item, folder: Path, size: tuple[int, int] | None) -> np.ndarray:
+def read_raw_label(
+    item: Item, folder: Path, size: tuple[int, int] | None, colors: bool = False
+) -> np.ndarray:
     """Read an item's label below the raw data set's folder with `read_label`.
 
     A UserError if it cannot be read, leaves the folder, or has not the image's `size` (None: any).
     """
     path = inside(folder, item.label)
-    raw = read_label(path)
+    raw = read_label(path, colors)
     if size is not None and raw.shape[:2] != size:
         image = f"{folder / item.image} is {size[1]} x {size[0]} pixels"
         label = f"its label {path} is {raw.shape[1]} x {raw.shape[0]}"
-        raise UserError(f"{image}, but {label}; they must have one size")
+        hint = " (or, if EXIF data turn the image, another turn_by_exif)"
+        hint = hint if raw.shape[1::-1] == size else ""
+        raise UserError(f"{image}, but {label}; they must have one size{hint}")
     return raw
 
 
@@ -172,10 +177,10 @@ def _check_names(items: Sequence[Item], split: str) -> None:
 def _prepare_item(
     item: Item, folder: Path, out: Path, split: str, class_map: ClassMap, size, label_size: str
 ) -> dict:
-    image = read_image(inside(folder, item.image))  # (H, W, 3)
+    image = read_image(inside(folder, item.image), item.turn_by_exif)  # (H, W, 3)
     labels = None
     if item.label is not None:
-        raw = read_raw_label(item, folder, image.shape[:2])
+        raw = read_raw_label(item, folder, image.shape[:2], class_map.by_color)
         try:
             labels = class_map.encode(raw)  # (H, W)
         except UserError as error:

@@ -1,10 +1,12 @@
 """The image files of a command: files, folders and patterns."""
 
 import glob
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cag.datasets.layouts import EXTENSIONS, Split, list_split
+from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over
 from cag.runtime.errors import UserError
 
 
@@ -34,13 +36,32 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
     return sorted(paths.items())
 
 
+def other_files(patterns: Sequence[str], out: Path) -> list[str]:
+    """Files of the folders and patterns that `list_images` passes over, but for those below `out`.
+
+    They have no image's extension, or the pattern's extension in another case.
+    """
+    found: set[Path] = set()
+    for text in patterns:
+        path = Path(text)
+        if os.path.isdir(path):
+            found |= {path / other for other in passed_over(path, Split("", "", None))}
+        elif not os.path.exists(path):
+            stem, end = os.path.splitext(text)
+            any_case = re.sub("[A-Za-z]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", end)
+            chosen = {match for _, match, _ in _expand(text)}
+            matches = glob.iglob(stem + any_case, recursive=True)
+            found |= {match for match in map(Path, matches) if match.is_file()} - chosen
+    return sorted(str(path) for path in found if not path.resolve().is_relative_to(out.resolve()))
+
+
 def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
     """Name and path of each image, and whether it was named itself."""
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises for a name that is too long
         for item in list_split(path, Split("", "", None)):
             yield item.name, path / item.image, False
-    elif path.exists():
+    elif os.path.isfile(path):
         yield path.stem, path, True
     elif glob.has_magic(text):
         wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))

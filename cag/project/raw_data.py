@@ -1,5 +1,6 @@
 """Checks of raw data before any training: counts, files, sizes, label values, disk."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -7,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import Parameters
-from cag.datasets.images import read_image
+from cag.datasets.checks import TURNS, edges_fit, oddity
+from cag.datasets.images import read_image, read_oriented
 from cag.datasets.labels import IGNORE, ClassMap
-from cag.datasets.layouts import Split, list_split, splits
+from cag.datasets.layouts import Split, list_split, passed_over, splits
 from cag.datasets.preparation import (
     Item,
     domain_class_map,
@@ -34,6 +37,7 @@ COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of t
 COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
+_BETTER = 1.2  # so many times the steepness at labels' borders shows that images lie otherwise
 
 
 @dataclass
@@ -51,11 +55,15 @@ class SplitCheck:
     size: tuple[int, int] | None = None  # height, width of the first readable image
     values: pd.DataFrame | None = None  # None without labels
     absent: list[str] = field(default_factory=list)  # classes without a pixel, if there are labels
+    turned: dict[str, int] = field(default_factory=dict)  # images by what their EXIF data say
+    passed_over: list[str] = field(default_factory=list)  # files that are no images
     problems: list[str] = field(default_factory=list)  # a line each
+    warnings: list[str] = field(default_factory=list)  # what may be wrong, a line each
 
     def plain(self) -> dict:
-        """All but the problems, in plain values."""
-        fields = {key: getattr(self, key) for key in ("split", "images", "left_out", "size")}
+        """All but problems and warnings, in plain values."""
+        keys = ("split", "images", "left_out", "size", "turned", "passed_over")
+        fields = {key: getattr(self, key) for key in keys}
         values = self.values
         rows = None if values is None else values.drop(columns="label").to_dict("records")
         return {**fields, "absent": self.absent, "values": rows}
@@ -66,6 +74,9 @@ OnDomain = Callable[[str, list[SplitCheck]], None]
 
 class _ItemCheck(NamedTuple):
     size: tuple[int, int] | None = None
+    orientation: int = 1  # of the EXIF data
+    oddity: str | None = None
+    fits: tuple[float, float] | None = None  # `edges_fit` as it is read, and the other way
     counts: dict | None = None  # raw value -> pixels
     left_out: bool = False
     problem: str | None = None
@@ -92,12 +103,19 @@ def check_split(
         problem = f"{len(items)} images, the data set has {complete}; fetch what is missing"
         result.problems.append(f"{folder / split.images}: {problem} (--partial accepts a part)")
     values: dict = {}
+    orientations, odd, fits = Counter(), defaultdict(list), []
     check = partial(_check_item, folder=folder, split=split, class_map=class_map)
     with closing(in_order(check, items, cores())) as checked:
-        for item, (size, counts, left_out, problem) in zip(items, checked, strict=True):
-            if problem is not None:
-                result.problems.append(problem)
-            result.left_out += left_out
+        for item, found in zip(items, checked, strict=True):
+            size = found.size
+            if found.problem is not None:
+                result.problems.append(found.problem)
+            result.left_out += found.left_out
+            orientations[found.orientation] += 1
+            if found.oddity:
+                odd[found.oddity].append(item.image)
+            if found.fits:
+                fits.append(found.fits)
             if size is not None:
                 if one_size and result.size not in (None, size):
                     result.problems.append(
@@ -108,27 +126,42 @@ def check_split(
                     one_size = False  # once is enough
                 result.size = result.size or size
                 result.pixels += size[0] * size[1]
-            for value, pixels in (counts or {}).items():
+            for value, pixels in (found.counts or {}).items():
                 total, images, label = values.get(value, (0, 0, item.label))
                 values[value] = total + pixels, images + 1, label
             on_item()
     if split.labels is not None:
         _add_values(result, values, folder, class_map, absent_is_wrong)
+    result.turned = {TURNS[key]: orientations[key] for key in sorted(orientations) if key != 1}
+    for kind, paths in odd.items():
+        problem = f"{len(paths)} of {len(items)} images are {kind} such as {paths[0]}"
+        result.warnings.append(f"{folder / split.images}: {problem}; look at them")
+    if fits and np.mean(fits, axis=0)[1] > _BETTER * np.mean(fits, axis=0)[0]:
+        problem = f"label maps fit the {len(fits)} images that EXIF data turn better the other way"
+        value = str(not split.turn_by_exif).lower()
+        result.warnings.append(f"{folder / split.images}: {problem}; set turn_by_exif: {value}")
     return result
 
 
 def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> _ItemCheck:
     try:
-        size = read_image(inside(folder, item.image)).shape[:2]
+        path = inside(folder, item.image)
+        image, orientation = read_oriented(path, item.turn_by_exif)
+        result = _ItemCheck(image.shape[:2], orientation, oddity(image))
         if item.label is None:
-            return _ItemCheck(size)
-        raw = read_raw_label(item, folder, None if split.drop_mismatched else size)
-        if raw.shape[:2] != size:
+            return result
+        size = None if split.drop_mismatched else image.shape[:2]
+        raw = read_raw_label(item, folder, size, class_map.by_color)
+        if raw.shape[:2] != image.shape[:2]:
             return _ItemCheck(left_out=True)
+        if orientation != 1:
+            other = read_image(path, not item.turn_by_exif)
+            if other.shape == image.shape:
+                result = result._replace(fits=(edges_fit(image, raw), edges_fit(other, raw)))
     except UserError as error:
         return _ItemCheck(problem=str(error))
     try:
-        return _ItemCheck(size, class_map.count(raw))
+        return result._replace(counts=class_map.count(raw))
     except UserError as error:
         return _ItemCheck(problem=f"{folder / item.label}: {error}")
 
@@ -182,7 +215,9 @@ def check_domain(
             absent_is_wrong = domain == "source" and not is_part  # the target's val may lack one
             one_size = domain == "target" and split.name == "train" and config.size is None
             options = (class_map, complete, absent_is_wrong, one_size, advance)
-            checks.append(check_split(items, folder, split, *options))
+            checked = check_split(items, folder, split, *options)
+            checked.passed_over = passed_over(folder, split)
+            checks.append(checked)
     return checks
 
 
@@ -234,16 +269,16 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
 
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-    `extract` will write and that are `free`, with those they will replace; `problems`, a line each.
-    UserError: a class map cannot be read, or the network cannot be built or does not fit the
-    images.
+    `extract` will write and that are `free`, with those they will replace; `problems` and
+    `warnings`, a line each. UserError: a class map cannot be read, or the network cannot be built
+    or does not fit the images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    domains, disk = {}, []
+    domains, disk, warnings = {}, [], []
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":
@@ -256,6 +291,7 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         on_domain(f"{domain}: {config.layout}, {place}", checks)
         domains[domain] = [check.plain() for check in checks]
         problems += [problem for check in checks for problem in check.problems]
+        warnings += [warning for check in checks for warning in check.warnings]
         disk.append(disk_needed(domain, config, checks, params, len(names[0]), form))
     needed = Disk(*map(sum, zip(*disk, strict=True)))
     written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
@@ -264,4 +300,5 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         hint = "free some space, or take fewer rounds or a smaller size"
         problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
-    return {"domains": domains, "disk_bytes": disk_bytes, "problems": problems}
+    found = {"problems": problems, "warnings": warnings}
+    return {"domains": domains, "disk_bytes": disk_bytes, **found}
