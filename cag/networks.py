@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
 from torch import Tensor, nn
 
 from cag.config.base import Pixels, Section
@@ -160,7 +161,10 @@ def feature_form(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[i
 
 def _check_encoder(name: str) -> None:
     timms = name.startswith(TIMM) and re.fullmatch(r"[\w.]+", name.removeprefix(TIMM))
-    if not (timm.is_model(name.removeprefix(TIMM)) if timms else name in smp.encoders.encoders):
+    known = timm.is_model(name.removeprefix(TIMM)) if timms else name in smp.encoders.encoders
+    # Older names of timm's encoders, which the library translates.
+    older = re.fullmatch(r"timm-[\w.-]+", name) and is_equivalent_to_timm_universal(name)
+    if not (known or older):
         raise UserError(
             f"network: no encoder '{name}'; expected one of segmentation_models_pytorch, such as "
             "resnet101, or tu- with the name of one of timm, such as tu-resnet50"

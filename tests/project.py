@@ -18,6 +18,16 @@ from benchmarks.miniature import copy_project, merged, tiny_params, write_params
 from cag.config.training import Augmentation
 from cag.runtime.files import sha256
 
+
+def launched(monkeypatch, processes: int) -> None:
+    """As if a launcher had started this process as the first of some on this machine."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(processes))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+
 TRAINING = {  # a section's values, of a training that is over at once
     "iterations": 5,
     "batch_size": 2,

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from project import launched
 
 from cag.runtime.devices import best_precision, loader_workers, make_fabric
 
@@ -31,5 +32,5 @@ def test_the_processes_of_a_machine_share_its_cores(
     monkeypatch, device, cores, processes, expected
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    launched(monkeypatch, processes)
     assert loader_workers(torch.device(device)) == expected

@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from project import launched
 
 from cag.runtime.overlap import (
     MOST_THREADS,
@@ -189,11 +190,11 @@ def test_writers_work_side_by_side():
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 12)
-    for processes, expected in ((None, 12), ("1", 12), ("5", 2), ("48", 1)):
+    for processes, expected in ((None, 12), (1, 12), (5, 2), (48, 1)):
         if processes:
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+            launched(monkeypatch, processes)
         assert threads() == cores() == expected
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    launched(monkeypatch, 1)
     monkeypatch.setattr("os.cpu_count", lambda: 256)
     assert threads() == MOST_THREADS and cores() == 256
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from project import (
     SEPARATE,
-    SIZE,
     digests,
     dvc,
     execute,
@@ -28,6 +27,7 @@ from project import (
 )
 from safetensors import safe_open
 
+from benchmarks.miniature import SIZE
 from cag.cli import cli
 from cag.runtime.errors import UserError
 from cag.scenes import write_dataset

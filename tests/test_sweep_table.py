@@ -110,6 +110,7 @@ def write_record(folder, stage, minute, seconds, **more):
     folder.mkdir(parents=True, exist_ok=True)
     started = f"2024-05-01T10:{minute:02}:00+00:00"
     record = {"stage": stage, "started": started, "seconds": seconds, **more}
+    record |= {"device": "cpu", "processes": 1, "versions": {}}
     (folder / f"{stage}.json").write_text(json.dumps(record))
 
 

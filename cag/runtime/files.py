@@ -238,6 +238,9 @@ class _Lenient(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
     def write(self, content: Any) -> int:
         left = memoryview(content).cast("B")
         count = len(left)
