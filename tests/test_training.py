@@ -284,7 +284,14 @@ def test_unlabelled_pixels_do_not_count():
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
     with pytest.raises(UserError, match="the loss is not finite around iteration 5: lower the"):
-        run("supervised", small_network(), fabric, tmp_path / "c.pt", learning_rate=1000.0)
+        run(
+            "supervised",
+            small_network(),
+            fabric,
+            tmp_path / "c.pt",
+            learning_rate=1000.0,
+            weight_decay=1000.0,
+        )
     assert not (tmp_path / "c.pt").exists()
 
 

@@ -142,7 +142,10 @@ def test_an_interrupted_warmup_resumes_and_ends_the_same(project, monkeypatch, o
     [
         (lambda: change(batch_size=1), ["batch_size", "a single image"]),
         (lambda: change(adversarial_weight=-1), ["warmup.adversarial_weight is -1"]),
-        (lambda: change(learning_rate=1000.0), ["the loss is not finite", "learning_rate"]),
+        (
+            lambda: change(iterations=20, learning_rate=1000.0, weight_decay=1000.0),
+            ["the loss is not finite", "learning_rate"],
+        ),
         (lambda: PRETRAINED.write_bytes(b"no model"), [f"{PRETRAINED}: damaged model file"]),
         (PRETRAINED.unlink, [f"{PRETRAINED}: no such model"]),
         (Path("data/prepared/target/images/train/1.png").unlink, ["images/train/1.png"]),
