@@ -177,7 +177,7 @@ def test_unreadable_files_are_named(tmp_path, read):
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png: not a readable image"):
         read(path)
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="Is a directory"):
         read(tmp_path)
 
 
@@ -199,10 +199,10 @@ def test_truncated_files_are_refused_at_any_length(tmp_path, read, form):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EACCES, "no permission"),
-        (errno.EMFILE, "too many files are open"),
-        (errno.EIO, "check the disk or network drive"),
-        (errno.ESTALE, "check the disk or network drive"),
+        (errno.EACCES, "Permission denied"),
+        (errno.EMFILE, "Too many open files"),
+        (errno.EIO, "check the disk or the network drive"),
+        (errno.ESTALE, "check the disk or the network drive"),
     ],
 )
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(

@@ -1,6 +1,5 @@
 """The one way to open and write images and label maps."""
 
-import errno
 import os
 import struct
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cag.runtime.errors import UserError, in_one_line
+from cag.runtime.errors import UserError, in_one_line, refusal
 
 # By name, so that no other of Pillow's decoders (EPS would start Ghostscript) sees a user's file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
@@ -26,13 +25,6 @@ _PASSES += [(0, 1, 1, 2)]
 _ORIENTATION, _SHORT = 0x0112, 3  # an EXIF tag and a tag's type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
-_REASONS = {
-    errno.EACCES: "no permission to read it; change its permissions",
-    errno.EPERM: "no permission to read it; change its permissions",
-    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
-    errno.ENFILE: "too many files are open on this machine; end other programs",
-    errno.EISDIR: "is a folder; give an image",
-}
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody needs, and of sizes
 
 
@@ -164,8 +156,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: {problem}; convert, replace or remove the file") from None
     except Exception as error:  # Pillow raises errors of any type for a damaged file
         if isinstance(error, OSError) and error.errno is not None:  # nothing is said of its content
-            problem = f"cannot be read ({error.strerror}); check the disk or network drive"
-            raise UserError(f"{path}: {_REASONS.get(error.errno, problem)}") from None
+            problem = f"{path}: cannot be read ({error.strerror}); check the disk or network drive"
+            raise refusal(error, path) or UserError(problem) from None
         problem = f"not a readable image ({in_one_line(error)})"
         raise UserError(f"{path}: {problem}; replace or remove the file") from error
 
