@@ -25,7 +25,7 @@ import click
 
 from benchmarks.measure import table
 from benchmarks.miniature import copy_project, tiny_params
-from cag.project.repair import repair
+from cag.project.repository import repair
 from cag.runtime.errors import UserError
 from cag.runtime.files import sha256
 from cag.runtime.program import run

@@ -14,7 +14,7 @@ from project import ROOT
 
 from cag.config.parameters import load_all
 from cag.project import experiments as results
-from cag.project import repair, repository
+from cag.project import repository
 from cag.report.seeds import seeds_page
 from cag.runtime.errors import UserError
 
@@ -171,10 +171,10 @@ def test_queue_is_read_from_dvc(monkeypatch):
     assert repository.queue() == ({"seed0-a1": "Running", "seed1-b2": "Queued"}, 2)
 
 
-def test_dvc_is_asked_in_two_modules_alone():
+def test_dvc_is_asked_in_one_module_alone():
     asks = re.compile(r"^\s*(from|import) dvc\b|\"dvc\"", re.MULTILINE)
     modules = [path for path in (ROOT / "cag").rglob("*.py") if asks.search(path.read_text())]
-    assert sorted(modules) == sorted(Path(module.__file__) for module in (repair, repository))
+    assert modules == [Path(repository.__file__)]
 
 
 def test_lost_scores_of_an_experiment_are_one_line(monkeypatch):

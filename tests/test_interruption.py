@@ -25,7 +25,7 @@ from project import (
     write_params,
 )
 
-from cag.project.repair import repair
+from cag.project.repository import repair
 
 KILLS = 6
 UNFINISHED = (".partial", ".previous")

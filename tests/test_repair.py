@@ -14,7 +14,7 @@ import yaml
 from dvc.repo import Repo
 
 from cag import cli
-from cag.project.repair import DAMAGED, repair
+from cag.project.repository import DAMAGED, repair
 from cag.project.status import pipeline_status
 from cag.runtime.errors import UserError
 
