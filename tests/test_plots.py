@@ -208,6 +208,14 @@ def test_classes_may_be_called_all_or_begin_with_an_underscore():
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == [*odd, "all classes"]
 
 
+def test_a_threshold_far_beyond_the_curves_is_an_arrow_at_their_end():
+    rows, far = threshold_curves().query("`class` != 'all'"), CONFIGURED | {"relative_margin": 60.0}
+    drawn = threshold_curves_figure(rows, NAMES, np.eye(3) * 200, far)
+    plots.png_bytes(drawn)  # a warning, here an error, where the text leaves the plots no room
+    texts = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in drawn.axes}
+    assert sorted(texts.values()) == [[], [], ["0.5"], ["60 \N{RIGHTWARDS ARROW}"]]
+
+
 def test_quality_of_nothing_says_so():
     figure = pseudo_label_quality_figure(threshold_curves().iloc[:0], CONFIGURED)
     assert [text.get_text() for text in figure.texts][0] == "no labelled validation images"

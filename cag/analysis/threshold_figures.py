@@ -45,9 +45,9 @@ def threshold_curves_figure(
             (whole_line,) = axes.plot(whole.index, whole, color=theme.ink, linewidth=2.6)
             axes.set(ylabel="share of the class's pixels", ylim=(0, 1.02))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _mark_threshold(axes, configured.get(key), theme)
         last = rows.loc[rows["pixels"] > 0, "threshold"].max()
         axes.set(xlabel=threshold.label, title=threshold.title, xlim=(0, last if last > 0 else 1))
+        _mark_threshold(axes, configured.get(key), theme)
         axes.grid(True)
     lines, labels = [*drawn.values(), whole_line], [*map(shown.get, drawn), "all classes"]
     figure.legend(lines, labels, loc="outside right center", ncols=columns)
@@ -90,11 +90,19 @@ def pseudo_label_quality_figure(
 
 
 def _mark_threshold(axes: Axes, threshold: float | None, theme: Theme) -> None:
-    if threshold is not None:
-        color, place = theme.cycle[1], {"xycoords": ("data", "axes fraction"), "va": "top"}
-        axes.axvline(threshold, color=color, linestyle="--", linewidth=1.4)
-        place |= {"xytext": (4, -2), "textcoords": "offset points"}
-        axes.annotate(f"{threshold:g}", (threshold, 1.0), color=color, fontsize=9, **place)
+    """A line at the threshold, or an arrow to it where the curves end before."""
+    if threshold is None:
+        return
+    color, place = theme.cycle[1], {"xycoords": ("data", "axes fraction"), "va": "top"}
+    place |= {"textcoords": "offset points", "color": color, "fontsize": 9}
+    end = axes.get_xlim()[1]
+    if threshold > end:  # text at its place would leave the plots no room
+        axes.annotate(
+            f"{threshold:g} \N{RIGHTWARDS ARROW}", (end, 1.0), (-4, -2), ha="right", **place
+        )
+        return
+    axes.axvline(threshold, color=color, linestyle="--", linewidth=1.4)
+    axes.annotate(f"{threshold:g}", (threshold, 1.0), (4, -2), **place)
 
 
 def _quality(axes: Axes, curves: pd.DataFrame, configured: Mapping, theme: Theme) -> None:
