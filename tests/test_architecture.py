@@ -103,4 +103,5 @@ def test_the_top_shows_the_method():
     method = {"anchors", "pseudo_labels", "losses", "adaptation", "teacher"}
     method |= {"adversarial", "mixing", "augmentation"}
     around = {"networks", "deeplab", "metrics", "features", "prediction", "evaluation", "watch"}
+    around |= {"extraction", "projection"}
     assert names == method | around

@@ -34,6 +34,7 @@ from cag.features import (
     read_names,
     read_target_rows,
     read_target_store,
+    reduced_row,
     sample_pixels,
     source_bytes,
     source_rows,
@@ -43,6 +44,8 @@ from cag.features import (
     write_source_shard,
     write_target_shard,
 )
+from cag.projection import span
+from cag.pseudo_labels import anchor_distances
 from cag.runtime.errors import UserError
 
 B, K, D, H, W = 3, 4, 5, 6, 7
@@ -198,17 +201,18 @@ def write_source(folder, names=NAMES, size=1, per_class=4):
     return statistics, sample_pixels(features, labels, draws, per_class)
 
 
-def write_target(folder, names=NAMES, size=1):
+def write_target(folder, names=NAMES, size=1, projection=None):
     """A target store of as many random images, in batches of `size`; its features and logits."""
     features, logits, _ = batch(count=len(names))
     probability, prediction = logits.softmax(1).max(1)
     rows = (features.half(), prediction.byte(), probability)
+    rows = rows if projection is None else reduced_row(*rows, projection)
     paths = []
     for shard in shards_of(len(names), size):
         paths.append(folder / "target" / shard.name)
         outputs = (tuple(part[list(indices)] for part in rows) for indices in shard.batches)
         write_target_shard(paths[-1], shard.count, outputs)
-    link_target(folder / "target.h5", names, paths)
+    link_target(folder / "target.h5", names, paths, projection)
     return features, logits
 
 
@@ -277,6 +281,65 @@ def test_a_target_store_is_read_shard_by_shard(tmp_path):
             assert torch.equal(torch.cat([row[i] for row in read]), read_array(file, key))
 
 
+def random_span(most=3):
+    sums = torch.randn(4, K, D, generator=torch.Generator().manual_seed(1))
+    return span([(10 * sums, torch.full((4, K), 10))], most)
+
+
+def test_a_reduced_store_keeps_the_distances_to_the_anchors(tmp_path):
+    projection = random_span()
+    features, logits = write_target(tmp_path, MANY, 1, projection)
+    store = read_target_store(tmp_path / "target.h5", K)
+    anchors = torch.randn(2, 3) @ projection.directions + projection.origin
+    placed, error = store.place(anchors)
+    assert store.width == D and error < 1e-5
+    rows = [
+        row
+        for path, numbers in store.shards
+        for row in read_target_rows(path, len(numbers), K, store.projection)
+    ]
+    read, prediction, probability = map(torch.cat, zip(*rows, strict=True))
+    assert torch.equal(prediction, logits.argmax(1).byte())
+    torch.testing.assert_close(probability, logits.softmax(1).amax(1), atol=2**-13, rtol=0)
+    for found, true in zip(
+        anchor_distances(read, placed)[1:], anchor_distances(features, anchors)[1:], strict=True
+    ):
+        torch.testing.assert_close(found, true, atol=0.01, rtol=0)
+    inside = (features - projection.origin[:, None, None]).movedim(1, -1) @ projection.directions.T
+    expected = inside @ projection.directions + projection.origin
+    vectors = store.vectors(read.movedim(1, -1).flatten(0, 2))
+    torch.testing.assert_close(vectors, expected.flatten(0, 2), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "expected"),
+    [
+        ("units", lambda v: v[:-1], "do not belong together"),
+        ("directions", lambda v: v[:-1], "one number more than directions"),
+        ("directions", lambda v: v[:, :-1], "do not belong together"),
+        ("origin", lambda v: v * np.nan, "origin holds NaN"),
+    ],
+)
+def test_a_damaged_projection_is_one_line(tmp_path, key, change, expected):
+    write_target(tmp_path, NAMES, 2, random_span())
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        values = change(file[key][:])
+        del file[key]
+        file[key] = values
+    with pytest.raises(UserError, match=expected):
+        read_target_store(tmp_path / "target.h5", K)
+
+
+def test_shards_of_another_form_than_the_store_are_damage(tmp_path):
+    for folder, projection in (("full", None), ("reduced", random_span())):
+        write_target(tmp_path / folder, NAMES, 2, projection)
+    shutil.rmtree(tmp_path / "reduced/target")
+    shutil.copytree(tmp_path / "full/target", tmp_path / "reduced/target")
+    store = read_target_store(tmp_path / "reduced/target.h5", K)
+    with pytest.raises(UserError, match="another form than target.h5"):
+        list(read_target_rows(store.shards[0][0], 3, K, store.projection))
+
+
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree, "link"])
 def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatch, move):
     """The store reads the shards beside it, wherever the reader and other stores are."""
@@ -314,11 +377,11 @@ def test_stores_have_the_same_bytes_each_time(tmp_path):
 
 def test_a_store_takes_about_as_much_as_estimated(tmp_path):
     count, width, height, breadth, per_class = 40, 16, 32, 64, 300
-    maps = torch.zeros(count, height, breadth)
-    features = torch.zeros(count, width, height, breadth).half()
-    write_target_shard(tmp_path / "target.h5", count, [(features, maps.byte(), maps)])
+    features = torch.randn(count, width, height, breadth).relu()  # half zeros, as a network's
+    maps = features.max(dim=1).indices.byte() // 8, features.mean(dim=1).sigmoid()
+    write_target_shard(tmp_path / "target.h5", count, [(features.half(), *maps)])
     estimate = target_bytes(count, width, height, breadth)
-    assert 0.9 < (tmp_path / "target.h5").stat().st_size / estimate < 1.1
+    assert 0.8 < (tmp_path / "target.h5").stat().st_size / estimate < 1.2
     classes, width = 20, 64
     labels = torch.arange(classes, dtype=torch.uint8).repeat(per_class, 1)[None]
     sample = sampled(torch.zeros(1, width, per_class, classes), labels, per_class)
@@ -451,7 +514,7 @@ def test_damage_inside_is_found_when_it_is_read(tmp_path):
     path = tmp_path / "target.h5"
     with h5py.File(path, "w") as file:
         for key in TARGET_KEYS:
-            dtype, axes = FORMS[key]
+            (dtype, *_), axes = FORMS[key][0].split(), FORMS[key][1]
             file[key] = np.zeros([10, 5, 10][: len(axes)], dtype) if key != "names" else MANY[:10]
         del file["features"]
         values = np.arange(1000, dtype=np.float16).reshape(10, 2, 5, 10)
@@ -548,9 +611,13 @@ FAULTS = {
     "other pixels": ("prediction", "they do not belong together", lambda v: v[:, :-1]),
     "nothing": ("features", "they do not belong together", lambda v: v[:, :0]),
     "complex": ("features", "features is complex64", lambda v: v.astype(np.complex64)),
-    "integers": ("features", "features is int16", lambda v: v.astype(np.int16)),
+    "integers": ("features", "features is int32", lambda v: v.astype(np.int32)),
     "big-endian": ("features", "features is >f2", lambda v: v.astype(">f2")),
-    "two dimensions": ("features", "expected float16 of 4 dimensions", lambda v: v[..., 0, 0]),
+    "two dimensions": (
+        "features",
+        "expected float16 or int16 of 4 dimensions",
+        lambda v: v[..., 0, 0],
+    ),
     "NaN": ("features", "features holds NaN or infinite", lambda v: v * np.float16(np.nan)),
     "infinite": ("probability", "holds NaN or infinite", lambda v: v + np.float32(np.inf)),
     "another class": ("prediction", f"class {K} of {K}", lambda v: v * 0 + K),

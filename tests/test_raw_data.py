@@ -189,11 +189,11 @@ def test_disk_by_hand():
     assert needed.extract == 3 * (8 * per_image + samples)
     needed = disk_needed("target", params.target, split, params, 19, (256, 4))
     assert needed.prepare == 12 * 1024 * 2048 * 2
-    assert needed.extract == 3 * 8 * 256 * 512 * (2 * 256 + 5)
+    assert needed.extract == 3 * int(8 * 256 * 512 * (1.15 * 41 + 1.5))
     own = params.target.model_copy(update={"size": None})
     split = [SplitCheck("train", 2, pixels=2 * 30 * 50, size=(30, 50))]
     needed = disk_needed("target", own, split, params, 19, (16, 4))
-    assert needed == (2 * 30 * 50 * 2, 3 * 2 * 8 * 13 * 37)
+    assert needed == (2 * 30 * 50 * 2, 3 * int(2 * 8 * 13 * (1.15 * 17 + 1.5)))
 
 
 def test_network_form_is_the_networks():

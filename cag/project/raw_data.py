@@ -248,7 +248,7 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `network_form`."""
+    """The bytes that `prepare` and the rounds' features will take; `form`: see `network_form`."""
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
     pixels = sum(check.pixels for check in checks)
@@ -260,7 +260,8 @@ def disk_needed(
     else:
         first = next((check.size for check in checks if check.split == "train"), None)
         height, breadth = (-(-side // stride) for side in config.size or first or (0, 0))
-        features = target_bytes(counts["train"], width, height, breadth)
+        reduced = params.extract.directions
+        features = target_bytes(counts["train"], width, height, breadth, reduced)
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
