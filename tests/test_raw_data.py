@@ -186,10 +186,10 @@ def test_disk_by_hand():
     needed = disk_needed("source", params.source, split[:1], params, 19, (256, 4))
     assert needed.prepare == 8 * 1052 * 1914 * 2
     per_image, samples = 2 * 19 * (4 * 256 + 8), 19 * 200 * (2 * 256 + 1)
-    assert needed.extract == 3 * (8 * per_image + samples)
+    assert needed.features == 3 * (8 * per_image + samples)
     needed = disk_needed("target", params.target, split, params, 19, (256, 4))
     assert needed.prepare == 12 * 1024 * 2048 * 2
-    assert needed.extract == 3 * int(8 * 256 * 512 * (1.15 * 41 + 1.5))
+    assert needed.features == 3 * int(8 * 256 * 512 * (1.15 * 41 + 1.5))
     own = params.target.model_copy(update={"size": None})
     split = [SplitCheck("train", 2, pixels=2 * 30 * 50, size=(30, 50))]
     needed = disk_needed("target", own, split, params, 19, (16, 4))
@@ -263,7 +263,7 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert "train: 4 images, 1 left out (label of another size)" in shown
     assert "train: 3 images\n" in shown and "val: 2 images\n" in shown
     assert "wrong" not in shown
-    assert "disk: prepare 0.0 GB, extract 0.0 GB in 3 rounds; free 1.0 GB" in shown
+    assert "disk: prepare 0.0 GB, features 0.0 GB in 3 rounds; free 1.0 GB" in shown
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]

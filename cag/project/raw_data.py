@@ -225,7 +225,7 @@ class Disk(NamedTuple):
     """Bytes that stages will write."""
 
     prepare: int
-    extract: int  # of all rounds together
+    features: int  # of all rounds together
 
 
 def network_form(params: Parameters, num_classes: int) -> tuple[int, int]:
