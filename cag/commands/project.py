@@ -119,14 +119,11 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or else both.
 
     Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
-    `prepare` and the features will take. Labels of target training images are never opened. Problems
-    are listed; the exit status is then 1. Files that are no images are named, and images that EXIF
-    data turn are counted. Warnings, which leave the exit status 0: images that are nearly black,
-    nearly white, of one or few colours; label maps that fit turned images better the other way.
-
-    \b
-    Examples:
-      cag preset gta5_to_cityscapes && cag data check source
+    `prepare` and the features will take. Labels of target training images are never opened.
+    Problems are listed; the exit status is then 1. Files that are no images are named, and images
+    that EXIF data turn are counted. Warnings, which leave the exit status 0: images that are nearly
+    black, nearly white, of one or few colours; label maps that fit turned images better the other
+    way.
       cag data check --json > found.json
     """
     from cag.project.raw_data import check_data
