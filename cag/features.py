@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from cag.runtime.processes import Processes
 
 TARGET_ROWS = ("features", "prediction", "probability")
-TARGET_KEYS = ("names", *TARGET_ROWS)
+TARGET_KEYS = ("names", "shards", "rows")
 PROJECTION_KEYS = Projection._fields  # of a reduced target store, beside TARGET_KEYS
-# The data sets of all stores: their dtypes and axes: N images, M sampled pixels, D features, K
-# classes, C stored numbers of a pixel, R directions.
+# The data sets of all stores: their dtypes and axes: N images, S shards, M sampled pixels, D
+# features, K classes, C stored numbers of a pixel, R directions.
 FORMS = {
-    "names": ("O", "N"),
+    **{"names": ("O", "N"), "shards": ("O", "S"), "rows": ("i8", "S")},
     **{"features": ("f2 i2", "NChw"), "prediction": ("u1", "Nhw"), "probability": ("f4", "Nhw")},
     **{"origin": ("f4", "D"), "directions": ("f4", "RD"), "units": ("f4", "C")},
     **{"class_sums": ("f4", "NKD"), "class_counts": ("i8", "NK")},
@@ -281,7 +282,7 @@ def write_source_shard(
 def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_class: int) -> None:
     """Write `source.h5` from its shards, and merge their samples."""
     with create_store(path) as file:
-        _write_names(file, names)
+        _write_texts(file, "names", names)
         first, samples = 0, []
         for shard in shards:
             with open_store(shard, SOURCE_SHARD_KEYS) as part:
@@ -309,29 +310,21 @@ def move_target(
 def link_target(
     path: Path, names: Sequence[str], shards: Sequence[Path], projection: Projection | None = None
 ) -> None:
-    """Write `target.h5`: the shards' rows in sequence as virtual data sets, and the projection.
+    """Write `target.h5`: the images, the shards with their rows in sequence, and the projection.
 
     The shards lie below the folder of `path` and can be moved with it.
     """
-    sources = {key: [] for key in TARGET_ROWS}
+    counts = []
     for shard in shards:
-        name = shard.relative_to(path.parent).as_posix()
         with open_store(shard, TARGET_ROWS) as part:
-            for key, parts in sources.items():
-                parts.append(h5py.VirtualSource(name, key, part[key].shape, part[key].dtype))
+            counts.append(len(part[TARGET_ROWS[0]]))
     with create_store(path) as file:
-        _write_names(file, names)
+        _write_texts(file, "names", names)
+        relative = [shard.relative_to(path.parent) for shard in shards]
+        _write_texts(file, "shards", [shard.as_posix() for shard in relative])
+        _write_tensors(file, ("rows",), [torch.tensor(counts)])
         if projection is not None:
             _write_tensors(file, PROJECTION_KEYS, projection)
-        _reserve(file, 2 * ROW_ENTRIES * len(sources) * len(shards))
-        for key, parts in sources.items():
-            layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
-            layout.dcpl.set_obj_track_times(False)  # else the bytes differ each time
-            first = 0
-            for part in parts:
-                layout[first : first + part.shape[0]] = part
-                first += part.shape[0]
-            file.create_virtual_dataset(key, layout)
 
 
 def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tensor]) -> int:
@@ -469,12 +462,8 @@ def _check_self_contained(file: h5py.File) -> None:
         data = file[name]
         if isinstance(data, h5py.Group):
             continue
-        if data.external:
+        if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
-        if data.is_virtual:
-            if not all(is_local(source.file_name) for source in data.virtual_sources()):
-                raise ValueError(f"{name} has its data outside of the store's folder")
-            continue
         ratio = MOST_COMPRESSED if data.id.get_create_plist().get_nfilters() else 1
         if data.nbytes > ratio * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
@@ -491,7 +480,7 @@ def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
             raise ValueError(f"{key} is {data.dtype} of shape {data.shape}; expected {expected}")
         for axis, size in zip(axes, data.shape, strict=True):
             other, known = sizes.setdefault(axis, (key, size))
-            if size != known or not (size or axis == "M"):
+            if size != known or not (size or axis in "MR"):
                 shapes = f"{data.shape}, {other} {file[other].shape}"
                 raise ValueError(f"{key} has the shape {shapes}; they do not belong together")
 
@@ -514,25 +503,28 @@ def read_target_store(path: Path, num_classes: int) -> TargetStore:
     """Read `target.h5` without its shards; a UserError says that it is missing or damaged."""
     with open_store(path, TARGET_KEYS) as file:
         names = read_names(file)
+        shards, counts = _read_texts(file, "shards"), read_array(file, "rows").tolist()
         projection = _read_projection(file)
-        with _readable(file):
-            width = file["features"].shape[1] if projection is None else len(projection.origin)
-            sources = file["features"].virtual_sources()
-        shards = []
-        for source in sources:
-            (first, *_), (last, *_) = source.vspace.get_select_bounds()
-            shards.append((path.parent / source.file_name, range(first, last + 1)))
-    if [row for _, rows in shards for row in rows] != list(range(len(names))):
+    if not all(map(is_local, shards)):
+        raise _damaged(path, "a shard lies outside of the store's folder")
+    if min(counts) < 1 or sum(counts) != len(names):
         raise _damaged(path, "its shards do not have a row for each name")
-    return TargetStore(names, width, num_classes, shards, projection)
+    paths, ends = [path.parent / shard for shard in shards], accumulate(counts)
+    rows = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    if projection is None:
+        with open_store(paths[0], TARGET_ROWS) as file:
+            width = file["features"].shape[1]
+    else:
+        width = len(projection.origin)
+    return TargetStore(names, width, num_classes, list(zip(paths, rows, strict=True)), projection)
 
 
 def _read_projection(file: h5py.File) -> Projection | None:
     """The projection of a reduced store, or None."""
     with _readable(file):
-        if file["features"].dtype.kind != "i":
+        if not set(PROJECTION_KEYS) <= set(file):
             return None
-        _check_forms(file, ("features", *PROJECTION_KEYS))
+        _check_forms(file, PROJECTION_KEYS)
     projection = Projection(*(read_array(file, key) for key in PROJECTION_KEYS))
     if len(projection.units) != len(projection.directions) + 1:
         raise _damaged(file.filename, "it has not one number more than directions")
@@ -548,7 +540,6 @@ def read_target_rows(
     `Projection.coordinates` gives them, prediction uint8 and probability float32 [1, h, w]. A
     UserError says that the shard is missing or damaged, or predicts a class that does not exist.
     """
-    # Read as a part of `target.h5`, a missing shard would give zeros.
     with open_store(shard, TARGET_ROWS) as file:
         for i in range(count):
             yield _target_row(file, i, count, num_classes, projection)
@@ -596,11 +587,15 @@ def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
 
 def read_names(file: h5py.File) -> list[str]:
     """Read the images' names, in the order of the rows; a UserError if the file is damaged."""
-    with _readable(file):
-        names = [str(name) for name in file["names"].asstr()[:]]
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"the name {repeated[0]!r} is there twice")
+    names = _read_texts(file, "names")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise _damaged(file.filename, f"the name {repeated[0]!r} is there twice")
     return names
+
+
+def _read_texts(file: h5py.File, key: str) -> list[str]:
+    with _readable(file):
+        return [str(text) for text in file[key].asstr()[:]]
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
@@ -639,6 +634,6 @@ def _damaged(path: Path | str, problem: str) -> UserError:
     return UserError(f"{path}: damaged HDF5 file ({problem}); delete it and rerun")
 
 
-def _write_names(file: h5py.File, names: Sequence[str]) -> None:
-    _reserve(file, sum(len(name.encode()) + ROW_ENTRIES for name in names))
-    file.create_dataset("names", data=np.array(names, dtype=object), dtype=h5py.string_dtype())
+def _write_texts(file: h5py.File, key: str, texts: Sequence[str]) -> None:
+    _reserve(file, sum(len(text.encode()) + ROW_ENTRIES for text in texts))
+    file.create_dataset(key, data=np.array(texts, dtype=object), dtype=h5py.string_dtype())

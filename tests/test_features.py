@@ -18,7 +18,6 @@ from cag import features
 from cag.anchors import read_anchors
 from cag.datasets.labels import IGNORE
 from cag.features import (
-    FORMS,
     SOURCE_KEYS,
     TARGET_KEYS,
     TARGET_ROWS,
@@ -32,6 +31,7 @@ from cag.features import (
     pixel_draws,
     read_array,
     read_names,
+    read_target_images,
     read_target_rows,
     read_target_store,
     reduced_row,
@@ -216,6 +216,13 @@ def write_target(folder, names=NAMES, size=1, projection=None):
     return features, logits
 
 
+def read_target(folder):
+    """All features, predictions and probabilities of a target store."""
+    store = read_target_store(folder / "target.h5", K)
+    images = read_target_images(store, store.shards)
+    return tuple(map(torch.cat, zip(*(image.row for image in images), strict=True)))
+
+
 def shards_of(count, size):
     """The shards of `count` images in batches of `size`."""
     return cut_shards([list(range(count))[i : i + size] for i in range(0, count, size)])
@@ -253,14 +260,15 @@ def test_a_target_store_gives_back_what_was_written(tmp_path, names, size):
     with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
         assert set(file) == set(TARGET_KEYS)
         assert read_names(file) == names
-        assert torch.equal(read_array(file, "features"), features.half())
-        assert torch.equal(read_array(file, "prediction"), logits.argmax(1).byte())
-        exponentials = np.exp(logits.double().numpy())
-        expected = exponentials.max(1) / exponentials.sum(1)
-        np.testing.assert_allclose(read_array(file, "probability"), expected, rtol=1e-5)
-        kinds = {key: file[key].dtype.str[1:] for key in TARGET_KEYS[1:]}
-        assert kinds == {"features": "f2", "prediction": "u1", "probability": "f4"}
+    read, prediction, probability = read_target(tmp_path)
+    assert torch.equal(read, features.half())
+    assert torch.equal(prediction, logits.argmax(1).byte())
+    exponentials = np.exp(logits.double().numpy())
+    expected = exponentials.max(1) / exponentials.sum(1)
+    np.testing.assert_allclose(probability, expected, rtol=1e-5)
     with open_store(tmp_path / "target/00000.h5", TARGET_ROWS) as file:
+        kinds = {key: file[key].dtype.str[1:] for key in TARGET_ROWS}
+        assert kinds == {"features": "f2", "prediction": "u1", "probability": "f4"}
         assert file["features"].chunks == (1, D, H, W)
         assert file["prediction"].chunks == file["probability"].chunks == (1, H, W)
 
@@ -274,11 +282,9 @@ def test_a_target_store_is_read_shard_by_shard(tmp_path):
         ("00001.h5", range(4, 8)),
         ("00002.h5", range(8, 11)),
     ]
-    read = [row for path, rows in store.shards for row in read_target_rows(path, len(rows), K)]
-    assert torch.equal(torch.cat([row[0] for row in read]), features.half())
-    with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
-        for i, key in enumerate(TARGET_ROWS):
-            assert torch.equal(torch.cat([row[i] for row in read]), read_array(file, key))
+    for (path, rows), start in zip(store.shards, (0, 4, 8), strict=True):
+        read = [row[0] for row in read_target_rows(path, len(rows), K)]
+        assert torch.equal(torch.cat(read), features[start : start + len(rows)].half())
 
 
 def random_span(most=3):
@@ -293,12 +299,7 @@ def test_a_reduced_store_keeps_the_distances_to_the_anchors(tmp_path):
     anchors = torch.randn(2, 3) @ projection.directions + projection.origin
     placed, error = store.place(anchors)
     assert store.width == D and error < 1e-5
-    rows = [
-        row
-        for path, numbers in store.shards
-        for row in read_target_rows(path, len(numbers), K, store.projection)
-    ]
-    read, prediction, probability = map(torch.cat, zip(*rows, strict=True))
+    read, prediction, probability = read_target(tmp_path)
     assert torch.equal(prediction, logits.argmax(1).byte())
     torch.testing.assert_close(probability, logits.softmax(1).amax(1), atol=2**-13, rtol=0)
     for found, true in zip(
@@ -314,7 +315,7 @@ def test_a_reduced_store_keeps_the_distances_to_the_anchors(tmp_path):
 @pytest.mark.parametrize(
     ("key", "change", "expected"),
     [
-        ("units", lambda v: v[:-1], "do not belong together"),
+        ("units", lambda v: v[:-1], "one number more than directions"),
         ("directions", lambda v: v[:-1], "one number more than directions"),
         ("directions", lambda v: v[:, :-1], "do not belong together"),
         ("origin", lambda v: v * np.nan, "origin holds NaN"),
@@ -357,8 +358,7 @@ def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatc
         new.parent.mkdir()
         move(tmp_path / "old", new)
     shutil.rmtree(tmp_path / "old", ignore_errors=True)
-    with open_store(new / "target.h5", TARGET_KEYS) as file:
-        assert torch.equal(read_array(file, "features"), features.half())
+    assert torch.equal(read_target(new)[0], features.half())
     assert all(
         path.is_relative_to(new) for path, _ in read_target_store(new / "target.h5", K).shards
     )
@@ -479,12 +479,23 @@ def test_a_shard_with_too_few_rows_is_named(tmp_path):
 
 def test_a_target_store_without_shards_is_damage(tmp_path):
     path = tmp_path / "target.h5"
-    with create_store(path) as file:
-        file["names"] = ["a"]
-        for key in TARGET_ROWS:
-            file[key] = np.zeros((1, 2, 3, 4))
-    with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
-        read_target_store(path, K)
+    write_target(tmp_path)
+    for key, value in {"shards": [], "rows": [2]}.items():
+        with h5py.File(path, "a") as file:
+            del file[key]
+            file[key] = value
+        with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
+            read_target_store(path, K)
+
+
+@pytest.mark.parametrize("shard", ["../outside.h5", "/outside.h5"])
+def test_a_shard_lies_in_the_stores_folder(tmp_path, shard):
+    write_target(tmp_path, NAMES, 2)
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        del file["shards"]
+        file["shards"] = [shard]
+    with pytest.raises(UserError, match="outside of the store's folder"):
+        read_target_store(tmp_path / "target.h5", K)
 
 
 def test_another_kind_of_file_is_named(tmp_path):
@@ -496,8 +507,8 @@ def test_a_store_without_a_data_set_is_named(tmp_path):
     path = tmp_path / "target.h5"
     write_target(tmp_path)
     with h5py.File(path, "a") as file:
-        del file["prediction"], file["probability"]
-    assert "lacks prediction, probability" in error(path)
+        del file["shards"], file["rows"]
+    assert "lacks shards, rows" in error(path)
     assert "lacks class_sums, class_counts" in error(path, SOURCE_KEYS)
 
 
@@ -505,25 +516,21 @@ def test_a_group_in_place_of_a_data_set_is_damage(tmp_path):
     path = tmp_path / "target.h5"
     write_target(tmp_path)
     with h5py.File(path, "a") as file:
-        del file["features"]
-        file.create_group("features")
-    assert "damaged HDF5 file" in error(path, read=["features"])
+        del file["rows"]
+        file.create_group("rows")
+    assert "damaged HDF5 file" in error(path)
 
 
 def test_damage_inside_is_found_when_it_is_read(tmp_path):
-    path = tmp_path / "target.h5"
-    with h5py.File(path, "w") as file:
-        for key in TARGET_KEYS:
-            (dtype, *_), axes = FORMS[key][0].split(), FORMS[key][1]
-            file[key] = np.zeros([10, 5, 10][: len(axes)], dtype) if key != "names" else MANY[:10]
-        del file["features"]
-        values = np.arange(1000, dtype=np.float16).reshape(10, 2, 5, 10)
-        file.create_dataset("features", data=values, chunks=(1, 2, 5, 10), compression="gzip")
-        offset = file["features"].id.get_chunk_info(3).byte_offset
+    write_target(tmp_path, NAMES, 2)
+    path = tmp_path / "target/00000.h5"
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_chunk_info(1).byte_offset
     content = bytearray(path.read_bytes())
     content[offset : offset + 20] = b"\xff" * 20
     path.write_bytes(content)
-    assert "damaged HDF5 file" in error(path, read=["features"])
+    with pytest.raises(UserError, match=r"00000\.h5: damaged HDF5 file"):
+        list(read_target_rows(path, len(NAMES), K))
 
 
 @pytest.mark.parametrize("free", [0, 1000, 2**17, 2**19])
@@ -567,7 +574,7 @@ def test_a_store_opens_without_a_lock(tmp_path):
     with open(tmp_path / "target.h5", "rb") as viewer:
         fcntl.flock(viewer, fcntl.LOCK_EX)
         with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
-            assert "features" in file
+            assert "rows" in file
 
 
 @pytest.mark.parametrize(
@@ -644,7 +651,7 @@ ELSEWHERE = {
         "in other files",
         lambda f, k, v: f.create_dataset(k, v.shape, "f2", **outside(f, v)),
     ),
-    "sources": ("outside of", lambda f, k, v: f.create_virtual_dataset(k, virtual(f, v))),
+    "sources": ("in other files", lambda f, k, v: f.create_virtual_dataset(k, virtual(f, v))),
     "a huge shape": (
         "more than the file holds",
         lambda f, k, v: f.create_dataset(k, (4, D, 10**6, 10**6), "f2", chunks=(1, D, 8, 8)),
@@ -672,7 +679,7 @@ def test_a_store_does_not_leave_its_file(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(["a", "b"], "do not belong together"), (["a", "b", "a"], "the name 'a' is there twice")],
+    [(["a", "b"], "a row for each name"), (["a", "b", "a"], "the name 'a' is there twice")],
 )
 def test_each_row_has_one_name(tmp_path, names, expected):
     write_target(tmp_path)
