@@ -237,13 +237,13 @@ class Estimator:
         for domain, passes in (("source", 1), ("target", WATCHED)):
             count = min(most, self.images[domain]["train"].count)
             work = work.plus(self.passes(domain, "train").times(passes * count))
-        return Task(forward=work)
+        return Task(forward=work._replace(memory=0))  # a batch of its own size
 
     def evaluate(self, _: str) -> Task:
         """A model's predictions of the labelled target images."""
         count, (height, width), *_ = self.images["target"]["val"]
-        predictions = LABEL * count * height * width
-        return Task(predictions + PICTURES, forward=self.passes("target", "val").times(count))
+        work = self.passes("target", "val").times(count)._replace(memory=0)
+        return Task(LABEL * count * height * width + PICTURES, forward=work)
 
     def report(self, _: str) -> Task:
         """The page."""

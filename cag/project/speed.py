@@ -95,10 +95,11 @@ def forward_seconds(
     network = fabric.to_device(network)
     function(network, images, fabric)[0].cpu()
     calls, began = 0, time.monotonic()
-    while not calls or time.monotonic() - began < SECONDS / 2:
+    now = began
+    while now - began < SECONDS / 2:
         function(network, images, fabric)[0].cpu()  # waits for the device
-        calls += 1
-    return (time.monotonic() - began) / calls
+        calls, now = calls + 1, time.monotonic()
+    return (now - began) / calls
 
 
 class _Enough(Exception):
