@@ -46,6 +46,15 @@ class Work(NamedTuple):
         return Work(*sums, max(self.memory, other.memory))
 
 
+def flop_counter() -> FlopCounterMode:
+    """A counter of the FLOP of convolutions and matrix products, 2 for a multiply-add.
+
+    PyTorch's own counts the gradients of a grouped convolution as if it had one group.
+    """
+    mapping = {torch.ops.aten.convolution_backward: _gradient_flop}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
 def new_objective(training: str, params: Parameters, network: SegmentationNetwork) -> Objective:
     """What a training of `LABEL_MAPS` minimises, as its stage makes it; all anchors are zeros."""
     config = getattr(params, training)
@@ -127,9 +136,7 @@ class _Tally:
     """The work of all networks that call it."""
 
     def __init__(self):
-        # torch counts a grouped convolution's gradient as if it had one group.
-        mapping = {torch.ops.aten.convolution_backward: _gradient_flop}
-        self.flop = FlopCounterMode(display=False, custom_mapping=mapping)
+        self.flop = flop_counter()
         self.memory = _Memory()
         self.forwarded = self.trained = self.forward_flop = self._began = 0
 
