@@ -12,12 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 from cag.config.parameters import load_all
 from cag.networks import NetworkOutput, SegmentationNetwork, build
 from cag.prediction import predict
-from cag.project.dry_run import LABEL_MAPS, Work, forward_pass, new_objective, training_step
-from cag.runtime.devices import make_fabric
+from cag.project.dry_run import LABEL_MAPS, Shapes, Work, forward_pass, new_objective, training_step
+from cag.runtime.errors import UserError
 from cag.training.objectives import Batch, DomainBatch
 
 CLASSES, HEIGHT, WIDTH = 19, 32, 64
 PIXELS = HEIGHT * WIDTH
+FULL = Shapes("32-true")
 # Products of a pixel: a convolution of 3 to 4 channels, one of 4 groups, the classifier.
 FIRST, GROUPED, CLASSIFIER = 9 * 3 * 4, 9 * 4, 4 * CLASSES
 PRODUCTS = FIRST + GROUPED + CLASSIFIER
@@ -54,35 +55,30 @@ def params():
     return scenes.model_copy(update=changes)
 
 
-@pytest.fixture(scope="module")
-def fabric():
-    return make_fabric("32-true")
-
-
-def test_a_forward_pass_by_hand(fabric):
-    work = forward_pass(predict, Tiny(), (2, HEIGHT, WIDTH), fabric)
+def test_a_forward_pass_by_hand():
+    work = forward_pass(predict, Tiny(), (2, HEIGHT, WIDTH), FULL)
     assert (work.forwarded, work.trained, work.training_flop) == (2, 0, 0)
     assert work.forward_flop == 2 * 2 * PIXELS * PRODUCTS
     # Of a pixel: the image, as floats, and again channels last; 4 features; the logits.
     assert work.memory == 4 * PRODUCTS + 2 * PIXELS * (3 + 3 * 4 + 3 * 4 + 4 * 4 + 4 * CLASSES)
 
 
-def test_a_training_step_by_hand(params, fabric):
+def test_a_training_step_by_hand(params):
     """The images need no gradient, and the gradients of a grouped convolution are not dense."""
-    work = training_step("pretrain", params, Tiny(), 2, fabric)
+    work = training_step("pretrain", params, Tiny(), 2, FULL)
     assert (work.forwarded, work.trained, work.forward_flop) == (0, 2, 0)
     assert work.training_flop == 2 * 2 * PIXELS * (2 * FIRST + 3 * GROUPED + 3 * CLASSIFIER)
 
 
-def test_the_teacher_only_forwards_and_sgd_has_one_state(params, fabric):
-    step = {name: training_step(name, params, Tiny(), 2, fabric) for name in LABEL_MAPS}
+def test_the_teacher_only_forwards_and_sgd_has_one_state(params):
+    step = {name: training_step(name, params, Tiny(), 2, FULL) for name in LABEL_MAPS}
     assert (step["adapt"].forwarded, step["adapt"].trained) == (4, 4)
     assert step["adapt"].forward_flop == 4 * 2 * PIXELS * PRODUCTS
     assert (step["warmup"].forwarded, step["warmup"].trained) == (0, 4)
     assert step["warmup"].training_flop > 2 * step["pretrain"].training_flop  # the discriminator's
     sgd = params.pretrain.model_copy(update={"optimizer": "sgd", "momentum": 0.9})
     plain = params.model_copy(update={"pretrain": sgd})
-    saved = step["pretrain"].memory - training_step("pretrain", plain, Tiny(), 2, fabric).memory
+    saved = step["pretrain"].memory - training_step("pretrain", plain, Tiny(), 2, FULL).memory
     assert saved == 4 * PRODUCTS
 
 
@@ -107,10 +103,10 @@ def real_peak(objective, batch):
     return known + states + max(accumulate(changes))
 
 
-def test_the_memory_is_that_of_a_real_step(params, fabric):
+def test_the_memory_is_that_of_a_real_step(params):
     network = build(params.network, CLASSES)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    found = training_step("adapt", params, network, 2, fabric).memory
+    found = training_step("adapt", params, network, 2, FULL).memory
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     objective = new_objective("adapt", params, deepcopy(network)).train()
     objective.to(memory_format=torch.channels_last)
@@ -121,14 +117,21 @@ def test_the_memory_is_that_of_a_real_step(params, fabric):
     assert found <= expected < 1.1 * found
 
 
-def test_half_precision_takes_less_memory_and_the_same_flop(params, fabric):
+def test_half_precision_takes_less_memory_and_the_same_flop(params):
     network = build(params.network, CLASSES)
     full, half = (
         training_step("adapt", params, network, 2, chosen)
-        for chosen in (fabric, make_fabric("bf16-mixed"))
+        for chosen in (FULL, Shapes("bf16-mixed"))
     )
     assert half.memory < 0.9 * full.memory
     assert half[:-1] == full[:-1]
+
+
+def test_a_network_that_looks_at_values_is_one_line(monkeypatch):
+    network = Tiny()
+    monkeypatch.setattr(Tiny, "forward", lambda self, images: bool(images.mean() > 0))
+    with pytest.raises(UserError, match="^network: what it takes cannot be worked out "):
+        forward_pass(predict, network, (1, HEIGHT, WIDTH), FULL)
 
 
 def test_work_adds_up_and_memory_does_not():

@@ -18,6 +18,7 @@ from cag.config.parameters import load_all
 from cag.datasets.prepared import read_label_space, read_manifest
 from cag.networks import build
 from cag.project import plan, sample, speed
+from cag.project.dry_run import Work
 from cag.project.repository import read_stages
 from cag.project.sample import sample_domain
 from cag.runtime.devices import make_fabric
@@ -126,7 +127,8 @@ def test_devices_share_a_step_and_its_memory(copy):
     assert one.memory > 1.5 * two.memory
 
 
-def test_a_change_of_the_parameters_changes_the_plan(copy):
+def test_a_change_of_the_parameters_changes_the_plan(copy, monkeypatch):
+    monkeypatch.setattr(plan, "training_step", lambda *_: Work())
     changes = {"extract": {"target_views": {"gammas": [0.8, 1.0], "flip": True}}}
     changes |= {"warmup": {"iterations": 0}, "adapt": {"on_regression": "warn"}}
     write_params(copy, merged(read_params(copy), changes))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,10 +20,24 @@ from cag.adaptation import student_objective
 from cag.adversarial import AdversarialObjective
 from cag.config.parameters import Parameters
 from cag.networks import SegmentationNetwork
+from cag.runtime.errors import UserError, in_one_line
 from cag.training.objectives import Batch, DomainBatch, Objective, SupervisedObjective
 
+HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # The trainings by their sections, and the label maps of an image of each domain, the source first.
 LABEL_MAPS = {"pretrain": (1,), "warmup": (1, 0), "adapt": (1, 2)}
+
+
+class Shapes(NamedTuple):
+    """Takes the place of a Fabric where only shapes are computed, the same on any machine."""
+
+    precision: str  # not "auto"
+    device: torch.device = torch.device("cpu")
+
+    def autocast(self) -> AbstractContextManager:
+        """A context of the precision."""
+        half = HALVES.get(self.precision)
+        return nullcontext() if half is None else torch.autocast("cpu", half)
 
 
 class Work(NamedTuple):
@@ -68,19 +81,19 @@ def new_objective(training: str, params: Parameters, network: SegmentationNetwor
 
 
 def training_step(
-    training: str, params: Parameters, network: SegmentationNetwork, images: int, fabric: Fabric
+    training: str, params: Parameters, network: SegmentationNetwork, images: int, shapes: Shapes
 ) -> Work:
     """The work of a step of a training on so many images of each domain.
 
     Its memory: parameters, the optimizers' states, the batch, and what lives at the worst moment of
-    the forward and the backward pass, in the fabric's precision. The network stays as it is.
+    the forward and the backward pass. The network stays as it is.
     """
     config, objective = getattr(params, training), _on_meta(network, training, params)
     objective.to(memory_format=torch.channels_last).train()
-    with _dry(objective, fabric) as tally:
+    with _dry(objective) as tally:
         size = config.augmentation.crop
-        domains = [_empty_domain(images, maps, size, fabric) for maps in LABEL_MAPS[training]]
-        with fabric.autocast():
+        domains = [_empty_domain(images, maps, size) for maps in LABEL_MAPS[training]]
+        with shapes.autocast():
             losses = objective(Batch(*domains))
         losses[0].backward()
     groups = [g for optimizer in objective.optimizers(config) for g in optimizer.param_groups]
@@ -95,17 +108,16 @@ def training_step(
 
 
 def forward_pass(
-    function: Callable[[nn.Module, Tensor, Fabric], Any],
+    function: Callable[[nn.Module, Tensor, Shapes], Any],
     network: SegmentationNetwork,
     shape: Sequence[int],
-    fabric: Fabric,
+    shapes: Shapes,
 ) -> Work:
     """The work of a function of `cag.prediction` on images of the shape (B, H, W)."""
     count, *size = shape
     network = deepcopy(network).eval().to("meta").to(memory_format=torch.channels_last)
-    with _dry(network, fabric) as tally:
-        images = torch.empty(count, 3, *size, dtype=torch.uint8, device=fabric.device)
-        function(network, images, fabric)
+    with _dry(network) as tally:
+        function(network, torch.empty(count, 3, *size, dtype=torch.uint8), shapes)
     return tally.work()
 
 
@@ -113,23 +125,29 @@ def _on_meta(network: SegmentationNetwork, training: str, params: Parameters) ->
     return new_objective(training, params, deepcopy(network).to("meta")).to("meta")
 
 
-def _empty_domain(images: int, maps: int, size: Sequence[int], fabric: Fabric) -> DomainBatch:
-    new = partial(torch.empty, device=fabric.device)
-    pixels = new(images, 3, *size).contiguous(memory_format=torch.channels_last)
-    return DomainBatch(pixels, new(images, maps, *size, dtype=torch.uint8))
+def _empty_domain(images: int, maps: int, size: Sequence[int]) -> DomainBatch:
+    pixels = torch.empty(images, 3, *size, memory_format=torch.channels_last)
+    return DomainBatch(pixels, torch.empty(images, maps, *size, dtype=torch.uint8))
 
 
 @contextmanager
-def _dry(module: nn.Module, fabric: Fabric) -> Iterator[_Tally]:
-    """Compute shapes alone, with a module that comes from the device "meta"; count its work."""
+def _dry(module: nn.Module) -> Iterator[_Tally]:
+    """Compute shapes alone, with a module that comes from the device "meta"; count its work.
+
+    A UserError says that this cannot be done, for example that the network looks at values.
+    """
     tally = _Tally()
     for network in module.modules():
         if isinstance(network, SegmentationNetwork):
             network.register_forward_pre_hook(tally.before)
             network.register_forward_hook(tally.after)
     with FakeTensorMode(allow_non_fake_inputs=True), tally.memory, tally.flop:
-        module.to_empty(device=fabric.device)
-        yield tally
+        module.to_empty(device="cpu")
+        try:
+            yield tally
+        except Exception as error:  # any library's network can be in it
+            problem = f"what it takes cannot be worked out ({in_one_line(error)})"
+            raise UserError(f"network: {problem}") from None
 
 
 class _Tally:

@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cag.config.base import DOMAINS
@@ -20,7 +19,7 @@ from cag.datasets.prepared import read_label_space
 from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.prediction import predict, predict_pixels
-from cag.project.dry_run import Work, forward_pass, training_step
+from cag.project.dry_run import Shapes, Work, forward_pass, training_step
 from cag.project.raw_data import network_form
 from cag.project.repository import stage_commands
 from cag.project.sample import sample_domain
@@ -109,7 +108,8 @@ class Estimator:
         self.model_bytes = sum(value.nbytes for value in self.network.state_dict().values())
         size = self.images["target"]["train"].size
         self.feature_size = tuple(-(-side // stride) for side in size)
-        self.fabric = make_fabric(params.precision)
+        self.shapes = Shapes(best_precision(params.precision))
+        self.fabric = cache(lambda: make_fabric(params.precision))
         self.step, self.passes = cache(self._step), cache(self._passes)
         self.step_seconds = cache(self._step_seconds)
         self.start_seconds = cache(start_seconds)
@@ -147,30 +147,30 @@ class Estimator:
     def _step(self, training: str) -> Work:
         images = self._images_at_once(training)
         images //= pieces(images, self.params.max_batch_per_device)
-        work = training_step(training, self.params, self.network, images, self.fabric)
+        work = training_step(training, self.params, self.network, images, self.shapes)
         return work.times(self.config(training).batch_size / images)
 
     def _step_seconds(self, training: str) -> float:
         images = self._images_at_once(training)
         sample = training, self.params, self.network, images, self.folder
         share = self.config(training).batch_size / self.devices / images
-        return share * step_seconds(*sample, self.fabric)
+        return share * step_seconds(*sample, self.fabric())
 
     def _passes(self, domain: str, split: str, in_views: bool = False) -> Work:
         """An image's."""
         views, batch = self.params.extract.target_views, self.params.extract.batch_size
 
-        def in_all_views(network: nn.Module, images: Tensor, fabric: Fabric) -> tuple[Tensor, ...]:
-            return predict_pixels(network, images, views, fabric)
+        def in_all_views(network: nn.Module, images: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:
+            return predict_pixels(network, images, views, shapes)
 
         function = in_all_views if in_views else predict
         shape = (batch, *self.images[domain][split].size)
-        return forward_pass(function, self.network, shape, self.fabric).times(1 / batch)
+        return forward_pass(function, self.network, shape, self.shapes).times(1 / batch)
 
     def _seconds_of_flop(self) -> float:
         shape = (self.params.extract.batch_size, *self.images["target"]["train"].size)
         flop = self.passes("target", "train").forward_flop * shape[0]
-        return forward_seconds(predict, self.network, shape, self.fabric) / flop
+        return forward_seconds(predict, self.network, shape, self.fabric()) / flop
 
     def index(self, _: str) -> Task:
         """The listing of the raw files: each image's, and its label's."""
