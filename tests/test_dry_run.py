@@ -7,6 +7,7 @@ import pytest
 import torch
 from project import ROOT
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from cag.config.parameters import load_all
@@ -35,6 +36,17 @@ class Tiny(SegmentationNetwork):
 
     def forward(self, images):  # noqa: D102
         features = self.grouped(self.first(images))
+        return NetworkOutput(features, self.classifier(features))
+
+
+class Attentive(Tiny):
+    """Adds attention among an image's pixels to their features."""
+
+    def forward(self, images):  # noqa: D102
+        features = self.grouped(self.first(images))
+        pixels = features.flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, 4)
+        seen = scaled_dot_product_attention(pixels, pixels, pixels)
+        features = seen[:, 0].transpose(1, 2).view(features.shape)
         return NetworkOutput(features, self.classifier(features))
 
 
@@ -68,6 +80,16 @@ def test_a_training_step_by_hand(params):
     work = training_step("pretrain", params, Tiny(), 2, FULL)
     assert (work.forwarded, work.trained, work.forward_flop) == (0, 2, 0)
     assert work.training_flop == 2 * 2 * PIXELS * (2 * FIRST + 3 * GROUPED + 3 * CLASSIFIER)
+
+
+def test_attention_by_hand(params):
+    """Forward two products of all pairs of pixels, in 4 channels; backward one of them and four."""
+    pairs = 2 * 2 * PIXELS**2 * 4  # FLOP of such a product for two images
+    shape = (2, HEIGHT, WIDTH)
+    forward = [forward_pass(predict, kind(), shape, FULL) for kind in (Attentive, Tiny)]
+    assert forward[0].forward_flop - forward[1].forward_flop == 2 * pairs
+    step = [training_step("pretrain", params, kind(), 2, FULL) for kind in (Attentive, Tiny)]
+    assert step[0].training_flop - step[1].training_flop == (2 + 5) * pairs
 
 
 def test_the_teacher_only_forwards_and_sgd_has_one_state(params):

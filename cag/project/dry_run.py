@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from cag.adaptation import student_objective
 from cag.adversarial import AdversarialObjective
@@ -62,9 +67,19 @@ class Work(NamedTuple):
 def flop_counter() -> FlopCounterMode:
     """A counter of the FLOP of convolutions and matrix products, 2 for a multiply-add.
 
-    PyTorch's own counts the gradients of a grouped convolution as if it had one group.
+    PyTorch's own counts the gradients of a grouped convolution as if it had one group, and not the
+    attention of a CPU.
     """
-    mapping = {torch.ops.aten.convolution_backward: _gradient_flop}
+    aten = torch.ops.aten
+    mapping = {
+        aten.convolution_backward: _gradient_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(
+            *shapes[:3]
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+            sdpa_backward_flop_count(*shapes[:4])
+        ),
+    }
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
