@@ -31,9 +31,10 @@ from cag.runtime.progress import progress
 from cag.training.global_batch import pieces
 from cag.watch import CHANGES
 
-# Typical bytes: of a label PNG's pixel, of a pixel in samples.h5; of a stage's tables and pictures,
-# of the report; of a raw file's line in the index.
-LABEL, MEASURED, PICTURES, REPORT, LINE = 0.1, 16, 600_000, 2_000_000, 60
+# Typical bytes of a pixel: in a label PNG, in samples.h5, in the panels of an image, its prediction
+# and its truth. And those of a stage's figures, of the report, of a raw file's line in the index.
+LABEL, MEASURED, PANEL = 0.1, 16, 2.5
+TABLE_FIGURES, CONFUSION, REPORT, LINE = 600_000, 150_000, 2_000_000, 60
 WATCHED = 2 + len(CHANGES)  # passes of a target image: as it is, mirrored, in other colours
 LIGHT = ("index", "prepare")  # programs that do not wait for torch
 
@@ -216,7 +217,7 @@ class Estimator:
     def pseudo_label(self, _: str) -> Task:
         """The label maps of both rules."""
         count, (height, width), *_ = self.images["target"]["train"]
-        return Task(2 * LABEL * count * height * width + PICTURES)
+        return Task(2 * LABEL * count * height * width + TABLE_FIGURES)
 
     def evaluate_pseudo_labels(self, _: str) -> Task:
         """The labelled target images, in all views."""
@@ -224,7 +225,9 @@ class Estimator:
             return Task()
         count, (height, width) = self.images["target"]["val"].count, self.feature_size
         samples = MEASURED * min(count, self.params.report.images) * height * width
-        return Task(samples + PICTURES, forward=self.passes("target", "val", True).times(count))
+        return Task(
+            samples + TABLE_FIGURES, forward=self.passes("target", "val", True).times(count)
+        )
 
     def adapt(self, _: str) -> Task:
         """A training on both domains; with a check for regression, measures of two models."""
@@ -242,8 +245,9 @@ class Estimator:
     def evaluate(self, _: str) -> Task:
         """A model's predictions of the labelled target images."""
         count, (height, width), *_ = self.images["target"]["val"]
+        per_pixel = LABEL * count + PANEL * min(count, self.params.evaluate.panels)
         work = self.passes("target", "val").times(count)._replace(memory=0)
-        return Task(LABEL * count * height * width + PICTURES, forward=work)
+        return Task(per_pixel * height * width + CONFUSION, forward=work)
 
     def report(self, _: str) -> Task:
         """The page."""
