@@ -20,7 +20,8 @@ WINGS = {
     "analysis": {"runtime", "config", "datasets", METHOD},
     "report": {"runtime", "config", "datasets", METHOD, "analysis"},
     "deploy": {"runtime", "config", "datasets", "scenes", METHOD},
-    "project": {"runtime", "config", "datasets", "training", METHOD, "analysis", "deploy"},
+    "project": {"runtime", "config", "datasets", "scenes", "training", METHOD}
+    | {"analysis", "deploy"},
 }
 FREE = {"commands", "cli", "__init__"}  # the programs, which may call everything
 

@@ -1,6 +1,7 @@
 """Checks of raw data: errors are listed, and target training labels are never opened."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -264,6 +265,8 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert "train: 3 images\n" in shown and "val: 2 images\n" in shown
     assert "wrong" not in shown
     assert "disk: prepare 0.0 GB, features 0.0 GB in 3 rounds; free 1.0 GB" in shown
+    (memory,) = re.findall(r"memory: a step of adapt (\d+\.\d) GB on one device", shown)
+    assert 1 < float(memory) < 13.8  # a small network, and the preset's own
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]

@@ -28,10 +28,13 @@ from cag.datasets.preparation import (
 from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
 from cag.networks import build, feature_form
+from cag.project.dry_run import Shapes, training_step
+from cag.runtime.devices import best_precision
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
+from cag.training.global_batch import pieces
 
 COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of the data sets
 COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
@@ -265,14 +268,22 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
+def step_memory(params: Parameters, num_classes: int) -> int:
+    """The bytes of all tensors of a step of `adapt` on one device, see `training_step`."""
+    network, most = build(params.network, num_classes), params.max_batch_per_device
+    images = params.adapt.batch_size // pieces(params.adapt.batch_size, most)
+    shapes = Shapes(best_precision(params.precision))
+    return training_step("adapt", params, network, images, shapes).memory
+
+
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
     """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-    `extract` will write and that are `free`, with those they will replace; `problems` and
-    `warnings`, a line each. UserError: a class map cannot be read, or the network cannot be built
-    or does not fit the images.
+    `extract` will write and that are `free`, with those they will replace; `step_bytes`, see
+    `step_memory`; `problems` and `warnings`, a line each. UserError: a class map cannot be read, or
+    the network cannot be built or does not fit the images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
@@ -301,5 +312,6 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         hint = "free some space, or take fewer rounds or a smaller size"
         problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
+    memory = step_memory(params, len(names[0]))
     found = {"problems": problems, "warnings": warnings}
-    return {"domains": domains, "disk_bytes": disk_bytes, **found}
+    return {"domains": domains, "disk_bytes": disk_bytes, "step_bytes": memory, **found}
