@@ -19,7 +19,7 @@ from cag.datasets.images import read_image
 from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import evenly_spaced
 from cag.deploy.image_files import list_images
-from cag.networks import SegmentationNetwork, load_model
+from cag.networks import SegmentationNetwork, feature_form, load_model
 from cag.prediction import upsampled
 from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import binary_file
@@ -48,9 +48,7 @@ class FullResolution(nn.Module):
     def __init__(self, network: SegmentationNetwork):
         super().__init__()
         self.network = traceable(network) if network.input_multiple > 1 else network
-        side = 2 * max(32, network.input_multiple)
-        with torch.inference_mode():
-            self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
+        _, self.stride = feature_form(network, (LEAST_SIDE, LEAST_SIDE))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K, H, W] of images float [B, 3, H, W] in [0, 1]."""

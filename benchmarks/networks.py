@@ -1,0 +1,188 @@
+"""What each architecture does on each kind of encoder: the tables of docs/networks.md.
+
+python -m benchmarks.networks [--export]
+
+A pair is built with random weights, trained for two steps and asked for images of another, odd size.
+With --export each architecture is also exported on one encoder, each encoder with one architecture.
+"""
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cag.config.networks import Network, Normalization
+from cag.config.training import Augmentation, Pretrain, Run
+from cag.deploy import export
+from cag.networks import SegmentationNetwork, build, feature_form
+from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
+from cag.runtime.progress import Progress
+from cag.training.loop import Checkpoint, train
+from cag.training.objectives import Batch, DomainBatch, SupervisedObjective
+
+CLASSES, CROP, ODD = 3, (128, 160), (150, 203)
+ARCHITECTURES = ("DeepLabV3PlusPaper", "DeepLabV3Plus", "DeepLabV3", "PAN", "PSPNet", "FPN")
+ARCHITECTURES += (
+    "Segformer",
+    "UPerNet",
+    "Unet",
+    "UnetPlusPlus",
+    "MAnet",
+    "Linknet",
+    "DPT",
+    "Linear",
+)
+ENCODERS = {  # the encoder and its options
+    "ResNet": ("resnet18", {}),
+    "MiT": ("mit_b0", {}),
+    "ResNet of timm": ("tu-resnet18", {}),
+    "ConvNeXt": ("tu-convnext_atto", {}),
+    "Swin": ("tu-swin_tiny_patch4_window7_224", {}),
+    "ViT": ("tu-vit_tiny_patch16_224", {}),
+    "DINOv2": ("tu-vit_small_patch14_dinov2", {}),
+    "DINOv2, patch 16": ("tu-vit_small_patch14_dinov2", {"patch_size": 16}),
+    "DINOv3": ("tu-vit_small_patch16_dinov3", {}),
+}
+EXPORTED = {
+    **dict.fromkeys(("DeepLabV3PlusPaper", "DeepLabV3Plus", "DeepLabV3", "PAN", "Unet"), "ResNet"),
+    **dict.fromkeys(("UnetPlusPlus", "Linknet"), "ResNet"),
+    **dict.fromkeys(("PSPNet", "Segformer", "MAnet"), "MiT"),
+    **dict.fromkeys(("FPN",), "ConvNeXt"),
+    **dict.fromkeys(("UPerNet",), "Swin"),
+}
+EXPORTS = [*EXPORTED.items(), ("DPT", "ViT"), ("DPT", "DINOv3"), ("Linear", "DINOv2")]
+EXPORTS += [("DPT", "DINOv2, patch 16"), ("Linear", "DINOv3")]
+
+
+class Form(NamedTuple):
+    """What was found of a pair that works."""
+
+    parameters: int
+    width: int
+    stride: int
+    multiple: int
+
+    def __str__(self) -> str:
+        return f"{self.width}, {self.stride}"
+
+
+def made(architecture: str, kind: str) -> SegmentationNetwork:
+    """A network of random weights; a UserError if there is none."""
+    (encoder, options), half = ENCODERS[kind], (0.5, 0.5, 0.5)
+    config = Network(
+        architecture=architecture,
+        encoder=encoder,
+        encoder_weights=None,
+        options=options,
+        normalization=Normalization(mean=half, std=half),
+    )
+    torch.manual_seed(0)
+    return build(config, CLASSES)
+
+
+def trained(network: SegmentationNetwork) -> SegmentationNetwork:
+    """The network after two steps of the pipeline's training on random images; in eval mode."""
+    config = Pretrain(
+        iterations=2,
+        batch_size=2,
+        optimizer="adamw",
+        learning_rate=6e-5,
+        learning_rate_decoder=6e-4,
+        learning_rate_warmup=2,
+        power=1.0,
+        momentum=0.9,
+        weight_decay=0.01,
+        augmentation=Augmentation(scale=(1.0, 1.0), crop=CROP, flip=0.5),
+    )
+    run = Run(seed=0, precision="32-true", max_batch_per_device=None, compile=False)
+    labels = torch.randint(0, CLASSES, (2, 1, *CROP), dtype=torch.uint8)
+    batch = Batch(DomainBatch(torch.rand(2, 3, *CROP), labels))
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            SupervisedObjective(network),
+            lambda steps: (batch for _ in steps),
+            run,
+            config,
+            0,
+            make_fabric("32-true"),
+            Checkpoint(Path(folder) / "checkpoint.pt", ""),
+            Progress(lambda count, note: None),
+        )
+    return network.eval()
+
+
+@torch.inference_mode()
+def tried(architecture: str, kind: str) -> Form:
+    """Train and predict; a UserError if the pair does not work, an AssertionError if it is wrong."""
+    network = made(architecture, kind)
+    width, stride = feature_form(network, CROP)
+    with torch.inference_mode(False), torch.enable_grad():
+        trained(network)
+    features, logits = network(torch.rand(1, 3, *ODD))
+    expected = tuple(-(-side // stride) for side in ODD)
+    assert features.shape == (1, width, *expected), features.shape
+    assert logits.shape == (1, CLASSES, *expected) and logits.isfinite().all()
+    assert feature_form(network, ODD) == (width, stride)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return Form(count, width, stride, network.input_multiple)
+
+
+def exported(architecture: str, kind: str, form: str) -> str:
+    """ "yes" if the exported network gives the network's logits at several sizes; else why not."""
+    network = made(architecture, kind).eval()
+    write, load = {
+        "onnx": (export.write_onnx, export.load_onnx),
+        "pt2": (export.write_pt2, export.load_pt2),
+    }[form]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / form
+            write(path, export.trace(network), {})
+            images = export.comparison_images()[:2]
+            found = list(export.compare(network, load(path), images))
+    except UserError as error:
+        return f"no: {str(error)[:160]}"
+    return "yes" if all(one.passed for one in found) else f"other logits: {found}"
+
+
+def rows() -> Iterator[list[str]]:
+    """The first table: feature channels and stride, or the number of the reason why not."""
+    reasons: list[str] = []
+    yield ["", *ENCODERS]
+    yield ["---"] * (len(ENCODERS) + 1)
+    for architecture in ARCHITECTURES:
+        row = [f"`{architecture}`"]
+        for kind in ENCODERS:
+            try:
+                row.append(str(tried(architecture, kind)))
+            except UserError as error:
+                reason = str(error).partition(": ")[2].rpartition("cannot be built: ")[2]
+                reason = reason.replace(ENCODERS[kind][0], "...")
+                reasons += [] if reason in reasons else [reason]
+                row.append(f"no ({reasons.index(reason) + 1})")
+            print(architecture, kind, row[-1], file=sys.stderr, flush=True)
+        yield row
+    yield from ([f"{number}. {reason}"] for number, reason in enumerate(reasons, 1))
+
+
+def export_rows() -> Iterator[list[str]]:
+    """The second table."""
+    yield ["", "encoder", "pt2", "onnx"]
+    yield ["---"] * 4
+    for architecture, kind in EXPORTS:
+        yield [
+            f"`{architecture}`",
+            kind,
+            *(exported(architecture, kind, f) for f in ("pt2", "onnx")),
+        ]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for row in export_rows() if "--export" in sys.argv else rows():
+        print(f"| {' | '.join(row)} |" if len(row) > 1 else row[0], flush=True)
