@@ -48,15 +48,11 @@ ENCODERS = {  # the encoder and its options
     "DINOv2, patch 16": ("tu-vit_small_patch14_dinov2", {"patch_size": 16}),
     "DINOv3": ("tu-vit_small_patch16_dinov3", {}),
 }
-EXPORTED = {
-    **dict.fromkeys(("DeepLabV3PlusPaper", "DeepLabV3Plus", "DeepLabV3", "PAN", "Unet"), "ResNet"),
-    **dict.fromkeys(("UnetPlusPlus", "Linknet"), "ResNet"),
-    **dict.fromkeys(("PSPNet", "Segformer", "MAnet"), "MiT"),
-    **dict.fromkeys(("FPN",), "ConvNeXt"),
-    **dict.fromkeys(("UPerNet",), "Swin"),
-}
-EXPORTS = [*EXPORTED.items(), ("DPT", "ViT"), ("DPT", "DINOv3"), ("Linear", "DINOv2")]
-EXPORTS += [("DPT", "DINOv2, patch 16"), ("Linear", "DINOv3")]
+EXPORTS = [("Linear", "DINOv2"), ("Linear", "DINOv3"), ("DPT", "ViT"), ("DPT", "DINOv3")]
+EXPORTS += [("DPT", "DINOv2, patch 16"), ("Segformer", "MiT"), ("UPerNet", "Swin")]
+EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
+EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
+EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
 
 
 class Form(NamedTuple):
