@@ -1,9 +1,10 @@
 """What each architecture does on each kind of encoder: the tables of docs/networks.md.
 
-python -m benchmarks.networks [--export]
+python -m benchmarks.networks [--export | --memory]
 
 A pair is built with random weights, trained for two steps and asked for an image of another, odd
-size. With --export each architecture is exported on one kind of encoder.
+size. With --export, networks are exported as pt2 and ONNX. With --memory, the activations of large
+networks are counted on shapes, which needs no memory.
 """
 
 import sys
@@ -18,7 +19,7 @@ import torch
 from cag.config.networks import Network, Normalization
 from cag.config.training import Augmentation, Pretrain, Run
 from cag.deploy import export
-from cag.networks import SegmentationNetwork, build, feature_form
+from cag.networks import SegmentationNetwork, build, feature_form, shapes_only
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress
@@ -53,6 +54,14 @@ EXPORTS += [("DPT", "DINOv2, patch 16"), ("Segformer", "MiT"), ("UPerNet", "Swin
 EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
 EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
 EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
+LARGE = [  # encoder, options, architecture, crop
+    ("resnet101", {}, "DeepLabV3PlusPaper", (512, 896)),
+    ("mit_b5", {}, "Segformer", (512, 512)),
+    ("mit_b5", {}, "Segformer", (1024, 1024)),
+    ("tu-vit_large_patch14_dinov2", {}, "Linear", (518, 518)),
+    ("tu-vit_large_patch14_dinov2", {"patch_size": 16}, "DPT", (512, 512)),
+    ("tu-vit_large_patch16_dinov3", {}, "DPT", (512, 512)),
+]
 
 
 class Form(NamedTuple):
@@ -67,9 +76,11 @@ class Form(NamedTuple):
         return f"{self.width}, {self.stride}"
 
 
-def made(architecture: str, kind: str) -> SegmentationNetwork:
+def made(
+    architecture: str, encoder: str, options: dict, classes: int = CLASSES
+) -> SegmentationNetwork:
     """A network of random weights; a UserError if there is none."""
-    (encoder, options), half = ENCODERS[kind], (0.5, 0.5, 0.5)
+    half = (0.5, 0.5, 0.5)
     config = Network(
         architecture=architecture,
         encoder=encoder,
@@ -78,7 +89,7 @@ def made(architecture: str, kind: str) -> SegmentationNetwork:
         normalization=Normalization(mean=half, std=half),
     )
     torch.manual_seed(0)
-    return build(config, CLASSES)
+    return build(config, classes)
 
 
 def trained(network: SegmentationNetwork, crop: tuple[int, int]) -> SegmentationNetwork:
@@ -114,7 +125,7 @@ def trained(network: SegmentationNetwork, crop: tuple[int, int]) -> Segmentation
 
 def tried(architecture: str, kind: str) -> Form:
     """Train and predict; a UserError if the pair does not work, AssertionError if it is wrong."""
-    network = made(architecture, kind)
+    network = made(architecture, *ENCODERS[kind])
     crop, odd = ((128, 128), (130, 163)) if architecture == "PAN" else ((64, 96), (78, 101))
     width, stride = feature_form(network, crop)
     trained(network, crop)
@@ -130,7 +141,7 @@ def tried(architecture: str, kind: str) -> Form:
 
 def exported(architecture: str, kind: str, form: str) -> str:
     """Yes, if the exported network gives the network's logits at two sizes, or else why not."""
-    network = made(architecture, kind).eval()
+    network = made(architecture, *ENCODERS[kind]).eval()
     write, load = {
         "onnx": (export.write_onnx, export.load_onnx),
         "pt2": (export.write_pt2, export.load_pt2),
@@ -178,7 +189,38 @@ def export_rows() -> Iterator[list[str]]:
         ]
 
 
+def memory_rows() -> Iterator[list[str]]:
+    """The third table: 19 classes, float32, attention maps kept whole."""
+    yield ["", "encoder", "parameters, million", "crop", "GiB an image", "GiB, frozen encoder"]
+    yield ["---"] * 6
+    for encoder, options, architecture, crop in LARGE:
+        with shapes_only():
+            network = made(architecture, encoder, options, classes=19).to("meta").train()
+        count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        whole = saved_bytes(network, crop)
+        network.freeze_encoder()
+        gigabytes = (f"{number / 2**30:.1f}" for number in (whole, saved_bytes(network, crop)))
+        row = f"`{architecture}`", f"`{encoder}`", f"{count:.1f}", f"{crop[0]} x {crop[1]}"
+        yield [*row, *gigabytes]
+
+
+def saved_bytes(network: SegmentationNetwork, crop: tuple[int, int]) -> int:
+    """Bytes that a forward pass of a network on the meta device keeps for each image of two."""
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    saved = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.empty(2, 3, *crop, device="meta"))
+    return sum(part.nbytes() for key, part in saved.items() if key not in weights) // 2
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    for row in export_rows() if "--export" in sys.argv else rows():
+    tables = {"--export": export_rows, "--memory": memory_rows}
+    for row in tables.get(sys.argv[-1], rows)():
         print(f"| {' | '.join(row)} |" if len(row) > 1 else row[0], flush=True)

@@ -234,7 +234,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
-            f"{config.options} cannot be built: {in_one_line(error)}{_advice(error)}"
+            f"{config.options} cannot be built: {in_one_line(error).rstrip('.')}{_advice(error)}"
         ) from None
     if pretrained and config.encoder_weights is not None:
         load_encoder_weights(network.encoder, config.encoder, config.encoder_weights)

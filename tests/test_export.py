@@ -89,6 +89,7 @@ def cag_export(*arguments):
         {"encoder": "tu-tf_efficientnet_lite0"},  # which pads by what its sizes lack
         {"architecture": "DeepLabV3PlusPaper"},
         {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
+        {"architecture": "Linear", "encoder": "tu-test_vit", "options": {"patch_size": 14}},
     ],
     ids=lambda changes: changes.get("architecture", changes.get("encoder", "DeepLabV3Plus")),
 )
