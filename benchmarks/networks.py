@@ -49,8 +49,8 @@ ENCODERS = {  # the encoder and its options
     "DINOv2, patch 16": ("tu-vit_small_patch14_dinov2", {"patch_size": 16}),
     "DINOv3": ("tu-vit_small_patch16_dinov3", {}),
 }
-EXPORTS = [("Linear", "DINOv2"), ("Linear", "DINOv3"), ("DPT", "ViT"), ("DPT", "DINOv3")]
-EXPORTS += [("DPT", "DINOv2, patch 16"), ("Segformer", "MiT"), ("UPerNet", "Swin")]
+EXPORTS = [("Linear", "DINOv3"), ("Linear", "DINOv2"), ("DPT", "ViT"), ("UPerNet", "Swin")]
+EXPORTS += [("Segformer", "MiT"), ("DPT", "DINOv2, patch 16"), ("DPT", "DINOv3")]
 EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
 EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
 EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
@@ -142,6 +142,9 @@ def tried(architecture: str, kind: str) -> Form:
 def exported(architecture: str, kind: str, form: str) -> str:
     """Yes, if the exported network gives the network's logits at two sizes, or else why not."""
     network = made(architecture, *ENCODERS[kind]).eval()
+    for name, parameter in network.encoder.named_parameters():
+        if "gamma" in name or "qkv" in name:  # so small at first that no attention shows
+            parameter.data.normal_()
     write, load = {
         "onnx": (export.write_onnx, export.load_onnx),
         "pt2": (export.write_pt2, export.load_pt2),

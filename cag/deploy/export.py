@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
 from cag.datasets.images import read_image
@@ -72,7 +72,8 @@ def traceable(network: nn.Module) -> nn.Module:
 
     timm's `Conv2dSame` pads by what is missing to a multiple of its stride. Where an image's sides
     are a multiple of all strides together, as `input_multiple` is, nothing is missing and the
-    widths are fixed. Adaptive pooling to several cells becomes a product of matrices.
+    widths are fixed. Adaptive pooling to several cells becomes a product of matrices. The rotary
+    embedding of DINOv3 takes the numbers of patches as they come, where timm's makes constants.
     """
     network = deepcopy(network)
     for parent in list(network.modules()):
@@ -81,6 +82,8 @@ def traceable(network: nn.Module) -> nn.Module:
                 setattr(parent, name, _FixedPadding(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
                 setattr(parent, name, _Pooling(child.output_size))
+            elif isinstance(child, RotaryEmbeddingDinoV3) and child.normalize_coords == "separate":
+                setattr(parent, name, _Rotary(child))
     return network
 
 
@@ -99,6 +102,17 @@ def _cell_weights(side: int, cells: int) -> Tensor:
     cell, pixel = torch.arange(cells)[:, None], torch.arange(side)
     inside = (pixel >= cell * side // cells) & (pixel * cells < (cell + 1) * side)
     return inside / inside.sum(dim=1, keepdim=True)
+
+
+class _Rotary(nn.Module):
+    def __init__(self, rotary: RotaryEmbeddingDinoV3):
+        super().__init__()
+        self.rotary = rotary
+
+    def get_embed(self, shape: Sequence[int]) -> Tensor:
+        sides = [(2 * torch.arange(side) + 1) / side - 1 for side in shape]  # in [-1, 1]
+        grid = torch.stack(torch.meshgrid(sides, indexing="ij"), dim=-1).flatten(0, 1)  # [h w, 2]
+        return torch.cat(self.rotary._get_pos_embed_from_coords(grid), dim=-1)
 
 
 class _FixedPadding(nn.Module):
