@@ -144,7 +144,7 @@ def exported(architecture: str, kind: str, form: str) -> str:
     network = made(architecture, *ENCODERS[kind]).eval()
     for name, parameter in network.encoder.named_parameters():
         if "gamma" in name or "qkv" in name:  # so small at first that no attention shows
-            parameter.data.normal_()
+            parameter.data.normal_(std=0.1)
     write, load = {
         "onnx": (export.write_onnx, export.load_onnx),
         "pt2": (export.write_pt2, export.load_pt2),

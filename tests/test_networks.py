@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cag.config.networks import Network, Normalization
+from cag.config.parameters import load_all
 from cag.datasets.labels import LabelSpace
 from cag.networks import build, feature_form, load_model, save_model, shapes_only
 from cag.runtime.errors import UserError
@@ -793,6 +794,14 @@ def test_a_transformer_comes_back_as_it_was_saved(tmp_path, architecture, encode
     loaded = load_model(tmp_path / "model").network
     with torch.no_grad():
         assert torch.equal(loaded(images(50, 70)).logits, network(images(50, 70)).logits)
+
+
+def test_the_strong_presets_network_is_as_its_comments_say():
+    params = load_all(ROOT / "presets/gta5_to_cityscapes_strong.yaml")
+    with shapes_only():
+        network = build(params.network, 19)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e5) == 820
+    assert feature_form(network, params.adapt.augmentation.crop) == (256, 4)
 
 
 def test_shapes_are_known_without_memory_or_random_draws():
