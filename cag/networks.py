@@ -359,7 +359,8 @@ def load_weights(
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{path}: {key} holds NaN or infinite weights; train or fetch it again")
     try:
-        module.load_state_dict(state, assign=assign)
+        # Some of the library's encoders take no further argument.
+        module.load_state_dict(state, **({"assign": True} if assign else {}))
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit {what}: {in_one_line(error)}") from None
 

@@ -364,6 +364,16 @@ def test_patches_and_positions_are_brought_to_the_networks_sizes(tmp_path, monke
     assert torch.allclose(loaded[f"model.{position}"], expected, atol=1e-6)
 
 
+def test_a_mix_transformer_takes_a_file(tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    torch.manual_seed(5)
+    state = smp.encoders.get_encoder("mit_b0", weights=None).state_dict()
+    save_file(state, tmp_path / "mit_b0_imagenet.safetensors")
+    given = config("Segformer", encoder="mit_b0", options={}, encoder_weights="imagenet")
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
