@@ -420,6 +420,15 @@ def test_a_truncated_artifact(project, fails, command, path):
     fails(command, path, "not a readable image")
 
 
+def test_a_network_that_cannot_take_the_images_is_refused_before_its_training(fails):
+    change("network.architecture", "Linear")
+    change("network.encoder", "tu-test_vit")
+    change("network.encoder_weights", None)
+    change("network.options", {"img_size": 32, "dynamic_img_size": False})
+    change("pretrain.augmentation.crop", [32, 32])
+    fails("pretrain", "network: cannot take images of 32 x 64 pixels", "another")
+
+
 def test_missing_artifacts(project, fails):
     Path("data/rounds/round1/pseudo_labels/probability/1.png").unlink()
     fails("adapt round1 warmup", "probability/1.png: no such pseudo-label map")

@@ -213,6 +213,16 @@ def test_a_network_that_does_not_fit_the_crops_is_found_before_any_training():
         network_form(params.model_copy(update={"network": network, "adapt": adapt}), 5)
 
 
+def test_a_network_of_one_size_of_images_is_found_before_any_training():
+    params = load_all(ROOT / "presets/scenes.yaml")
+    network = {"architecture": "Linear", "encoder": "tu-test_vit", "options": {}}
+    network = params.network.model_copy(update=network)
+    assert network_form(params.model_copy(update={"network": network}), 5) == (64, 16)
+    fixed = network.model_copy(update={"options": {"dynamic_img_size": False}})
+    with pytest.raises(UserError, match="cannot take images of 112 x 224 pixels .* another netw"):
+        network_form(params.model_copy(update={"network": fixed}), 5)
+
+
 # The command
 
 
