@@ -88,6 +88,8 @@ class SegmentationNetwork(nn.Module):
     The decoder gives the features (METHOD: f), the classifier the logits (METHOD: z).
     """
 
+    encoder_frozen = False
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         if isinstance(model, smp.DPT):
@@ -99,7 +101,6 @@ class SegmentationNetwork(nn.Module):
         self.encoder, self.decoder = model.encoder, model.decoder
         self.classifier = head[0]
         self.input_multiple = getattr(model, "input_multiple", INPUT_MULTIPLE)
-        self.encoder_frozen = False
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
