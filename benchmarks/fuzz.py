@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from benchmarks import ROOT
-from cag.anchors import read_anchors
+from cag.anchors import class_sums, read_anchors
 from cag.config.networks import Network, Normalization
 from cag.config.parameters import load_all
 from cag.datasets.labels import LabelSpace, read_class_map
@@ -36,12 +36,14 @@ from cag.features import (
     read_names,
     read_target_images,
     read_target_store,
+    reduced_row,
     source_rows,
     write_source_shard,
     write_target_shard,
 )
 from cag.networks import build, load_model, save_model
 from cag.project.experiments import read_grid
+from cag.projection import span
 from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -155,11 +157,13 @@ def _outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def write_target(folder: Path) -> Path:
-    """A store of four target images in one shard."""
+    """A reduced store of four target images in one shard."""
     features, logits, labels = _outputs()
+    projection = span([class_sums(features, labels, K)], most=3)
+    row = features.half(), labels, logits.softmax(1).amax(1)
     shard = folder / "target/00000.h5"
-    write_target_shard(shard, COUNT, [(features.half(), labels, logits.softmax(1).amax(1))])
-    link_target(folder / "target.h5", list("abcd"), [shard])
+    write_target_shard(shard, COUNT, [reduced_row(*row, projection)])
+    link_target(folder / "target.h5", list("abcd"), [shard], projection)
     return folder / "target.h5"
 
 

@@ -41,7 +41,12 @@ from cag.training.objectives import Objective
 STAGES = {"pretrain": (), "warmup": (), "adapt": ("round1", "warmup")}  # and their arguments
 BEFORE_ADAPTATION = (
     *("index", "prepare source", "prepare target", "pretrain", "warmup"),
-    *("extract round1 warmup", "anchors round1 round1", "pseudo_label round1"),
+    *(
+        "extract_source round1 warmup",
+        "extract_target round1 warmup round1",
+        "anchors round1 round1",
+        "pseudo_label round1",
+    ),
 )
 ENCODER = "timm-mobilenetv3_small_minimal_100"  # few layers: processes synchronise at each
 # The columns of a series of kills: the moments of the kills, and the outcomes of the runs.

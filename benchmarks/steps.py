@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cag.adaptation import student_objective
 from cag.anchors import resize_labels
@@ -24,6 +23,7 @@ from cag.config.parameters import Parameters
 from cag.datasets.labels import IGNORE
 from cag.losses import AdaptationLosses
 from cag.networks import NetworkOutput, SegmentationNetwork, build
+from cag.project.dry_run import flop_counter
 from cag.training.objectives import Batch, DomainBatch, make_optimizer
 
 CLASSES = 19
@@ -171,7 +171,7 @@ def network_flops(
     with torch.device("meta"):
         network = build(config, CLASSES).eval()
         images = torch.empty(1, 3, height, width)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+    with flop_counter() as counter, torch.set_grad_enabled(backward):
         output = network(images)
         if backward:
             (output.features.sum() + output.logits.sum()).backward()

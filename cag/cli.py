@@ -3,12 +3,12 @@
 import click
 
 from cag import __version__
-from cag.commands import inspection, models, predict, project, pseudo, runs, sweeps
+from cag.commands import inspection, models, planning, predict, project, pseudo, runs, sweeps
 from cag.runtime.program import run
 
 RUN = "Run (`dvc repro`) and look (data/report/index.html)"
 TOUR = {
-    "Start": (project.init, project.preset, project.data, project.scenes),
+    "Start": (project.init, project.preset, project.data, planning.plan, project.scenes),
     RUN: (runs.status, runs.summary, inspection.inspect),
     "Compare": (sweeps.sweep, runs.results),
     "Use": (predict.predict, models.export, pseudo.pseudo, models.weights),

@@ -27,8 +27,6 @@ class DeepLabV3PlusPaper(nn.Module):
     pyramid's 3x3 convolutions. `kwargs` go to the encoder.
     """
 
-    input_multiple = 1  # the decoder takes any size
-
     def __init__(
         self,
         encoder_name: str = "resnet101",
@@ -46,6 +44,7 @@ class DeepLabV3PlusPaper(nn.Module):
             encoder_name, weights=encoder_weights, output_stride=encoder_output_stride, **kwargs
         )
         apply_multi_grid(self.encoder, 32 // encoder_output_stride)
+        self.input_multiple = 32 if cuts_patches(self.encoder) else 1  # the decoder takes any size
         self.decoder = Decoder(self.encoder.out_channels, decoder_channels, decoder_atrous_rates)
         self.segmentation_head = nn.Sequential(nn.Conv2d(decoder_channels, classes, 1))
         initialize_decoder(self.decoder)
@@ -73,6 +72,14 @@ class Decoder(nn.Module):
         size = low_level.shape[-2:]
         context = F.interpolate(context, size, mode="bilinear", align_corners=True)
         return self.last(torch.cat([context, low_level], dim=1))  # (B, D, H / 4, W / 4)
+
+
+def cuts_patches(encoder: nn.Module) -> bool:
+    """Whether a convolution leaves out pixels beyond its last whole stride, as ConvNeXt's do."""
+    strided = (
+        m for m in encoder.modules() if type(m) is nn.Conv2d and m.stride[0] > 1 < m.kernel_size[0]
+    )
+    return any(convolution.padding == (0, 0) for convolution in strided)
 
 
 def apply_multi_grid(encoder: nn.Module, dilation: int) -> None:

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
+import hdf5plugin
 import numpy as np
 import torch
 from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.datasets.labels import IGNORE
+from cag.projection import Projection
 from cag.runtime.errors import UserError, in_one_line, refusal
 from cag.runtime.files import atomic_file, atomic_folder, is_local
 from cag.runtime.seeds import mix
@@ -28,18 +31,25 @@ if TYPE_CHECKING:
     from cag.runtime.processes import Processes
 
 TARGET_ROWS = ("features", "prediction", "probability")
-TARGET_KEYS = ("names", *TARGET_ROWS)
-# The data sets of all stores: dtype, and axes: N images, M sampled pixels, D features, K classes.
+TARGET_KEYS = ("names", "shards", "rows")
+PROJECTION_KEYS = Projection._fields  # of a reduced target store, beside TARGET_KEYS
+# The data sets of all stores: their dtypes and axes: N images, S shards, M sampled pixels, D
+# features, K classes, C stored numbers of a pixel, R directions.
 FORMS = {
-    "names": (object, "N"),
-    **{"features": ("f2", "NDhw"), "prediction": ("u1", "Nhw"), "probability": ("f4", "Nhw")},
+    **{"names": ("O", "N"), "shards": ("O", "S"), "rows": ("i8", "S")},
+    **{"features": ("f2 i2", "NChw"), "prediction": ("u1", "Nhw"), "probability": ("f4", "Nhw")},
+    **{"origin": ("f4", "D"), "directions": ("f4", "RD"), "units": ("f4", "C")},
     **{"class_sums": ("f4", "NKD"), "class_counts": ("i8", "NK")},
     **{"correct_class_sums": ("f4", "NKD"), "correct_class_counts": ("i8", "NK")},
     **{"sample_features": ("f2", "MD"), "sample_labels": ("u1", "M"), "sample_draws": ("f4", "M")},
 }
-MOST_COMPRESSED = 1100  # more than deflate reaches; the pipeline's own stores are not compressed
-SHARD_BATCHES = 4
-SHARD_FORMAT = 1
+COMPRESSION = {"shuffle": True, **hdf5plugin.Zstd(clevel=1)}  # without loss
+MOST_COMPRESSED = 2**16  # times: more than zstd or deflate reach
+# Bytes that a pixel takes: for a number of its features, and for its prediction and probability.
+NUMBER_BYTES, MAPS_BYTES = 1.15, 1.5
+PROBABILITIES = 2**12  # a reduced store rounds a probability to one part of so many
+SHARD_BATCHES, IMAGES_AT_ONCE = 4, 256
+SHARD_FORMAT = 2
 # Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
 FILE_ENTRIES, ROW_ENTRIES = 2**16, 2**9
 
@@ -64,9 +74,29 @@ class TargetStore(NamedTuple):
     """The contents of `target.h5`, without its rows."""
 
     names: list[str]
-    width: int  # of the features
+    width: int  # D, of the network's features
     num_classes: int
     shards: list[tuple[Path, range]]  # each file and the rows that it holds
+    projection: Projection | None  # of a reduced store
+
+    def place(self, anchors: Tensor) -> tuple[Tensor, float]:
+        """Anchors float [K, D] in the form of the rows' features, and the error of distances.
+
+        A distance between the two is wrong by no more than this error, beside rounding.
+        """
+        if self.projection is None:
+            return anchors, 0.0
+        placed, neglected = self.projection.place(anchors)
+        return placed, float(neglected.nan_to_num().max())
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """The rows' features, float [n, C], as vectors float32 [n, D].
+
+        Of a reduced store they lack what is beyond the span of the anchors.
+        """
+        if self.projection is None:
+            return features.float()
+        return self.projection.features(features)
 
 
 def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> SourceStatistics:
@@ -77,6 +107,18 @@ def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> Sourc
     agreed, num_classes = agreeing_labels(labels, logits), logits.shape[1]
     labelled = class_sums(features, labels, num_classes)
     return SourceStatistics(*labelled, *class_sums(features, agreed, num_classes))
+
+
+def reduced_row(
+    features: Tensor, prediction: Tensor, probability: Tensor, projection: Projection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of target rows in the form of a reduced store.
+
+    Features float [B, D, h, w] become int16 [B, r + 1, h, w]. The probability, float32 [B, h, w],
+    is rounded to a 4096th, so that it is compressed well.
+    """
+    rounded = (probability * PROBABILITIES).round() / PROBABILITIES
+    return projection.reduce(features), prediction, rounded
 
 
 class PixelSample(NamedTuple):
@@ -234,13 +276,13 @@ def write_source_shard(
         for rows in outputs:
             first = _write_rows(file, first, count, dict(zip(fields, rows, strict=False)))
             samples.append(PixelSample(*rows[len(fields) :]))
-        _write_sample(file, SAMPLE_ROWS, merge_samples(samples, per_class))
+        _write_tensors(file, SAMPLE_ROWS, merge_samples(samples, per_class))
 
 
 def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_class: int) -> None:
     """Write `source.h5` from its shards, and merge their samples."""
     with create_store(path) as file:
-        _write_names(file, names)
+        _write_texts(file, "names", names)
         first, samples = 0, []
         for shard in shards:
             with open_store(shard, SOURCE_SHARD_KEYS) as part:
@@ -248,62 +290,66 @@ def join_source(path: Path, names: Sequence[str], shards: Sequence[Path], per_cl
                 samples.append(PixelSample(*(read_array(part, key) for key in SAMPLE_ROWS)))
             first = _write_rows(file, first, len(names), rows)
             samples = [merge_samples(samples, per_class)]
-        _write_sample(file, ("sample_features", "sample_labels"), samples[0])
+        _write_tensors(file, ("sample_features", "sample_labels"), samples[0])
 
 
-def move_target(shards: Shards, folder: Path, names: Sequence[str]) -> None:
-    """Move the shards to `target/` below a folder, and link them in `target.h5` beside it."""
+def move_target(
+    shards: Shards, folder: Path, names: Sequence[str], projection: Projection | None
+) -> None:
+    """Move the shards to `target/` below a folder, and link them in `target.h5` beside it.
+
+    A reduced store has the projection that its features went through.
+    """
     with atomic_folder(folder / "target") as unfinished:
         for path in shards.paths:
             shutil.move(path, unfinished / path.name)  # it may lie on another disk
-    link_target(folder / "target.h5", names, [folder / "target" / s.name for s in shards.parts])
+    paths = [folder / "target" / shard.name for shard in shards.parts]
+    link_target(folder / "target.h5", names, paths, projection)
 
 
-def link_target(path: Path, names: Sequence[str], shards: Sequence[Path]) -> None:
-    """Write `target.h5`, the shards' rows in sequence as virtual data sets.
+def link_target(
+    path: Path, names: Sequence[str], shards: Sequence[Path], projection: Projection | None = None
+) -> None:
+    """Write `target.h5`: the images, the shards with their rows in sequence, and the projection.
 
     The shards lie below the folder of `path` and can be moved with it.
     """
-    sources = {key: [] for key in TARGET_ROWS}
+    counts = []
     for shard in shards:
-        name = shard.relative_to(path.parent).as_posix()
         with open_store(shard, TARGET_ROWS) as part:
-            for key, parts in sources.items():
-                parts.append(h5py.VirtualSource(name, key, part[key].shape, part[key].dtype))
+            counts.append(len(part[TARGET_ROWS[0]]))
     with create_store(path) as file:
-        _write_names(file, names)
-        _reserve(file, 2 * ROW_ENTRIES * len(sources) * len(shards))
-        for key, parts in sources.items():
-            layout = h5py.VirtualLayout((len(names), *parts[0].shape[1:]), parts[0].dtype)
-            layout.dcpl.set_obj_track_times(False)  # else the bytes differ each time
-            first = 0
-            for part in parts:
-                layout[first : first + part.shape[0]] = part
-                first += part.shape[0]
-            file.create_virtual_dataset(key, layout)
+        _write_texts(file, "names", names)
+        relative = [shard.relative_to(path.parent) for shard in shards]
+        _write_texts(file, "shards", [shard.as_posix() for shard in relative])
+        _write_tensors(file, ("rows",), [torch.tensor(counts)])
+        if projection is not None:
+            _write_tensors(file, PROJECTION_KEYS, projection)
 
 
 def _write_rows(file: h5py.File, first: int, count: int, rows: Mapping[str, Tensor]) -> int:
     """Write rows from number `first` on into data sets of `count` rows; return the next number."""
     new = [value for key, value in rows.items() if key not in file]
-    _reserve(file, sum(count * (value[:1].nbytes + ROW_ENTRIES) for value in new))
+    # What cannot be compressed takes a little more: a hundredth at most.
+    _reserve(file, sum(count * (value[:1].nbytes * 101 // 100 + ROW_ENTRIES) for value in new))
     end = first
     for key, value in rows.items():
         array, end = value.numpy(), first + len(value)
         if key not in file:
             shape = array.shape[1:]
             chunks = (1, *shape) if len(shape) > 1 else None
-            file.create_dataset(key, (count, *shape), array.dtype, chunks=chunks)
+            options = COMPRESSION if key in TARGET_ROWS else {}
+            file.create_dataset(key, (count, *shape), array.dtype, chunks=chunks, **options)
         file[key][first:end] = array
     return end
 
 
-def _write_sample(file: h5py.File, keys: Sequence[str], sample: PixelSample) -> None:
-    """Write the first fields of a sample under as many names."""
-    values = [value.numpy() for value in sample[: len(keys)]]
-    _reserve(file, sum(value.nbytes for value in values))
-    for key, value in zip(keys, values, strict=True):
-        file[key] = value
+def _write_tensors(file: h5py.File, keys: Sequence[str], values: Sequence[Tensor]) -> None:
+    """Write the first fields of a sample or of a projection under as many names."""
+    arrays = [value.numpy() for value in values[: len(keys)]]
+    _reserve(file, sum(array.nbytes for array in arrays))
+    for key, array in zip(keys, arrays, strict=True):
+        file[key] = array
 
 
 @contextmanager
@@ -369,9 +415,15 @@ def source_bytes(count: int, num_classes: int, width: int, per_class: int) -> in
     return 2 * count * num_classes * (4 * width + 8) + num_classes * per_class * (2 * width + 1)
 
 
-def target_bytes(count: int, width: int, height: int, breadth: int) -> int:
-    """Size of `target.h5` with its shards in bytes."""
-    return count * height * breadth * (2 * width + 5)
+def target_bytes(
+    count: int, width: int, height: int, breadth: int, directions: int | None = None
+) -> int:
+    """Size of `target.h5` with its shards in bytes, as far as compression can be foreseen.
+
+    A reduced store has up to so many `directions`.
+    """
+    numbers = width if directions is None else min(width, directions) + 1
+    return int(count * height * breadth * (NUMBER_BYTES * numbers + MAPS_BYTES))
 
 
 @contextmanager
@@ -410,12 +462,8 @@ def _check_self_contained(file: h5py.File) -> None:
         data = file[name]
         if isinstance(data, h5py.Group):
             continue
-        if data.external:
+        if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
-        if data.is_virtual:
-            if not all(is_local(source.file_name) for source in data.virtual_sources()):
-                raise ValueError(f"{name} has its data outside of the store's folder")
-            continue
         ratio = MOST_COMPRESSED if data.id.get_create_plist().get_nfilters() else 1
         if data.nbytes > ratio * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
@@ -425,45 +473,76 @@ def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
     """Raise a ValueError unless the data sets have the dtypes and axes of `FORMS`."""
     sizes = {}
     for key in keys:
-        data, (dtype, axes) = file[key], FORMS[key]
-        if data.dtype != dtype or data.ndim != len(axes):
-            expected = f"{np.dtype(dtype)} of {len(axes)} dimensions"
+        data, (dtypes, axes) = file[key], FORMS[key]
+        allowed = [np.dtype(name) for name in dtypes.split()]
+        if data.dtype not in allowed or data.ndim != len(axes):
+            expected = f"{' or '.join(map(str, allowed))} of {len(axes)} dimensions"
             raise ValueError(f"{key} is {data.dtype} of shape {data.shape}; expected {expected}")
         for axis, size in zip(axes, data.shape, strict=True):
             other, known = sizes.setdefault(axis, (key, size))
-            if size != known or not (size or axis == "M"):
+            if size != known or not (size or axis in "MR"):
                 shapes = f"{data.shape}, {other} {file[other].shape}"
                 raise ValueError(f"{key} has the shape {shapes}; they do not belong together")
+
+
+def read_class_sums(path: Path, num_classes: int) -> Iterator[SourceStatistics]:
+    """Read the class sums of `source.h5`, IMAGES_AT_ONCE at a time.
+
+    A UserError says that the file is missing or damaged, or has other classes.
+    """
+    with open_store(path, SOURCE_KEYS) as file:
+        count, classes = file["correct_class_counts"].shape
+        if classes != num_classes:
+            raise UserError(f"{path}: {classes} classes, the data have {num_classes}; delete it")
+        for start in range(0, count, IMAGES_AT_ONCE):
+            rows = slice(start, start + IMAGES_AT_ONCE)
+            yield SourceStatistics(*(read_array(file, k, rows) for k in SourceStatistics._fields))
 
 
 def read_target_store(path: Path, num_classes: int) -> TargetStore:
     """Read `target.h5` without its shards; a UserError says that it is missing or damaged."""
     with open_store(path, TARGET_KEYS) as file:
         names = read_names(file)
-        with _readable(file):
-            width = file["features"].shape[1]
-            sources = file["features"].virtual_sources()
-        shards = []
-        for source in sources:
-            (first, *_), (last, *_) = source.vspace.get_select_bounds()
-            shards.append((path.parent / source.file_name, range(first, last + 1)))
-    if [row for _, rows in shards for row in rows] != list(range(len(names))):
+        shards, counts = _read_texts(file, "shards"), read_array(file, "rows").tolist()
+        projection = _read_projection(file)
+    if not all(map(is_local, shards)):
+        raise _damaged(path, "a shard lies outside of the store's folder")
+    if min(counts) < 1 or sum(counts) != len(names):
         raise _damaged(path, "its shards do not have a row for each name")
-    return TargetStore(names, width, num_classes, shards)
+    paths, ends = [path.parent / shard for shard in shards], accumulate(counts)
+    rows = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    if projection is None:
+        with open_store(paths[0], TARGET_ROWS) as file:
+            width = file["features"].shape[1]
+    else:
+        width = len(projection.origin)
+    return TargetStore(names, width, num_classes, list(zip(paths, rows, strict=True)), projection)
+
+
+def _read_projection(file: h5py.File) -> Projection | None:
+    """The projection of a reduced store, or None."""
+    with _readable(file):
+        if not set(PROJECTION_KEYS) <= set(file):
+            return None
+        _check_forms(file, PROJECTION_KEYS)
+    projection = Projection(*(read_array(file, key) for key in PROJECTION_KEYS))
+    if len(projection.units) != len(projection.directions) + 1:
+        raise _damaged(file.filename, "it has not one number more than directions")
+    return projection
 
 
 def read_target_rows(
-    shard: Path, count: int, num_classes: int
+    shard: Path, count: int, num_classes: int, projection: Projection | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Read the `count` rows of a shard one by one.
 
-    Yields features float16 [1, D, h, w], prediction uint8 and probability float32 [1, h, w]. A
+    Yields features float16 [1, D, h, w], of a reduced store float32 [1, r + 1, h, w] as
+    `Projection.coordinates` gives them, prediction uint8 and probability float32 [1, h, w]. A
     UserError says that the shard is missing or damaged, or predicts a class that does not exist.
     """
-    # Read as a part of `target.h5`, a missing shard would give zeros.
     with open_store(shard, TARGET_ROWS) as file:
         for i in range(count):
-            yield _target_row(file, i, count, num_classes)
+            yield _target_row(file, i, count, num_classes, projection)
 
 
 def read_target_images(
@@ -471,7 +550,7 @@ def read_target_images(
 ) -> Iterator[TargetImage]:
     """Read the images of shards of a store; errors are those of `read_target_rows`."""
     for path, numbers in shards:
-        rows = read_target_rows(path, len(numbers), store.num_classes)
+        rows = read_target_rows(path, len(numbers), store.num_classes, store.projection)
         for number, row in zip(numbers, rows, strict=True):
             yield TargetImage(store.names[number], row)
 
@@ -480,17 +559,24 @@ def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Ten
     """Read one image's row; form and errors are those of `read_target_rows`."""
     path, rows = next((path, rows) for path, rows in store.shards if index in rows)
     with open_store(path, TARGET_ROWS) as file:
-        return _target_row(file, rows.index(index), len(rows), store.num_classes)
+        place = rows.index(index), len(rows)
+        return _target_row(file, *place, store.num_classes, store.projection)
 
 
 def _target_row(
-    shard: h5py.File, index: int, count: int, num_classes: int
+    shard: h5py.File, index: int, count: int, num_classes: int, projection: Projection | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     row = tuple(read_array(shard, key, slice(index, index + 1)) for key in TARGET_ROWS)
     if any(len(part) != 1 for part in row):
         raise UserError(f"{shard.filename}: fewer than {count} rows; delete it and rerun")
-    require_classes(shard, row[1], num_classes)
-    return row
+    features, prediction, probability = row
+    require_classes(shard, prediction, num_classes)
+    numbers = None if projection is None else len(projection.units)
+    if numbers != (features.shape[1] if features.dtype == torch.int16 else None):
+        raise _damaged(shard.filename, "its features have another form than target.h5 says")
+    if projection is not None:
+        features = projection.coordinates(features)
+    return features, prediction, probability
 
 
 def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
@@ -501,11 +587,15 @@ def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
 
 def read_names(file: h5py.File) -> list[str]:
     """Read the images' names, in the order of the rows; a UserError if the file is damaged."""
-    with _readable(file):
-        names = [str(name) for name in file["names"].asstr()[:]]
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"the name {repeated[0]!r} is there twice")
+    names = _read_texts(file, "names")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise _damaged(file.filename, f"the name {repeated[0]!r} is there twice")
     return names
+
+
+def _read_texts(file: h5py.File, key: str) -> list[str]:
+    with _readable(file):
+        return [str(text) for text in file[key].asstr()[:]]
 
 
 def read_array(file: h5py.File, key: str, rows: slice = slice(None)) -> Tensor:
@@ -544,6 +634,6 @@ def _damaged(path: Path | str, problem: str) -> UserError:
     return UserError(f"{path}: damaged HDF5 file ({problem}); delete it and rerun")
 
 
-def _write_names(file: h5py.File, names: Sequence[str]) -> None:
-    _reserve(file, sum(len(name.encode()) + ROW_ENTRIES for name in names))
-    file.create_dataset("names", data=np.array(names, dtype=object), dtype=h5py.string_dtype())
+def _write_texts(file: h5py.File, key: str, texts: Sequence[str]) -> None:
+    _reserve(file, sum(len(text.encode()) + ROW_ENTRIES for text in texts))
+    file.create_dataset(key, data=np.array(texts, dtype=object), dtype=h5py.string_dtype())

@@ -3,9 +3,12 @@
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
@@ -14,8 +17,11 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
+from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.encoders import TimmViTEncoder, is_equivalent_to_timm_universal
+from timm.models import eva, vision_transformer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cag.config.base import Pixels, Section
 from cag.config.networks import Network
@@ -25,7 +31,7 @@ from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import WEIGHTS_PACKAGES, atomic_file, encoder_weights_file
 from cag.runtime.validation import explain
 
-# An encoder halves the image at most five times.
+# A convolutional encoder halves the image at most five times.
 INPUT_MULTIPLE = 32
 # Arguments of the library's networks that the user must not give, or that would do nothing.
 NO_OPTIONS = (
@@ -53,6 +59,13 @@ LITE_FIRST_BLOCK = {
     **{"_bn1": "bn1", "_bn2": "bn2"},
 }
 LITE_HEAD = ("_conv_head.", "_bn1.", "_fc.")
+# What timm does to the weights of a vision transformer: other names in its authors' file, a patch
+# or position embeddings of another size.
+CONVERSIONS = {
+    vision_transformer.VisionTransformer: vision_transformer.checkpoint_filter_fn,
+    eva.Eva: eva.checkpoint_filter_fn,
+}
+TIMM_HEAD = ("norm.", "norm_pre.", "fc_norm.", "attn_pool.", "head", "fc.")  # no part of an encoder
 
 
 class NetworkOutput(NamedTuple):
@@ -75,8 +88,12 @@ class SegmentationNetwork(nn.Module):
     The decoder gives the features (METHOD: f), the classifier the logits (METHOD: z).
     """
 
+    encoder_frozen = False
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
+        if isinstance(model, smp.DPT):
+            _give_usual_parts(model)
         head = model.segmentation_head
         if not (isinstance(head, nn.Sequential) and isinstance(head[0], nn.Conv2d)):
             fits = "DeepLabV3Plus, FPN, Unet and most others do"
@@ -97,6 +114,19 @@ class SegmentationNetwork(nn.Module):
         """K, the number of classes."""
         return self.classifier.out_channels
 
+    def freeze_encoder(self) -> None:
+        """From now on no gradient reaches the encoder, and it stays in evaluation mode."""
+        self.encoder.requires_grad_(False)
+        self.encoder_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SegmentationNetwork":
+        """Training mode, in which a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.encoder.eval()
+        return self
+
     def forward(self, images: Tensor) -> NetworkOutput:
         """Features [B, D, h, w] and logits [B, K, h, w] at the decoder's stride.
 
@@ -112,29 +142,100 @@ class SegmentationNetwork(nn.Module):
         return NetworkOutput(features, self.classifier(features))
 
 
+class Linear(nn.Module):
+    """A linear classifier of a vision transformer's patches, as DINOv2 is evaluated.
+
+    The features are the last block's normalised patch tokens after batch norm (Oquab et al., TMLR
+    2024, section 7.4, and its released head), D the transformer's width, their stride its patch.
+
+    `encoder_name` is one of timm's, `tu-` before its name; other forms are a ValueError. `kwargs`
+    go to timm. The weights are random.
+    """
+
+    def __init__(
+        self, encoder_name: str, encoder_weights: None = None, classes: int = 19, **kwargs: Any
+    ):
+        super().__init__()
+        if not encoder_name.startswith(TIMM):
+            raise ValueError("Linear takes an encoder of timm, whose name begins with tu-")
+        self.encoder = PatchTokens(timm.create_model(encoder_name.removeprefix(TIMM), **kwargs))
+        last = self.encoder.model.feature_info[-1]
+        self.input_multiple = last["reduction"]
+        self.decoder = nn.BatchNorm2d(last["num_chs"])
+        self.segmentation_head = nn.Sequential(nn.Conv2d(last["num_chs"], classes, 1))
+        initialize_head(self.segmentation_head)
+
+
+class PatchTokens(nn.Module):
+    """A transformer of timm without its head: the last block's normalised patch tokens as a map."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        model.prune_intermediate_layers(1, prune_head=True)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens [B, D, H / patch, W / patch] of images [B, 3, H, W]."""
+        taken = {"indices": 1, "norm": True, "intermediates_only": True}
+        return self.model.forward_intermediates(images, **taken)[0]
+
+
+class _DPTDecoder(nn.Module):
+    """DPT's decoder and the layers of its head before the last convolution."""
+
+    def __init__(self, decoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.fusion, self.head = decoder, head
+
+    def forward(self, encoded: tuple[list[Tensor], list[Tensor | None]]) -> Tensor:
+        maps, prefix_tokens = encoded
+        # The library views them as tokens, which those in channels-last memory do not allow.
+        return self.head(self.fusion([part.contiguous() for part in maps], prefix_tokens))
+
+
+def _give_usual_parts(model: smp.DPT) -> None:
+    """Give the library's DPT the parts of its other networks, without layers that do nothing."""
+    strides = model.encoder.output_strides
+    if any(INPUT_MULTIPLE % stride and stride % INPUT_MULTIPLE for stride in strides):
+        raise ValueError(
+            f"DPT needs patches of 8, 16 or 32 pixels, not {max(strides)}: set "
+            "network.options.patch_size to 16, or take network.architecture Linear"
+        )
+    model.encoder.model.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+    *layers, classifier = model.segmentation_head.head
+    model.decoder = _DPTDecoder(model.decoder, nn.Sequential(*layers))
+    model.segmentation_head = nn.Sequential(classifier)
+    model.input_multiple = max(INPUT_MULTIPLE, *strides)
+
+
+def feature_grid(network: SegmentationNetwork) -> int:
+    """Multiples of so many pixels are whole features: what an image or a tile is rounded to."""
+    return network.input_multiple if network.input_multiple > 1 else INPUT_MULTIPLE
+
+
 def build(config: Network, num_classes: int, pretrained: bool = False) -> SegmentationNetwork:
     """Build a network, a module whose call gives `NetworkOutput`.
 
     Its weights are random, with `pretrained` those of the encoder `config.encoder_weights`. A
     UserError says that the architecture, the encoder, an option or the weights do not exist.
     """
-    ours = {"DeepLabV3PlusPaper": DeepLabV3PlusPaper}
+    ours = {"DeepLabV3PlusPaper": DeepLabV3PlusPaper, "Linear": Linear}
     architecture = ours.get(config.architecture) or getattr(smp, config.architecture, None)
     if not (isinstance(architecture, type) and issubclass(architecture, nn.Module)):
         raise UserError(
-            f"network.architecture is '{config.architecture}'; expected DeepLabV3PlusPaper or a "
-            "network of segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet"
+            f"network.architecture is '{config.architecture}'; expected {', '.join(ours)} or a "
+            "network of segmentation_models_pytorch, e.g. DeepLabV3Plus, FPN, Unet, DPT"
         )
     _check_options(architecture, config)
     _check_encoder(config.encoder)
     try:
         parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
-        model = architecture(**parts, **config.options)
+        model = architecture(**parts, **_defaults(config) | config.options)
         network = SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
     except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
             f"network: {config.architecture} on encoder '{config.encoder}' with options "
-            f"{config.options} cannot be built: {in_one_line(error)}"
+            f"{config.options} cannot be built: {in_one_line(error).rstrip('.')}{_advice(error)}"
         ) from None
     if pretrained and config.encoder_weights is not None:
         load_encoder_weights(network.encoder, config.encoder, config.encoder_weights)
@@ -147,7 +248,8 @@ def feature_form(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[i
     Only shapes are worked out, so that no size takes time or memory. A UserError if the network
     cannot take this size.
     """
-    height, width = (-(-side // INPUT_MULTIPLE) * INPUT_MULTIPLE for side in size)
+    grid = feature_grid(network)
+    height, width = (-(-side // grid) * grid for side in size)
     shapes = deepcopy(network).eval().to("meta")
     try:
         features = shapes(torch.empty(1, 3, height, width, device="meta")).features  # (1, D, h, w)
@@ -157,6 +259,51 @@ def feature_form(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[i
             "take larger images and crops, or another network.architecture or encoder"
         ) from None
     return features.shape[1], height // features.shape[2]
+
+
+def _advice(error: Exception) -> str:
+    """What to do where the library's error does not say it."""
+    if "downsampling pattern" in str(error):
+        return (
+            "; an encoder whose maps have one size, as a vision transformer's, needs DPT or Linear"
+        )
+    if "output_stride" in str(error):
+        return "; this encoder cannot be dilated, take FPN, Segformer, Unet or UPerNet"
+    return ""
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are built meanwhile have shapes, but take no memory (the meta device)."""
+    with torch.device("meta"), _NumbersOnCPU():
+        yield
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Lets the library read the numbers of a `linspace`, which the meta device does not hold."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return func(*args, **({"device": "cpu"} | kwargs if func is torch.linspace else kwargs))
+
+
+def _defaults(config: Network) -> dict[str, Any]:
+    """Options without which the library's networks fit a timm encoder badly."""
+    if not config.encoder.startswith(TIMM):
+        return {}
+    any_size, prefixed = _timm_form(config.encoder)
+    unread = config.architecture == "DPT" and not prefixed
+    readout = {"decoder_readout": "ignore"} if unread else {}
+    return ({"dynamic_img_size": True} if any_size else {}) | readout
+
+
+@cache
+def _timm_form(encoder: str) -> tuple[bool, bool]:
+    """Whether a timm encoder takes any size of images if asked to, and has prefix tokens."""
+    with shapes_only():
+        model = timm.create_model(encoder.removeprefix(TIMM))
+    any_size = "dynamic_img_size" in inspect.signature(type(model)).parameters
+    return any_size, getattr(model, "num_prefix_tokens", 0) > 0
 
 
 def _check_encoder(name: str) -> None:
@@ -185,16 +332,27 @@ def _check_options(architecture: type[nn.Module], config: Network) -> None:
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
     """Load pretrained weights into an encoder; a UserError if there are none or they do not fit."""
-    path = encoder_weights_file(name, weights)
+    path, what = encoder_weights_file(name, weights), f"encoder '{name}'"
     if path.suffix == ".pth":
         state = _packaged_state(path, list(encoder.state_dict()))
+    elif isinstance(encoder, TimmViTEncoder | PatchTokens):
+        state = _encoder_state(path, name, weights, timm_whole=True)
+        try:
+            state = _without_head(state, encoder.model)
+        except Exception as error:  # timm expects the files that it knows
+            raise UserError(f"{path}: does not fit {what}: {in_one_line(error)}") from None
     else:
         state = _encoder_state(path, name, weights)
-    load_weights(encoder, state, path, f"encoder '{name}'")
+    load_weights(encoder, state, path, what)
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
-    """Load a file's weights; a UserError if they do not fit, or are no finite numbers."""
+def load_weights(
+    module: nn.Module, state: dict[str, Tensor], path: Path, what: str, assign: bool = False
+) -> None:
+    """Load a file's weights; a UserError if they do not fit, or are no finite numbers.
+
+    With `assign` the module takes the tensors themselves, as one of `shapes_only` must.
+    """
     floats = {key for key, value in module.state_dict().items() if value.is_floating_point()}
     for key, value in state.items():
         if value.is_complex() or (key in floats and not value.is_floating_point()):
@@ -202,19 +360,41 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], path: Path, what: 
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{path}: {key} holds NaN or infinite weights; train or fetch it again")
     try:
-        module.load_state_dict(state)
+        # Some of the library's encoders take no further argument.
+        module.load_state_dict(state, **({"assign": True} if assign else {}))
     except RuntimeError as error:
         raise UserError(f"{path}: does not fit {what}: {in_one_line(error)}") from None
 
 
-def _encoder_state(path: Path, name: str, weights: str) -> dict[str, Tensor]:
-    """The weights from the local file if it exists, else from the hub."""
+def _without_head(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a whole timm model for an encoder that wraps a `model` without its head.
+
+    They may be an encoder's weights too. The patch and the position embeddings get the model's
+    sizes.
+    """
+    state = {key.removeprefix("model."): value for key, value in state.items()}
+    for kind, convert in CONVERSIONS.items():
+        if isinstance(model, kind):
+            state = convert(state, model)
+    kept = model.state_dict()
+    parts = {
+        key: part for key, part in state.items() if key in kept or not key.startswith(TIMM_HEAD)
+    }
+    return {f"model.{key}": value for key, value in parts.items()}
+
+
+def _encoder_state(
+    path: Path, name: str, weights: str, timm_whole: bool = False
+) -> dict[str, Tensor]:
+    """The weights from the local file if it exists, else from the hub, of a `timm_whole` model."""
     if path.exists():
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
     try:
+        if timm_whole:
+            return timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
         return smp.encoders.get_encoder(name, weights=weights).state_dict()
     except Exception as error:  # the hub's clients raise many kinds
         package, _ = WEIGHTS_PACKAGES.get(name, ("none is known", ""))
@@ -293,7 +473,8 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
 
     A UserError says that the file is missing, damaged, no model of ours, has weights that are no
     finite numbers, or other classes than `classes`, if given. No other file is opened, and nothing
-    fetched, whatever the description says.
+    fetched, whatever the description says. A description that does not fit the weights takes no
+    memory, however large its network.
     """
     text, state = _read_model(path)
     try:
@@ -310,10 +491,13 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
             f"have {classes.num_classes} ({', '.join(classes.names)}); train it on these classes"
         )
     try:
-        network = build(config, space.num_classes)
+        with shapes_only():
+            shapes = build(config, space.num_classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    load_weights(network, state, path, "its network")
+    load_weights(shapes, state, path, "its network", assign=True)
+    network = build(config, space.num_classes)
+    network.load_state_dict(state)
     return Model(network.eval(), config, space, description.size)
 
 

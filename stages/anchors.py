@@ -12,7 +12,7 @@ from cag.anchors import AnchorMean, class_recall, nearest_other_anchor, reliable
 from cag.config.anchors import Anchors
 from cag.config.base import Section, load_params
 from cag.datasets.prepared import read_label_space
-from cag.features import SOURCE_KEYS, open_store, read_array
+from cag.features import read_class_sums
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, binary_file, write_csv
 from cag.runtime.program import run_stage
@@ -20,7 +20,6 @@ from cag.runtime.program import run_stage
 SOURCE = Path("data/prepared/source")
 STORE = "data/features/{}/source.h5"
 ANCHORS, TABLE = "data/rounds/{}/anchors.npy", "data/rounds/{}/anchors.csv"
-IMAGES_AT_ONCE = 256
 
 
 class Params(Section):
@@ -33,16 +32,10 @@ def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean,
     """The mean of a store's correctly predicted pixels, and the recall of each class."""
     mean = AnchorMean(config.average, config.min_pixels)
     correct, labelled = torch.zeros(2, 1, num_classes, dtype=torch.int64)
-    with open_store(store, SOURCE_KEYS) as file:
-        count, classes = file["correct_class_counts"].shape
-        if classes != num_classes:
-            raise UserError(f"{store}: {classes} classes, the data have {num_classes}; delete it")
-        for start in range(0, count, IMAGES_AT_ONCE):
-            rows = slice(start, start + IMAGES_AT_ONCE)
-            counts = read_array(file, "correct_class_counts", rows)
-            mean.update(read_array(file, "correct_class_sums", rows), counts)
-            correct += counts.sum(dim=0)
-            labelled += read_array(file, "class_counts", rows).sum(dim=0)
+    for part in read_class_sums(store, num_classes):
+        mean.update(part.correct_class_sums, part.correct_class_counts)
+        correct += part.correct_class_counts.sum(dim=0)
+        labelled += part.class_counts.sum(dim=0)
     return mean, class_recall(correct, labelled)
 
 

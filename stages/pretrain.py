@@ -7,7 +7,7 @@ import click
 from cag.config.base import load_params
 from cag.config.networks import Network
 from cag.config.training import Pretrain, Run
-from cag.datasets.prepared import read_label_space
+from cag.datasets.prepared import common_size, read_label_space, read_manifest
 from cag.networks import Model, build, feature_form
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit
@@ -30,7 +30,9 @@ def main() -> None:
     params, classes = load_params(Params), read_label_space(SOURCE)
     fit = Fit("pretrain", params, params.pretrain, [0])
     network = build(params.network, classes.num_classes, pretrained=True)
-    feature_form(network, params.pretrain.augmentation.crop)  # an error comes before any training
+    for size in (params.pretrain.augmentation.crop, common_size(read_manifest(SOURCE))):
+        if size is not None:
+            feature_form(network, size)  # an error comes before any training
     source, weights = fit.source(SOURCE, classes.num_classes, draw=1)
     objective = SupervisedObjective(network, weights)
     curve = fit.train(objective, [source], reads=[SOURCE, WEIGHTS])

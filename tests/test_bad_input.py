@@ -67,6 +67,9 @@ def write_raw(folder):
         write_label(folder / f"labels/{i}.png", labels, np.zeros((4, 3), np.uint8))
 
 
+EXTRACT = ("extract_source round1 warmup", "extract_target round1 warmup round1")
+
+
 def stage(name, *arguments):
     """Run a stage in this process, like its program."""
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +96,8 @@ def template(tmp_path_factory):
         torch.manual_seed(0)
         network = load_all().network
         save_model(Path("data/models/warmup.safetensors"), build(network, 3).eval(), network, SPACE)
-        stage("extract", "round1", "warmup")
+        for command in EXTRACT:
+            stage(*command.split())
         Path("data/rounds/round1").mkdir(parents=True)
         anchors = np.random.default_rng(0).random((3, WIDTH)).astype(np.float32)
         np.save("data/rounds/round1/anchors.npy", anchors)
@@ -165,7 +169,7 @@ def test_the_project_is_good_before_it_is_broken(project, capsys):
     shutil.rmtree("data/prepared/target")  # the pretraining needs no target image, and sees none
     stage("pretrain")
     stage("prepare", "target")
-    for command in ("extract round1 warmup", "pseudo_label round1", "adapt round1 warmup"):
+    for command in (*EXTRACT, "pseudo_label round1", "adapt round1 warmup"):
         stage(*command.split())
     stage("evaluate_pseudo_labels", "round1", "warmup")
     stage("evaluate", "round1")
@@ -273,7 +277,12 @@ def test_a_missing_or_broken_class_map(project, fails):
         ("pseudo_label round1", "pseudo_label.quantile", 2, ["pseudo_label.quantile is 2"]),
         ("pseudo_label round1", "pseudo_label.margin", 1e6, ["no pixel is active"]),
         ("anchors round1 round1", "anchors.min_pixels", 10**6, ["anchors.min_pixels"]),
-        ("extract round1 warmup", "extract.batch_size", True, ["extract.batch_size is True"]),
+        (
+            "extract_source round1 warmup",
+            "extract.batch_size",
+            True,
+            ["extract.batch_size is True"],
+        ),
         ("evaluate warmup", "evaluate.panels", -1, ["evaluate.panels is -1"]),
         ("warmup", "warmup.iterations", -1, ["warmup.iterations is -1"]),
         ("warmup", "warmup.objective", "wasserstein", ["warmup.objective is 'wasserstein'"]),
@@ -333,7 +342,7 @@ def test_a_missing_feature_store(project, fails):
 @pytest.mark.parametrize(
     "command",
     [
-        *("extract round1 warmup", "adapt round1 warmup"),
+        *(*EXTRACT, "adapt round1 warmup"),
         *("evaluate warmup", "evaluate_pseudo_labels round1 warmup"),
     ],
 )
@@ -373,9 +382,7 @@ def test_a_given_warmup(project, fails):
     fails("warmup", "data/index/warmup.csv: no such file; `dvc repro` makes it")
 
 
-@pytest.mark.parametrize(
-    "command", ["extract round1 warmup", "adapt round1 warmup", "evaluate warmup"]
-)
+@pytest.mark.parametrize("command", [*EXTRACT, "adapt round1 warmup", "evaluate warmup"])
 def test_a_model_of_other_classes(project, fails, command):
     other = LabelSpace(("road", "sky"), SPACE.palette[:2])
     for domain in ("source", "target"):
@@ -383,7 +390,7 @@ def test_a_model_of_other_classes(project, fails, command):
     fails(command, "data/models/warmup.safetensors: a model of 3 classes", "2 (road, sky)")
 
 
-@pytest.mark.parametrize("command", ["extract round1 warmup", "evaluate warmup"])
+@pytest.mark.parametrize("command", [EXTRACT[1], "evaluate warmup"])
 def test_a_target_of_other_classes(project, fails, command):
     other = LabelSpace(("road", "car", "sky"), SPACE.palette)
     write_json(Path("data/prepared/target/classes.json"), other.to_dict())
@@ -392,9 +399,9 @@ def test_a_target_of_other_classes(project, fails, command):
 
 def test_too_little_disk(project, fails, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    shutil.rmtree("data/features")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    fails("extract round1 warmup", "data/features/round1", "the disk has 0.00 GB free")
+    for command in EXTRACT:
+        fails(command, "data/features/round1", "the disk has 0.00 GB free")
     fails("prepare source", "data/prepared", "the disk has 0.00 GB free")
 
 
@@ -402,7 +409,7 @@ def test_too_little_disk(project, fails, monkeypatch):
     ("command", "path"),
     [
         ("pretrain", "data/prepared/source/images/train/2.png"),
-        ("extract round1 warmup", "data/prepared/source/labels/train/2.png"),
+        (EXTRACT[0], "data/prepared/source/labels/train/2.png"),
         ("adapt round1 warmup", "data/rounds/round1/pseudo_labels/anchor/2.png"),
         ("evaluate warmup", "data/prepared/target/labels/val/2.png"),
         ("evaluate_pseudo_labels round1 warmup", "data/prepared/target/labels/val/2.png"),
@@ -411,6 +418,15 @@ def test_too_little_disk(project, fails, monkeypatch):
 def test_a_truncated_artifact(project, fails, command, path):
     cut(path)
     fails(command, path, "not a readable image")
+
+
+def test_a_network_that_cannot_take_the_images_is_refused_before_its_training(fails):
+    change("network.architecture", "Linear")
+    change("network.encoder", "tu-test_vit")
+    change("network.encoder_weights", None)
+    change("network.options", {"img_size": 32, "dynamic_img_size": False})
+    change("pretrain.augmentation.crop", [32, 32])
+    fails("pretrain", "network: cannot take images of 32 x 64 pixels", "another")
 
 
 def test_missing_artifacts(project, fails):
@@ -439,22 +455,24 @@ def test_target_images_of_several_sizes(project, fails):
     fails("prepare target", "0 is 64 x 32 pixels, 3 is 64 x 64", "target.size")
     change("source.size", None)
     stage("prepare", "source")
-    stage("extract", "round1", "warmup")
+    for command in EXTRACT:
+        stage(*command.split())
 
 
 def test_an_image_that_is_not_as_prepared(project, fails):
     path = "data/prepared/target/images/train/2.png"
     write_image(Path(path), np.zeros((64, 64, 3), np.uint8))
-    fails("extract round1 warmup", path, "(64, 64)", "(32, 64)", "prepare")
+    fails(EXTRACT[1], path, "(64, 64)", "(32, 64)", "prepare")
 
 
 # Resuming
 
 
 def extract(folder, monkeypatch):
-    """Run `extract` in a folder; return the files below its data/."""
+    """Extract in a folder; return the files below its data/."""
     monkeypatch.chdir(folder)
-    stage("extract", "round1", "warmup")
+    for command in EXTRACT:
+        stage(*command.split())
     return {path.relative_to(folder): content for path, content in contents(folder).items()}
 
 
@@ -467,22 +485,19 @@ def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypat
     stage("prepare", "target")
     change("extract.batch_size", 1)
     whole, other = (shutil.copytree(project, project.with_name(name)) for name in "ab")
-    bad = Path("data/prepared/target/images/train/5.png")
-    image = bad.read_bytes()
-    cut(bad)
-    fails("extract round1 warmup", str(bad), "not a readable image")
-    shards = sorted(Path(".scratch/extract-round1").rglob("*.h5"))
-    assert [f"{path.parent.name}/{path.name}" for path in shards] == [
-        *("source/00000.h5", "source/00001.h5", "target/00000.h5")
-    ]
-
-    bad.write_bytes(image)
-    cut(shards[1])
-    shutil.copytree(".scratch", other / ".scratch", dirs_exist_ok=True)
-    capsys.readouterr()
-    resumed = extract(project, monkeypatch)
-    printed = capsys.readouterr().out
-    assert "extract source: 2 images" in printed and "extract target: 2 images" in printed
+    for domain, command in zip(("source", "target"), EXTRACT, strict=True):
+        bad = Path(f"data/prepared/{domain}/images/train/5.png")
+        image = bad.read_bytes()
+        cut(bad)
+        fails(command, str(bad), "not a readable image")
+        shards = sorted(Path(f".scratch/{command.split()[0]}-round1").rglob("*.h5"))
+        assert [path.name for path in shards] == ["00000.h5"]
+        bad.write_bytes(image)
+        shutil.copytree(".scratch", other / ".scratch", dirs_exist_ok=True)
+        capsys.readouterr()
+        stage(*command.split())
+        assert f"extract {domain}: 2 images" in capsys.readouterr().out
+    resumed = {path.relative_to(project): content for path, content in contents(project).items()}
     assert resumed == extract(whole, monkeypatch)
     assert not list((project / ".scratch").iterdir())
 
@@ -496,12 +511,12 @@ def test_an_extraction_goes_on_where_it_failed(project, fails, capsys, monkeypat
 
 def test_another_runs_shards_do_not_stay(project, fails):
     """They may be large, so a run with other parameters deletes them before it begins."""
-    old = Path(".scratch/extract-round1/of other parameters/target/00000.h5")
+    old = Path(".scratch/extract_source-round1/of other parameters/00000.h5")
     old.parent.mkdir(parents=True)
     old.touch()
     cut("data/prepared/source/images/train/0.png")
-    fails("extract round1 warmup", "source/images/train/0.png")
-    assert not old.parent.parent.exists() and old.parent.parent.parent.exists()
+    fails(EXTRACT[0], "source/images/train/0.png")
+    assert not old.parent.exists() and old.parent.parent.exists()
 
 
 # As a user runs them
@@ -513,7 +528,7 @@ def test_another_runs_shards_do_not_stay(project, fails):
         ("index", lambda: change("seeds", 0), ["unknown key 'seeds'"]),
         ("prepare source", lambda: cut(f"{RAW}/images/3.png"), [f"{RAW}/images/3.png"]),
         (
-            "extract round1 warmup",
+            EXTRACT[0],
             lambda: cut("data/models/warmup.safetensors"),
             ["data/models/warmup.safetensors: damaged model file"],
         ),

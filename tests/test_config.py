@@ -19,6 +19,9 @@ REQUIRED = [name for name, field in Parameters.model_fields.items() if field.is_
 REMOVED = object()
 
 
+KINDS = ("strong", "online")
+
+
 def preset(layout="folder"):
     """A complete parameter set of two rounds whose source, or else target, has a layout."""
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
@@ -115,6 +118,21 @@ def test_the_papers_settings(name, classes):
     assert (params.anchors.average, params.anchors.min_pixels) == ("images", 10)
     assert {entry.anchors for entry in params.rounds.values()} == {"round1"}
     assert params.target.size == (1024, 2048)
+
+
+@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_the_strong_presets_are_the_online_ones_with_daformers_optimizer(pair):
+    strong, online = (load_all(PRESETS[0].parent / f"{pair}_{kind}.yaml") for kind in KINDS)
+    optimizer = {"optimizer": "adamw", "learning_rate": 6e-5, "learning_rate_decoder": 6e-4}
+    optimizer |= {"learning_rate_warmup": 1500, "power": 1.0, "weight_decay": 0.01, "batch_size": 2}
+    for name in ("pretrain", "warmup", "adapt"):
+        one, other = getattr(strong, name), getattr(online, name)
+        changed = optimizer | {"iterations": one.iterations, "augmentation": one.augmentation}
+        assert one == other.model_copy(update=changed)
+        assert one.iterations in (0, 40000) and one.augmentation.crop == (512, 512)
+        assert one.augmentation.photometric == other.augmentation.photometric
+    assert strong.target.size == (512, 1024)
+    assert (strong.anchors, strong.rounds) == (online.anchors, online.rounds)
 
 
 def test_there_are_presets():

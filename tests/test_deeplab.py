@@ -107,6 +107,12 @@ def test_an_image_of_any_size_is_taken_as_it_is(network, height_width):
     assert seen[0].shape[2:] == height_width
 
 
+def test_no_pixel_is_lost_on_an_encoder_that_cuts_patches():
+    built = build(config("tu-test_convnext"), 3).eval()
+    with torch.no_grad():
+        assert built(images(50, 71)).features.shape == (2, WIDTH, 13, 18)
+
+
 def test_dropout_acts_in_training_alone(network):
     twice = []
     for training in (False, True):

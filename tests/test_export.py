@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import RotaryEmbeddingDinoV3
 
 from cag import cli
 from cag.config.networks import Network, Normalization
@@ -89,12 +90,34 @@ def cag_export(*arguments):
         {"encoder": "tu-tf_efficientnet_lite0"},  # which pads by what its sizes lack
         {"architecture": "DeepLabV3PlusPaper"},
         {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
+        {"architecture": "Linear", "encoder": "tu-test_vit", "options": {"patch_size": 14}},
     ],
     ids=lambda changes: changes.get("architecture", changes.get("encoder", "DeepLabV3Plus")),
 )
 def test_a_trace_is_the_network_at_every_size(changes):
     network = made(**changes)
     same_at_every_size(export.trace(network).module(), network)
+
+
+class Rotated(torch.nn.Module):
+    """Has the position embeddings of DINOv3."""
+
+    def __init__(self):
+        super().__init__()
+        self.rope = RotaryEmbeddingDinoV3(8)
+
+    def forward(self, maps):
+        """The embeddings of maps [B, C, h, w]."""
+        return self.rope.get_embed(shape=maps.shape[2:])
+
+
+def test_dinov3s_positions_are_traced_for_all_sizes():
+    sizes, network = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC), Rotated()
+    given = (torch.rand(1, 1, 5, 7),)
+    program = torch.export.export(export.traceable(network), given, dynamic_shapes=[sizes])
+    for shape in [(5, 7), (3, 11), (20, 2)]:
+        found = program.module()(torch.rand(1, 1, *shape))
+        assert torch.allclose(found, network(torch.rand(1, 1, *shape)), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["onnx", "pt2"])

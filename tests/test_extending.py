@@ -36,7 +36,7 @@ def test_it_touches_three_files(project):
 def test_it_reruns_nothing_before_the_students(project):
     stale = ran(dvc(project, "repro", "--dry"))
     assert "adapt@round1" in stale
-    earlier = ("prepare", "pretrain", "warmup", "extract@round1", "anchors@round1")
+    earlier = ("prepare", "pretrain", "warmup", "extract_target@round1", "anchors@round1")
     assert not [name for name in stale if name.startswith((*earlier, "pseudo_label@round1"))]
 
 

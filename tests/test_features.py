@@ -18,7 +18,6 @@ from cag import features
 from cag.anchors import read_anchors
 from cag.datasets.labels import IGNORE
 from cag.features import (
-    FORMS,
     SOURCE_KEYS,
     TARGET_KEYS,
     TARGET_ROWS,
@@ -32,8 +31,10 @@ from cag.features import (
     pixel_draws,
     read_array,
     read_names,
+    read_target_images,
     read_target_rows,
     read_target_store,
+    reduced_row,
     sample_pixels,
     source_bytes,
     source_rows,
@@ -43,6 +44,8 @@ from cag.features import (
     write_source_shard,
     write_target_shard,
 )
+from cag.projection import span
+from cag.pseudo_labels import anchor_distances
 from cag.runtime.errors import UserError
 
 B, K, D, H, W = 3, 4, 5, 6, 7
@@ -198,18 +201,26 @@ def write_source(folder, names=NAMES, size=1, per_class=4):
     return statistics, sample_pixels(features, labels, draws, per_class)
 
 
-def write_target(folder, names=NAMES, size=1):
+def write_target(folder, names=NAMES, size=1, projection=None):
     """A target store of as many random images, in batches of `size`; its features and logits."""
     features, logits, _ = batch(count=len(names))
     probability, prediction = logits.softmax(1).max(1)
     rows = (features.half(), prediction.byte(), probability)
+    rows = rows if projection is None else reduced_row(*rows, projection)
     paths = []
     for shard in shards_of(len(names), size):
         paths.append(folder / "target" / shard.name)
         outputs = (tuple(part[list(indices)] for part in rows) for indices in shard.batches)
         write_target_shard(paths[-1], shard.count, outputs)
-    link_target(folder / "target.h5", names, paths)
+    link_target(folder / "target.h5", names, paths, projection)
     return features, logits
+
+
+def read_target(folder):
+    """All features, predictions and probabilities of a target store."""
+    store = read_target_store(folder / "target.h5", K)
+    images = read_target_images(store, store.shards)
+    return tuple(map(torch.cat, zip(*(image.row for image in images), strict=True)))
 
 
 def shards_of(count, size):
@@ -249,14 +260,15 @@ def test_a_target_store_gives_back_what_was_written(tmp_path, names, size):
     with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
         assert set(file) == set(TARGET_KEYS)
         assert read_names(file) == names
-        assert torch.equal(read_array(file, "features"), features.half())
-        assert torch.equal(read_array(file, "prediction"), logits.argmax(1).byte())
-        exponentials = np.exp(logits.double().numpy())
-        expected = exponentials.max(1) / exponentials.sum(1)
-        np.testing.assert_allclose(read_array(file, "probability"), expected, rtol=1e-5)
-        kinds = {key: file[key].dtype.str[1:] for key in TARGET_KEYS[1:]}
-        assert kinds == {"features": "f2", "prediction": "u1", "probability": "f4"}
+    read, prediction, probability = read_target(tmp_path)
+    assert torch.equal(read, features.half())
+    assert torch.equal(prediction, logits.argmax(1).byte())
+    exponentials = np.exp(logits.double().numpy())
+    expected = exponentials.max(1) / exponentials.sum(1)
+    np.testing.assert_allclose(probability, expected, rtol=1e-5)
     with open_store(tmp_path / "target/00000.h5", TARGET_ROWS) as file:
+        kinds = {key: file[key].dtype.str[1:] for key in TARGET_ROWS}
+        assert kinds == {"features": "f2", "prediction": "u1", "probability": "f4"}
         assert file["features"].chunks == (1, D, H, W)
         assert file["prediction"].chunks == file["probability"].chunks == (1, H, W)
 
@@ -270,11 +282,63 @@ def test_a_target_store_is_read_shard_by_shard(tmp_path):
         ("00001.h5", range(4, 8)),
         ("00002.h5", range(8, 11)),
     ]
-    read = [row for path, rows in store.shards for row in read_target_rows(path, len(rows), K)]
-    assert torch.equal(torch.cat([row[0] for row in read]), features.half())
-    with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
-        for i, key in enumerate(TARGET_ROWS):
-            assert torch.equal(torch.cat([row[i] for row in read]), read_array(file, key))
+    for (path, rows), start in zip(store.shards, (0, 4, 8), strict=True):
+        read = [row[0] for row in read_target_rows(path, len(rows), K)]
+        assert torch.equal(torch.cat(read), features[start : start + len(rows)].half())
+
+
+def random_span(most=3):
+    sums = torch.randn(4, K, D, generator=torch.Generator().manual_seed(1))
+    return span([(10 * sums, torch.full((4, K), 10))], most)
+
+
+def test_a_reduced_store_keeps_the_distances_to_the_anchors(tmp_path):
+    projection = random_span()
+    features, logits = write_target(tmp_path, MANY, 1, projection)
+    store = read_target_store(tmp_path / "target.h5", K)
+    anchors = torch.randn(2, 3) @ projection.directions + projection.origin
+    placed, error = store.place(anchors)
+    assert store.width == D and error < 1e-5
+    read, prediction, probability = read_target(tmp_path)
+    assert torch.equal(prediction, logits.argmax(1).byte())
+    torch.testing.assert_close(probability, logits.softmax(1).amax(1), atol=2**-13, rtol=0)
+    for found, true in zip(
+        anchor_distances(read, placed)[1:], anchor_distances(features, anchors)[1:], strict=True
+    ):
+        torch.testing.assert_close(found, true, atol=0.01, rtol=0)
+    inside = (features - projection.origin[:, None, None]).movedim(1, -1) @ projection.directions.T
+    expected = inside @ projection.directions + projection.origin
+    vectors = store.vectors(read.movedim(1, -1).flatten(0, 2))
+    torch.testing.assert_close(vectors, expected.flatten(0, 2), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "expected"),
+    [
+        ("units", lambda v: v[:-1], "one number more than directions"),
+        ("directions", lambda v: v[:-1], "one number more than directions"),
+        ("directions", lambda v: v[:, :-1], "do not belong together"),
+        ("origin", lambda v: v * np.nan, "origin holds NaN"),
+    ],
+)
+def test_a_damaged_projection_is_one_line(tmp_path, key, change, expected):
+    write_target(tmp_path, NAMES, 2, random_span())
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        values = change(file[key][:])
+        del file[key]
+        file[key] = values
+    with pytest.raises(UserError, match=expected):
+        read_target_store(tmp_path / "target.h5", K)
+
+
+def test_shards_of_another_form_than_the_store_are_damage(tmp_path):
+    for folder, projection in (("full", None), ("reduced", random_span())):
+        write_target(tmp_path / folder, NAMES, 2, projection)
+    shutil.rmtree(tmp_path / "reduced/target")
+    shutil.copytree(tmp_path / "full/target", tmp_path / "reduced/target")
+    store = read_target_store(tmp_path / "reduced/target.h5", K)
+    with pytest.raises(UserError, match="another form than target.h5"):
+        list(read_target_rows(store.shards[0][0], 3, K, store.projection))
 
 
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree, "link"])
@@ -294,8 +358,7 @@ def test_a_target_store_can_be_moved_and_read_from_anywhere(tmp_path, monkeypatc
         new.parent.mkdir()
         move(tmp_path / "old", new)
     shutil.rmtree(tmp_path / "old", ignore_errors=True)
-    with open_store(new / "target.h5", TARGET_KEYS) as file:
-        assert torch.equal(read_array(file, "features"), features.half())
+    assert torch.equal(read_target(new)[0], features.half())
     assert all(
         path.is_relative_to(new) for path, _ in read_target_store(new / "target.h5", K).shards
     )
@@ -314,11 +377,11 @@ def test_stores_have_the_same_bytes_each_time(tmp_path):
 
 def test_a_store_takes_about_as_much_as_estimated(tmp_path):
     count, width, height, breadth, per_class = 40, 16, 32, 64, 300
-    maps = torch.zeros(count, height, breadth)
-    features = torch.zeros(count, width, height, breadth).half()
-    write_target_shard(tmp_path / "target.h5", count, [(features, maps.byte(), maps)])
+    features = torch.randn(count, width, height, breadth).relu()  # half zeros, as a network's
+    maps = features.max(dim=1).indices.byte() // 8, features.mean(dim=1).sigmoid()
+    write_target_shard(tmp_path / "target.h5", count, [(features.half(), *maps)])
     estimate = target_bytes(count, width, height, breadth)
-    assert 0.9 < (tmp_path / "target.h5").stat().st_size / estimate < 1.1
+    assert 0.8 < (tmp_path / "target.h5").stat().st_size / estimate < 1.2
     classes, width = 20, 64
     labels = torch.arange(classes, dtype=torch.uint8).repeat(per_class, 1)[None]
     sample = sampled(torch.zeros(1, width, per_class, classes), labels, per_class)
@@ -416,12 +479,23 @@ def test_a_shard_with_too_few_rows_is_named(tmp_path):
 
 def test_a_target_store_without_shards_is_damage(tmp_path):
     path = tmp_path / "target.h5"
-    with create_store(path) as file:
-        file["names"] = ["a"]
-        for key in TARGET_ROWS:
-            file[key] = np.zeros((1, 2, 3, 4))
-    with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
-        read_target_store(path, K)
+    write_target(tmp_path)
+    for key, value in {"shards": [], "rows": [2]}.items():
+        with h5py.File(path, "a") as file:
+            del file[key]
+            file[key] = value
+        with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file"):
+            read_target_store(path, K)
+
+
+@pytest.mark.parametrize("shard", ["../outside.h5", "/outside.h5"])
+def test_a_shard_lies_in_the_stores_folder(tmp_path, shard):
+    write_target(tmp_path, NAMES, 2)
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        del file["shards"]
+        file["shards"] = [shard]
+    with pytest.raises(UserError, match="outside of the store's folder"):
+        read_target_store(tmp_path / "target.h5", K)
 
 
 def test_another_kind_of_file_is_named(tmp_path):
@@ -433,8 +507,8 @@ def test_a_store_without_a_data_set_is_named(tmp_path):
     path = tmp_path / "target.h5"
     write_target(tmp_path)
     with h5py.File(path, "a") as file:
-        del file["prediction"], file["probability"]
-    assert "lacks prediction, probability" in error(path)
+        del file["shards"], file["rows"]
+    assert "lacks shards, rows" in error(path)
     assert "lacks class_sums, class_counts" in error(path, SOURCE_KEYS)
 
 
@@ -442,25 +516,21 @@ def test_a_group_in_place_of_a_data_set_is_damage(tmp_path):
     path = tmp_path / "target.h5"
     write_target(tmp_path)
     with h5py.File(path, "a") as file:
-        del file["features"]
-        file.create_group("features")
-    assert "damaged HDF5 file" in error(path, read=["features"])
+        del file["rows"]
+        file.create_group("rows")
+    assert "damaged HDF5 file" in error(path)
 
 
 def test_damage_inside_is_found_when_it_is_read(tmp_path):
-    path = tmp_path / "target.h5"
-    with h5py.File(path, "w") as file:
-        for key in TARGET_KEYS:
-            dtype, axes = FORMS[key]
-            file[key] = np.zeros([10, 5, 10][: len(axes)], dtype) if key != "names" else MANY[:10]
-        del file["features"]
-        values = np.arange(1000, dtype=np.float16).reshape(10, 2, 5, 10)
-        file.create_dataset("features", data=values, chunks=(1, 2, 5, 10), compression="gzip")
-        offset = file["features"].id.get_chunk_info(3).byte_offset
+    write_target(tmp_path, NAMES, 2)
+    path = tmp_path / "target/00000.h5"
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_chunk_info(1).byte_offset
     content = bytearray(path.read_bytes())
     content[offset : offset + 20] = b"\xff" * 20
     path.write_bytes(content)
-    assert "damaged HDF5 file" in error(path, read=["features"])
+    with pytest.raises(UserError, match=r"00000\.h5: damaged HDF5 file"):
+        list(read_target_rows(path, len(NAMES), K))
 
 
 @pytest.mark.parametrize("free", [0, 1000, 2**17, 2**19])
@@ -504,7 +574,7 @@ def test_a_store_opens_without_a_lock(tmp_path):
     with open(tmp_path / "target.h5", "rb") as viewer:
         fcntl.flock(viewer, fcntl.LOCK_EX)
         with open_store(tmp_path / "target.h5", TARGET_KEYS) as file:
-            assert "features" in file
+            assert "rows" in file
 
 
 @pytest.mark.parametrize(
@@ -548,9 +618,13 @@ FAULTS = {
     "other pixels": ("prediction", "they do not belong together", lambda v: v[:, :-1]),
     "nothing": ("features", "they do not belong together", lambda v: v[:, :0]),
     "complex": ("features", "features is complex64", lambda v: v.astype(np.complex64)),
-    "integers": ("features", "features is int16", lambda v: v.astype(np.int16)),
+    "integers": ("features", "features is int32", lambda v: v.astype(np.int32)),
     "big-endian": ("features", "features is >f2", lambda v: v.astype(">f2")),
-    "two dimensions": ("features", "expected float16 of 4 dimensions", lambda v: v[..., 0, 0]),
+    "two dimensions": (
+        "features",
+        "expected float16 or int16 of 4 dimensions",
+        lambda v: v[..., 0, 0],
+    ),
     "NaN": ("features", "features holds NaN or infinite", lambda v: v * np.float16(np.nan)),
     "infinite": ("probability", "holds NaN or infinite", lambda v: v + np.float32(np.inf)),
     "another class": ("prediction", f"class {K} of {K}", lambda v: v * 0 + K),
@@ -577,7 +651,7 @@ ELSEWHERE = {
         "in other files",
         lambda f, k, v: f.create_dataset(k, v.shape, "f2", **outside(f, v)),
     ),
-    "sources": ("outside of", lambda f, k, v: f.create_virtual_dataset(k, virtual(f, v))),
+    "sources": ("in other files", lambda f, k, v: f.create_virtual_dataset(k, virtual(f, v))),
     "a huge shape": (
         "more than the file holds",
         lambda f, k, v: f.create_dataset(k, (4, D, 10**6, 10**6), "f2", chunks=(1, D, 8, 8)),
@@ -605,7 +679,7 @@ def test_a_store_does_not_leave_its_file(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(["a", "b"], "do not belong together"), (["a", "b", "a"], "the name 'a' is there twice")],
+    [(["a", "b"], "a row for each name"), (["a", "b", "a"], "the name 'a' is there twice")],
 )
 def test_each_row_has_one_name(tmp_path, names, expected):
     write_target(tmp_path)

@@ -131,7 +131,7 @@ def test_half_a_lock_file_costs_no_computation(uninterrupted, tmp_path):
     project = shutil.copytree(uninterrupted.project, tmp_path / "project", symlinks=True)
     lock = project / "dvc.lock"
     whole = lock.read_bytes()
-    lock.write_bytes(whole[: whole.index(b"cmd: ${LAUNCH:-python} -m stages.extract")])
+    lock.write_bytes(whole[: whole.index(b"cmd: ${LAUNCH:-python} -m stages.extract_source")])
     said = dvc(project, "repro", status=None)
     assert "'./dvc.lock' validation failed" in said and not ran(said)
 

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cag.config.networks import Network, Normalization
+from cag.config.parameters import load_all
 from cag.datasets.labels import LabelSpace
-from cag.networks import build, load_model, save_model
+from cag.networks import build, feature_form, load_model, save_model, shapes_only
 from cag.runtime.errors import UserError
 from cag.runtime.files import WEIGHTS_PACKAGES, encoder_weights_file, packaged_weights_file
 from stages.index import weights_index
@@ -175,8 +179,24 @@ def test_gradients_reach_every_parameter():
         ({"options": {"encoder_output_stride": 7}}, "'encoder_output_stride': 7"),
         ({"options": {"decoder_atrous_rates": [6]}}, "'decoder_atrous_rates': [6]"),
         (
-            {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224", "options": {}},
-            "its features do not end in one convolution, as anchors need; DeepLabV3Plus",
+            {"architecture": "DPT", "encoder": "tu-vit_small_patch14_dinov2", "options": {}},
+            "DPT needs patches of 8, 16 or 32 pixels, not 14: set network.options.patch_size to 16",
+        ),
+        (
+            {"architecture": "FPN", "encoder": "tu-test_vit", "options": {}},
+            "an encoder whose maps have one size, as a vision transformer's, needs DPT or Linear",
+        ),
+        (
+            {"encoder": "tu-swin_tiny_patch4_window7_224"},
+            "this encoder cannot be dilated, take FPN, Segformer, Unet or UPerNet",
+        ),
+        (
+            {"architecture": "Linear", "options": {}},
+            "Linear takes an encoder of timm, whose name begins with tu-",
+        ),
+        (
+            {"architecture": "Linear", "encoder": "tu-test_vit", "options": {"cache_dir": "x"}},
+            "network.options.cache_dir is no option",
         ),
     ],
 )
@@ -190,6 +210,204 @@ def test_what_cannot_be_built_is_named_in_one_line(changes, expected):
 
 def test_options_reach_the_network():
     assert build(config(options={"decoder_channels": 24}), 3).width == 24
+
+
+# Transformers
+
+
+VIT = "tu-test_vit"  # 64 wide, 6 blocks, patches of 16 pixels; images of 160
+SMALL = {"decoder_intermediate_channels": [8] * 4, "decoder_fusion_channels": 16}
+
+
+def transformer(architecture="Linear", encoder=VIT, seed=0, **options):
+    """A small network on a transformer."""
+    options = (SMALL if architecture == "DPT" else {}) | options
+    torch.manual_seed(seed)
+    return build(config(architecture, encoder=encoder, options=options), 3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "options", "form"),
+    [
+        ("Linear", VIT, {}, (64, 16)),
+        ("Linear", VIT, {"patch_size": 14}, (64, 14)),  # DINOv2's
+        ("Linear", "tu-vit_small_patch16_dinov3", {}, (384, 16)),
+        ("DPT", VIT, {}, (16, 2)),
+        ("DPT", "tu-test_vit2", {"patch_size": 8}, (16, 2)),  # with register tokens
+        ("DPT", "tu-test_resnet", {}, (16, 2)),
+        ("FPN", "tu-swin_tiny_patch4_window7_224", {}, (128, 4)),  # whose own size is 224
+    ],
+)
+def test_a_transformer_takes_any_size(architecture, encoder, options, form):
+    network = transformer(architecture, encoder, **options).eval()
+    width, stride = form
+    for size in [(64, 96), (50, 71), (97, 33)]:
+        with torch.no_grad():
+            features, logits = network(images(*size))
+        small = tuple(-(-side // stride) for side in size)
+        assert (features.shape, logits.shape) == ((2, width, *small), (2, 3, *small))
+        assert feature_form(network, size) == form and network.width == width
+        assert torch.equal(network.classifier(features), logits)
+
+
+@pytest.mark.parametrize("architecture", ["Linear", "DPT"])
+def test_every_parameter_of_a_transformer_is_trained_in_either_memory_format(architecture):
+    network = transformer(architecture).to(memory_format=torch.channels_last)
+    given = images().contiguous(memory_format=torch.channels_last)
+    network(given).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    transformer("DPT", "tu-test_resnet").to(memory_format=torch.channels_last)(given)
+
+
+def test_a_patch_of_14_pixels_pads_to_its_multiple():
+    network = transformer(patch_size=14).eval()
+    given = images(50, 71)
+    padded = torch.tensor(MEAN).view(1, 3, 1, 1).repeat(2, 1, 56, 84)
+    padded[..., :50, :71] = given
+    with torch.no_grad():
+        assert torch.allclose(network(given).logits, network(padded).logits, atol=1e-5)
+
+
+def test_linear_features_are_the_last_blocks_normalised_patches():
+    network = transformer().eval()
+    whole = timm.create_model("test_vit", num_classes=0).eval()
+    whole.load_state_dict(network.encoder.model.state_dict())
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        tokens = whole.forward_features((images() - mean) / std)[:, whole.num_prefix_tokens :]
+        patches = tokens.mT.unflatten(2, (4, 6))  # (B, D, h, w)
+        found = network(images()).features
+    assert torch.allclose(found, patches / (1 + 1e-5) ** 0.5, atol=1e-5)  # a fresh batch norm
+
+
+def test_features_and_logits_are_the_librarys_dpt():
+    ours = transformer("DPT").eval()
+    library = smp.DPT(VIT, encoder_weights=None, classes=3, dynamic_img_size=True, **SMALL).eval()
+    renamed = (("decoder.fusion.", "decoder."), ("decoder.head.", "segmentation_head.head."))
+    renamed += (("classifier.", "segmentation_head.head.4."),)
+    state = {}
+    for key, value in ours.state_dict().items():
+        old, new = next(((o, n) for o, n in renamed if key.startswith(o)), ("", ""))
+        state[new + key.removeprefix(old)] = value
+    missing, unexpected = library.load_state_dict(state, strict=False)
+    assert not unexpected and {key.split(".")[2] for key in missing} <= {"norm", "fc_norm", "head"}
+    seen = []
+    library.segmentation_head.head[4].register_forward_pre_hook(lambda _, i: seen.append(i[0]))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    with torch.no_grad():
+        expected, found = library((images() - mean) / std), ours(images())
+    assert torch.equal(found.features, seen[0])
+    by_hand = torch.nn.functional.interpolate(
+        found.logits, scale_factor=2, mode="bilinear", align_corners=True
+    )
+    assert torch.equal(by_hand, expected)
+
+
+def timm_model(seed=5, name="test_vit", **options):
+    """A whole model of timm, with its norm and its head."""
+    torch.manual_seed(seed)
+    return timm.create_model(name, **options)
+
+
+@pytest.mark.parametrize("architecture", ["Linear", "DPT"])
+def test_a_file_of_timm_gives_a_transformer_its_weights(
+    architecture, tmp_path, monkeypatch, offline
+):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    whole = timm_model().state_dict()
+    save_file(whole, tmp_path / "vit.safetensors")
+    options = SMALL if architecture == "DPT" else {}
+    given = config(architecture, encoder=VIT, options=options, encoder_weights="vit.safetensors")
+    encoder = build(given, 3, pretrained=True).encoder
+    loaded = encoder.state_dict()
+    assert all(
+        torch.equal(value, whole[key.removeprefix("model.")]) for key, value in loaded.items()
+    )
+    assert {"patch_embed.proj.weight", "pos_embed", "blocks.5.mlp.fc2.bias"} <= {
+        key.removeprefix("model.") for key in loaded
+    }
+    save_file(loaded, tmp_path / "vit.safetensors")  # an encoder's own weights fit too
+    again = build(given, 3, pretrained=True).encoder.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in loaded.items())
+
+
+def test_a_transformers_weights_may_come_from_the_hub(tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    made, asked = timm.create_model, []
+
+    def hub(name, pretrained=False, **options):
+        asked.append(name) if pretrained else None
+        return timm_model(name=name) if pretrained else made(name, **options)
+
+    monkeypatch.setattr("cag.networks.timm.create_model", hub)
+    given = config("Linear", encoder=f"{VIT}.r160_in1k", options={}, encoder_weights="imagenet")
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    monkeypatch.undo()
+    whole = timm_model().state_dict()
+    assert asked == ["test_vit.r160_in1k"]
+    assert all(
+        torch.equal(value, whole[key.removeprefix("model.")]) for key, value in loaded.items()
+    )
+
+
+def test_patches_and_positions_are_brought_to_the_networks_sizes(tmp_path, monkeypatch, offline):
+    """As for DINOv2's patches of 14 pixels in DPT, which needs 16."""
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    whole = timm_model(patch_size=10).state_dict()
+    save_file(whole, tmp_path / "vit.safetensors")
+    given = config("DPT", encoder=VIT, options=SMALL, encoder_weights="vit.safetensors")
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    patch, position = "patch_embed.proj.weight", "pos_embed"
+    expected = resample_patch_embed(whole[patch], [16, 16])
+    assert torch.allclose(loaded[f"model.{patch}"], expected, atol=1e-6)
+    expected = resample_abs_pos_embed(whole[position], [10, 10])
+    assert torch.allclose(loaded[f"model.{position}"], expected, atol=1e-6)
+
+
+def test_a_mix_transformer_takes_a_file(tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    torch.manual_seed(5)
+    state = smp.encoders.get_encoder("mit_b0", weights=None).state_dict()
+    save_file(state, tmp_path / "mit_b0_imagenet.safetensors")
+    given = config("Segformer", encoder="mit_b0", options={}, encoder_weights="imagenet")
+    loaded = build(given, 3, pretrained=True).encoder.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: {k: v for k, v in state.items() if "blocks.3." not in k}, "Missing key"),
+        (lambda state: state | {"blocks.6.norm1.weight": torch.zeros(64)}, "Unexpected key"),
+        (lambda state: state | {"blocks.3.norm1.weight": torch.zeros(65)}, "size mismatch"),
+        (lambda state: {"model": torch.zeros(2)}, "does not fit"),
+        (lambda state: state | {"pos_embed": torch.zeros(3)}, "does not fit"),
+    ],
+)
+def test_weights_of_another_transformer_are_refused(tmp_path, monkeypatch, offline, change, reason):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    save_file(change(timm_model().state_dict()), tmp_path / "vit.safetensors")
+    given = config("Linear", encoder=VIT, options={}, encoder_weights="vit.safetensors")
+    with pytest.raises(UserError) as caught:
+        build(given, 3, pretrained=True)
+    message = str(caught.value)
+    assert f"vit.safetensors: does not fit encoder '{VIT}': " in message and reason in message
+    assert "\n" not in message
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode():
+    network = build(config(), 3)
+    network.freeze_encoder()
+    before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
+    output = network.train()(images())
+    assert not any(module.training for module in network.encoder.modules())
+    assert all(module.training for module in network.decoder.modules())
+    output.logits.sum().backward()
+    assert all(p.grad is None for p in network.encoder.parameters())
+    assert all(p.grad is not None for p in network.decoder.parameters())
+    assert all(torch.equal(before[k], v) for k, v in network.encoder.state_dict().items())
+    inside = network.encoder(images())
+    assert not any(part.requires_grad for part in inside)  # no graph is kept
 
 
 # The encoder's weights
@@ -543,6 +761,65 @@ def test_weights_that_are_no_numbers_are_refused(model_file, change, expected):
     save_file(state, model_file, metadata={"cag": description()})
     with pytest.raises(UserError, match=rf"model\.safetensors: classifier\.weight {expected}"):
         load_model(model_file, SPACE)
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of new tensors on the CPU."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        for part in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(part, torch.Tensor) and part.device.type == "cpu":
+                self.bytes += part.numel() * part.element_size()
+        return result
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [("Linear", "tu-vit_giant_patch14_dinov2"), ("Segformer", "mit_b5")],
+)
+def test_a_giant_that_the_weights_are_not_of_takes_no_memory(model_file, architecture, encoder):
+    network = config(architecture, encoder=encoder, options={}).model_dump()
+    path, own = rewritten(model_file, cag=description(network=network)), model_file.stat().st_size
+    with Memory() as taken, pytest.raises(UserError, match="does not fit its network"):
+        load_model(path)
+    assert taken.bytes < 10 * own  # the file's weights, and what says that they are finite
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "options"),
+    [
+        ("Segformer", "mit_b0", {}),
+        ("FPN", "tu-swin_tiny_patch4_window7_224", {}),
+        ("DPT", VIT, SMALL),
+        ("Linear", "tu-vit_small_patch16_dinov3", {}),
+    ],
+)
+def test_a_transformer_comes_back_as_it_was_saved(tmp_path, architecture, encoder, options):
+    given = config(architecture, encoder=encoder, options=options)
+    network = build(given, 3).eval()
+    save_model(tmp_path / "model", network, given, SPACE)
+    loaded = load_model(tmp_path / "model").network
+    with torch.no_grad():
+        assert torch.equal(loaded(images(50, 70)).logits, network(images(50, 70)).logits)
+
+
+def test_the_strong_presets_network_is_as_its_comments_say():
+    params = load_all(ROOT / "presets/gta5_to_cityscapes_strong.yaml")
+    with shapes_only():
+        network = build(params.network, 19)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e5) == 820
+    assert feature_form(network, params.adapt.augmentation.crop) == (256, 4)
+
+
+def test_shapes_are_known_without_memory_or_random_draws():
+    before = torch.get_rng_state()
+    with shapes_only():
+        network = build(config("DPT", encoder="tu-vit_large_patch16_224", options={}), 3)
+    assert all(tensor.is_meta for tensor in network.state_dict().values())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 100_000, -1])

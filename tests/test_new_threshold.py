@@ -34,7 +34,7 @@ def project(tmp_path_factory):
 def test_it_reruns_what_the_labels_make(project):
     stale = ran(dvc(project, "repro", "--dry"))
     assert {"pseudo_label@round1", "evaluate_pseudo_labels@round1"} <= set(stale)
-    unchanged = ("prepare", "pretrain", "warmup", "extract@round1", "anchors@round1")
+    unchanged = ("prepare", "pretrain", "warmup", "extract_target@round1", "anchors@round1")
     assert not [name for name in stale if name.startswith(unchanged)]
 
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from project import (
     SEPARATE,
@@ -28,7 +29,11 @@ from project import (
 from safetensors import safe_open
 
 from benchmarks.miniature import SIZE
+from cag.anchors import nearest_other_anchor, read_anchors
 from cag.cli import cli
+from cag.features import read_target_images, read_target_store
+from cag.projection import UNIT
+from cag.pseudo_labels import anchor_margins
 from cag.runtime.errors import UserError
 from cag.scenes import write_dataset
 
@@ -151,16 +156,40 @@ def test_feature_stores(finished, name):
         assert file["sample_features"].shape == (len(file["sample_labels"]), d)
     with h5py.File(folder / "target.h5") as file:
         assert list(file["names"].asstr()) == list(manifests["target"])
-        n, width, h, w = file["features"].shape
-        assert (n, width) == (TRAINING, d)
-        assert file["features"].dtype == np.float16
+        assert list(file["shards"].asstr()) == ["target/00000.h5"]  # so few images need only one
+        directions, width = file["directions"].shape
+    with h5py.File(folder / "target/00000.h5") as file:
+        n, numbers, h, w = file["features"].shape
+        assert (n, numbers, width) == (TRAINING, directions + 1, d)
+        assert file["features"].dtype == np.int16
         assert (file["prediction"].shape, file["prediction"].dtype) == ((n, h, w), np.uint8)
         assert (file["probability"].shape, file["probability"].dtype) == ((n, h, w), np.float32)
-        features = file["features"][:]
-    with h5py.File(folder / "target/00000.h5") as file:  # the only shard of so few images
-        assert file["features"].chunks == (1, d, h, w)
-        assert (file["features"][:] == features).all()
+        assert file["features"].chunks == (1, numbers, h, w)
     assert {path.name for path in folder.iterdir()} == {"source.h5", "target.h5", "target"}
+
+
+def test_a_reduced_store_labels_as_the_full_one(finished, copied):
+    """But for pixels whose margin is next to a threshold."""
+    write_params(copied, merged(read_params(copied), {"extract": {"directions": None}}))
+    execute(copied, "python", "-m", "stages.extract_target", "round1", "warmup", "round1")
+    paths = [project / "data/features/round1/target.h5" for project in (copied, finished)]
+    full, reduced = (read_target_store(path, CLASSES) for path in paths)
+    assert full.projection is None and full.width == reduced.width
+    anchors = read_anchors(finished / "data/rounds/round1/anchors.npy", CLASSES, full.width)
+    assert reduced.place(anchors)[1] < 1e-3 * nearest_other_anchor(anchors)[1].nan_to_num().max()
+    rows = zip(*(read_target_images(store, store.shards) for store in (full, reduced)), strict=True)
+    count = 0
+    for whole, less in rows:
+        assert whole.name == less.name and torch.equal(whole.row[1], less.row[1])
+        (nearest, margin), (found, other) = (
+            anchor_margins(image.row[0].float(), store.place(anchors)[0])
+            for image, store in ((whole, full), (less, reduced))
+        )
+        close = 4e-3 * reduced.projection.units[-1] / UNIT  # of the anchors' spread
+        torch.testing.assert_close(other, margin, atol=float(close), rtol=0)
+        assert (margin[found != nearest] < close).all()
+        count += 1
+    assert count == TRAINING
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -168,7 +197,9 @@ def test_round_tables_and_pseudo_labels(finished, name):
     folder = finished / "data/rounds" / name
     anchors = np.load(folder / "anchors.npy")
     with h5py.File(finished / f"data/features/{name}/target.h5") as file:
-        _, d, h, w = file["features"].shape
+        (d,) = file["origin"].shape
+    with h5py.File(finished / f"data/features/{name}/target/00000.h5") as file:
+        *_, h, w = file["features"].shape
     assert (anchors.shape, anchors.dtype) == ((CLASSES, d), np.float32)
     seen = ~np.isnan(anchors).any(axis=1)
     assert seen.sum() >= 2
@@ -351,7 +382,8 @@ def test_nothing_reruns_but_the_index(copied):
 def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
     printed = dvc(copied, "exp", "run", "-S", "pseudo_label.quantile=0.5")
     first = ["pseudo_label@round1", "adapt@round1"]
-    second = [f"{stage}@round2" for stage in ("extract", "anchors", "pseudo_label", "adapt")]
+    extract = ("extract_source", "extract_target")
+    second = [f"{stage}@round2" for stage in (*extract, "anchors", "pseudo_label", "adapt")]
     scored = [
         "watch@round2",
         "evaluate@round2",
@@ -532,7 +564,8 @@ def test_two_processes_train_and_one_writes(copied, stage):
 
 
 INFERENCE = (
-    "extract round1 warmup",
+    "extract_source round1 warmup",
+    "extract_target round1 warmup round1",
     "pseudo_label round1",
     "evaluate pretrain",
     "evaluate_pseudo_labels round1 warmup",
@@ -576,18 +609,20 @@ def test_two_processes_infer_what_one_does(several_shards, tmp_path):
     image = bad.read_bytes()
     bad.unlink()
     bad.write_bytes(image[: len(image) // 2])  # in the second shard: of process 1
-    printed = by_two_processes(project, INFERENCE[0], status=1)
+    printed = by_two_processes(project, *INFERENCE[:2], status=1)
     errors = [line for line in printed.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and errors[0].startswith("error (process 1): ")
     assert bad.name in errors[0] and "not a readable image" in errors[0]
     bad.write_bytes(image)
-    assert digests(project / "data") == before
+    failed = digests(project / "data")
+    assert {path for path in before if before[path] != failed.get(path)} == {
+        "features/round1/source.h5"
+    }
     assert not list(project.rglob("*.partial"))
-    finished = [project.joinpath(".scratch").rglob(f"source/0000{i}.h5") for i in range(2)]
-    assert [len(list(found)) for found in finished] == [1, 1]
+    assert [path.name for path in project.joinpath(".scratch").rglob("*.h5")] == ["00000.h5"]
 
     printed = by_two_processes(project, *INFERENCE)
-    assert "extract source: 0 images" in printed
+    assert f"extract target: {TRAINING - 4} images" in printed
     assert printed.count(f"pseudo-labels: {TRAINING} images") == 1
     assert printed.count(f"evaluate pretrain: {VALIDATION} images") == 1
     assert len(list(project.glob("data/features/round1/target/*.h5"))) == 2

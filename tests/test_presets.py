@@ -116,7 +116,7 @@ def finished(request, tmp_path_factory) -> Finished:
 
 def test_the_whole_pipeline_ran(finished):
     assert finished.stages[-1] == "report"
-    assert len(finished.stages) == 13
+    assert len(finished.stages) == 14
 
 
 def test_labels_of_target_training_images_are_never_opened(finished):

@@ -1,6 +1,7 @@
 """Checks of raw data: errors are listed, and target training labels are never opened."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -186,14 +187,14 @@ def test_disk_by_hand():
     needed = disk_needed("source", params.source, split[:1], params, 19, (256, 4))
     assert needed.prepare == 8 * 1052 * 1914 * 2
     per_image, samples = 2 * 19 * (4 * 256 + 8), 19 * 200 * (2 * 256 + 1)
-    assert needed.extract == 3 * (8 * per_image + samples)
+    assert needed.features == 3 * (8 * per_image + samples)
     needed = disk_needed("target", params.target, split, params, 19, (256, 4))
     assert needed.prepare == 12 * 1024 * 2048 * 2
-    assert needed.extract == 3 * 8 * 256 * 512 * (2 * 256 + 5)
+    assert needed.features == 3 * int(8 * 256 * 512 * (1.15 * 41 + 1.5))
     own = params.target.model_copy(update={"size": None})
     split = [SplitCheck("train", 2, pixels=2 * 30 * 50, size=(30, 50))]
     needed = disk_needed("target", own, split, params, 19, (16, 4))
-    assert needed == (2 * 30 * 50 * 2, 3 * 2 * 8 * 13 * 37)
+    assert needed == (2 * 30 * 50 * 2, 3 * int(2 * 8 * 13 * (1.15 * 17 + 1.5)))
 
 
 def test_network_form_is_the_networks():
@@ -210,6 +211,16 @@ def test_a_network_that_does_not_fit_the_crops_is_found_before_any_training():
     adapt = params.adapt.model_copy(update={"augmentation": augmentation})
     with pytest.raises(UserError, match="cannot take images of 64 x 64 pixels .* larger images"):
         network_form(params.model_copy(update={"network": network, "adapt": adapt}), 5)
+
+
+def test_a_network_of_one_size_of_images_is_found_before_any_training():
+    params = load_all(ROOT / "presets/scenes.yaml")
+    network = {"architecture": "Linear", "encoder": "tu-test_vit", "options": {}}
+    network = params.network.model_copy(update=network)
+    assert network_form(params.model_copy(update={"network": network}), 5) == (64, 16)
+    fixed = network.model_copy(update={"options": {"dynamic_img_size": False}})
+    with pytest.raises(UserError, match="cannot take images of 112 x 224 pixels .* another netw"):
+        network_form(params.model_copy(update={"network": fixed}), 5)
 
 
 # The command
@@ -263,7 +274,9 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert "train: 4 images, 1 left out (label of another size)" in shown
     assert "train: 3 images\n" in shown and "val: 2 images\n" in shown
     assert "wrong" not in shown
-    assert "disk: prepare 0.0 GB, extract 0.0 GB in 3 rounds; free 1.0 GB" in shown
+    assert "disk: prepare 0.0 GB, features 0.0 GB in 3 rounds; free 1.0 GB" in shown
+    (memory,) = re.findall(r"memory: a step of adapt (\d+\.\d) GB on one device", shown)
+    assert 1 < float(memory) < 13.8  # a small network, and the preset's own
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]

@@ -512,9 +512,9 @@ def test_maps_of_training_images_are_those_of_their_features(project):
     store = read_target_store(FOLDERS.features / "round1/target.h5", len(NAMES))
     anchors = torch.from_numpy(features().anchors)
     found = gather.training_maps(store, anchors, ["b"])["b"]
-    with open_store(FOLDERS.features / "round1/target.h5", ["features"]) as file:
-        expected = anchor_distances(read_array(file, "features")[1:], anchors)
-        assert np.array_equal(found.probability, read_array(file, "probability")[1])
+    with open_store(FOLDERS.features / "round1/target/00001.h5", ["features"]) as file:
+        expected = anchor_distances(read_array(file, "features"), anchors)
+        assert np.array_equal(found.probability, read_array(file, "probability")[0])
     for part, other in zip(
         (found.nearest, found.nearest_distance, found.second_distance), expected, strict=True
     ):

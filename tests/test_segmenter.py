@@ -156,14 +156,15 @@ def test_bad_files_and_devices_are_one_line(model, segmenter, tmp_path):
 # Tiles
 
 
-@pytest.mark.parametrize("tile", [64, 96, 256, 1024])
+@pytest.mark.parametrize("tile, grid", [(64, 32), (96, 32), (1024, 32), (70, 14), (1036, 14)])
 @pytest.mark.parametrize("side", [1, 63, 64, 65, 100, 129, 500, 1023, 3001])
-def test_tiles_cover_a_side_and_overlap(side, tile):
-    cut = tiles(side, tile)
+def test_tiles_cover_a_side_and_overlap(side, tile, grid):
+    cut = tiles(side, tile, grid)
     assert cut[0].start == 0 and cut[-1].stop == side
-    assert all(part.start % 32 == 0 and 0 < part.stop - part.start <= tile for part in cut)
+    assert all(part.start % grid == 0 and 0 < part.stop - part.start <= tile for part in cut)
     for one, other in zip(cut, cut[1:], strict=False):
-        assert one.start < other.start and one.stop - other.start >= max(32, tile // 4 // 32 * 32)
+        least = max(grid, tile // 4 // grid * grid)
+        assert one.start < other.start and one.stop - other.start >= least
 
 
 def test_a_tile_that_covers_the_image_is_the_image_whole(segmenter):
@@ -177,17 +178,22 @@ def test_a_tile_that_covers_the_image_is_the_image_whole(segmenter):
 class Local(torch.nn.Module):
     """A network whose outputs each see only one step of the stride, so tiles change nothing."""
 
-    num_classes, input_multiple = 3, 32
+    num_classes = 3
+
+    def __init__(self, input_multiple=32, stride=4):
+        super().__init__()
+        self.input_multiple, self.stride = input_multiple, stride
 
     def forward(self, images):
         """Logits are colours."""
-        logits = 8 * F.avg_pool2d(images, 4, ceil_mode=True)
+        logits = 8 * F.avg_pool2d(images, self.stride, ceil_mode=True)
         return prediction.NetworkOutput(logits, logits)
 
 
 @pytest.mark.parametrize("height, width", [(200, 300), (70, 300), (300, 50), (129, 131)])
-def test_where_tiles_agree_they_are_blended_to_the_whole(height, width):
-    local = Segmenter(Local(), SPACE, "cpu")
+@pytest.mark.parametrize("network", [Local(), Local(14, 14)], ids=["stride 4", "patches of 14"])
+def test_where_tiles_agree_they_are_blended_to_the_whole(height, width, network):
+    local = Segmenter(network, SPACE, "cpu")
     images = torch.from_numpy(random(2, 3, height, width))
     whole, tiled = (local.logits(images, tile).softmax(1) for tile in (0, 64))
     assert tiled.shape == whole.shape

@@ -31,7 +31,7 @@ def test_after_a_run_all_is_fresh_and_recorded(project):
     statuses = pipeline_status(project)
     assert {one.state for one in statuses} == {"fresh"}
     by_name = {one.stage: one for one in statuses}
-    assert by_name["extract@round1"].record["images_per_second"] > 0
+    assert by_name["extract_target@round1"].record["images_per_second"] > 0
     assert by_name["anchors@round1"].record["images_per_second"] is None
     assert [one for one in statuses if not (one.record["started"] and one.record["seconds"])] == []
     folder = project / "data/models"
@@ -48,7 +48,8 @@ def test_a_changed_threshold_makes_stale_what_dvc_would_run(copy):
     stale = {stage for stage, (state, _) in found.items() if state == "stale"}
     assert found["pseudo_label@round1"] == ("stale", "pseudo_label modified")
     assert found["adapt@round1"] == ("stale", "after pseudo_label@round1")
-    assert not stale & {"index", "pretrain", "warmup", "extract@round1", "anchors@round1"}
+    extract = {"extract_source@round1", "extract_target@round1"}
+    assert not stale & {"index", "pretrain", "warmup", "anchors@round1", *extract}
     assert "report" in stale
 
 
@@ -58,7 +59,7 @@ def test_a_lost_output_is_missing_and_nothing_is_changed_by_looking(copy):
     found = states(copy)
     assert found["anchors@round1"] == ("missing", "data/rounds/round1/anchors.npy deleted")
     assert found["pseudo_label@round1"] == ("stale", "after anchors@round1")
-    assert found["extract@round1"] == ("fresh", "")
+    assert found["extract_target@round1"] == ("fresh", "")
     after = digests(copy)
     assert {path: after[path] for path in after if not path.startswith(".dvc/tmp")} == {
         path: before[path] for path in before if not path.startswith(".dvc/tmp")
@@ -71,11 +72,11 @@ def test_command_prints_a_table_or_json(copy, monkeypatch, capsys):
     monkeypatch.chdir(copy)
     cli.cli.main(["status"], standalone_mode=False)
     shown = capsys.readouterr().out
-    assert "extract@round1" in shown and "all fresh" in shown
+    assert "extract_target@round1" in shown and "all fresh" in shown
     cli.cli.main(["status", "--json"], standalone_mode=False)
     stages = json.loads(capsys.readouterr().out)
     assert {one["state"] for one in stages} == {"fresh"}
-    extract = next(one for one in stages if one["stage"] == "extract@round1")
+    extract = next(one for one in stages if one["stage"] == "extract_target@round1")
     assert extract["images"] > 0 and 0 <= extract["waiting_share"] < 1
     assert "cores" in extract["device"] and extract["processes"] == 1
     assert set(extract["versions"]) == {"cag", "python", "torch"}
@@ -90,7 +91,7 @@ def test_times_are_listed_in_the_order_of_the_run(copy, monkeypatch, capsys):
     ]
     names = [line.split()[0] for line in lines]
     assert names[0] == "index" and names[-1] == "report" and len(names) == len(set(names)) > 10
-    assert names.index("adapt@round1") < names.index("extract@round2")
+    assert names.index("adapt@round1") < names.index("extract_source@round2")
     assert "torch 2" in versions
     shutil.rmtree(copy / ".scratch/runs")
     with pytest.raises(UserError, match="no stage has run in this folder"):

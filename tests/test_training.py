@@ -28,7 +28,7 @@ from cag.networks import build, upsampled
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress
-from cag.training.loop import Checkpoint, polynomial_decay, train
+from cag.training.loop import Checkpoint, polynomial_decay, rate_factor, train
 from cag.training.objectives import (
     Batch,
     DomainBatch,
@@ -321,6 +321,18 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     assert curve.equals(again)
 
 
+@pytest.mark.parametrize("kind", ["adversarial", "online"])
+def test_rates_by_layer_and_a_frozen_encoder_are_resumed_too(tmp_path, fabric, often, kind):
+    changes = {"learning_rate_decoder": 0.05, "learning_rate_warmup": 4, "freeze_encoder": True}
+    whole, path = small_network(), tmp_path / "cut.pt"
+    curve = run(kind, whole, fabric, tmp_path / "whole.pt", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, small_network(), fabric, path, batches=interrupted(3), **changes)
+    resumed = small_network(seed=99)
+    again = run(kind, resumed, fabric, path, **changes)
+    assert same(whole, resumed) and curve.equals(again)
+
+
 def test_an_online_teacher_follows_after_each_step(tmp_path, fabric):
     networks = {}
     for kept in ("student", "teacher"):
@@ -502,6 +514,24 @@ def test_a_supervised_training_keeps_its_images_statistics(tmp_path, fabric):
     assert not any(torch.equal(a, b) for a, b in zip(before, statistics(network), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["supervised", "adversarial", "adaptation", "online"])
+def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, fabric, kind):
+    network, start = small_network(), small_network()
+    objective, make_batches, config = problem(kind, network, iterations=2, freeze_encoder=True)
+    made, objective_optimizers = [], objective.optimizers
+    objective.optimizers = lambda config: made.extend(objective_optimizers(config)) or made
+    checkpoint = Checkpoint(tmp_path / "c.pt", "a")
+    train(objective, make_batches, run_params(), config, 7, fabric, checkpoint, silent())
+    assert same(network.encoder, start.encoder)
+    assert not same(network.decoder, start.decoder)
+    optimized = {id(p) for o in made for group in o.param_groups for p in group["params"]}
+    assert not optimized & set(map(id, network.encoder.parameters()))
+    assert optimized >= set(map(id, network.decoder.parameters()))
+    if kind == "online":
+        assert same(objective.teacher.encoder, start.encoder)
+        assert not same(objective.teacher.decoder, start.decoder)
+
+
 # Compiled
 
 
@@ -550,6 +580,35 @@ def test_every_optimizers_rate_decays(tmp_path, fabric):
     train(objective, make_batches, run_params(), config, 7, fabric, checkpoint, silent())
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.5 * 0.02, 0.5 * 1e-3])  # those of the last step
+
+
+def test_the_decoder_and_the_classifier_have_their_own_rate(tmp_path, fabric):
+    """In the first step, in which all networks have the same gradients."""
+    networks = {}
+    for name, encoder, decoder in [("a", 0.02, 0.1), ("b", 0.02, None), ("c", 0.1, None)]:
+        networks[name] = small_network()
+        rates = {"learning_rate": encoder, "learning_rate_decoder": decoder, "iterations": 1}
+        run("supervised", networks[name], fabric, tmp_path / "c.pt", name, **rates)
+    assert same(networks["a"].encoder, networks["b"].encoder)
+    assert not same(networks["a"].encoder, networks["c"].encoder)
+    for part in ("decoder", "classifier"):
+        assert same(getattr(networks["a"], part), getattr(networks["c"], part))
+
+
+def test_rates_that_are_equal_are_one_rate(tmp_path, fabric):
+    one, two = small_network(), small_network()
+    run("supervised", one, fabric, tmp_path / "a.pt")
+    run("supervised", two, fabric, tmp_path / "b.pt", learning_rate_decoder=0.02)
+    assert same(one, two)
+
+
+def test_rates_rise_before_they_decay(tmp_path, fabric):
+    changes = {"iterations": 5, "power": 1.0, "learning_rate_warmup": 4}
+    config = Pretrain(**TRAINING | changes)
+    expected = [0.25 * 1.0, 0.5 * 0.8, 0.75 * 0.6, 1.0 * 0.4, 0.2]
+    assert [rate_factor(step, config) for step in range(5)] == pytest.approx(expected)
+    curve = run("supervised", small_network(), fabric, tmp_path / "c.pt", **changes)
+    assert curve["learning_rate"].tolist() == pytest.approx([0.02 * x for x in expected])
 
 
 def test_optimizers_are_as_configured():

@@ -118,11 +118,12 @@ def data() -> None:
 def check(name: str | None, partial: bool, as_json: bool) -> None:
     """Read all raw images and labels of params.yaml: source, target, or else both.
 
-    Counts, unreadable files, sizes, label values, classes that never occur, and the disk that
-    `prepare` and `extract` will take. Labels of target training images are never opened. Problems
-    are listed; the exit status is then 1. Files that are no images are named, and images that EXIF
-    data turn are counted. Warnings, which leave the exit status 0: images that are nearly black,
-    nearly white, of one or few colours; label maps that fit turned images better the other way.
+    Counts, unreadable files, sizes, label values, classes that never occur, the disk that `prepare`
+    and the features will take, and the memory of a training step. Labels of target training images
+    are never opened. Problems are listed; the exit status is then 1. Files that are no images are
+    named, and images that EXIF data turn are counted. Warnings, which leave the exit status 0:
+    images that are nearly black, nearly white, of one or few colours; label maps that fit turned
+    images better the other way.
 
     \b
     Examples:
@@ -134,9 +135,11 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     with stdout_for_json(as_json):
         params = load_all()
         checked = check_data(params, name, partial, _print_domain)
-        prepare, extract, free = (f"{n / 1e9:.1f} GB" for n in checked["disk_bytes"].values())
+        prepare, features, free = (f"{n / 1e9:.1f} GB" for n in checked["disk_bytes"].values())
         rounds = f"{len(params.rounds)} rounds"
-        print(f"disk: prepare {prepare}, extract {extract} in {rounds}; free {free}")
+        print(f"disk: prepare {prepare}, features {features} in {rounds}; free {free}")
+        memory = f"{checked['step_bytes'] / 1e9:.1f} GB"
+        print(f"memory: a step of adapt {memory} on one device; `cag plan` has every stage")
     problems = checked["problems"]
     if as_json:
         print_json(checked)

@@ -33,3 +33,10 @@ class Extract(Section):
     samples_per_class: Annotated[int, Field(ge=0, le=100_000)] = about(
         "the number of source pixels of each class whose features are kept for plots", "pixels"
     )
+    directions: Annotated[int, Field(ge=1, le=4096)] | None = about(
+        "the most directions among the anchors along which a target pixel's features are kept, "
+        "with what is left of their length: distances to the anchors stay the same but for "
+        "rounding, and the store is some ten times smaller; null: all channels, as they are",
+        "directions",
+        default=None,
+    )

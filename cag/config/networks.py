@@ -24,10 +24,14 @@ class Network(Section):
     """The paper's network or one of segmentation_models_pytorch, on an encoder of the latter."""
 
     architecture: str = about(
-        "`DeepLabV3PlusPaper`, or a network of segmentation_models_pytorch such as `FPN` or `Unet`",
+        "`DeepLabV3PlusPaper`; `Linear`, on a vision transformer; or a network of "
+        "segmentation_models_pytorch such as `FPN`, `Unet` or `DPT`",
         source=PAPER,
     )
-    encoder: str = about("its encoder, such as `resnet101` or `mobilenet_v2`", source=PAPER)
+    encoder: str = about(
+        "its encoder, such as `resnet101`, `mit_b5` or timm's `tu-vit_large_patch14_dinov2`",
+        source=PAPER,
+    )
     encoder_weights: str | None = about(
         "the encoder's first weights: a name such as `imagenet` (below `$CAG_WEIGHTS`, else in an "
         "installed package, else from the hub), a `.safetensors` file below `$CAG_WEIGHTS`, or "

@@ -87,6 +87,24 @@ class Training(Section):
     )
     optimizer: Literal["sgd", "adamw"] = about("the optimizer; the paper: sgd", source=PAPER)
     learning_rate: Rate = about("the first step's learning rate", source=RELEASED)
+    learning_rate_decoder: Rate | None = about(
+        "the first step's learning rate of the decoder and the classifier; null: `learning_rate`, "
+        "as the encoder",
+        source="DAFormer",
+        default=None,
+    )
+    learning_rate_warmup: Annotated[int, Field(ge=0, le=MOST_STEPS)] = about(
+        "the steps in which all learning rates rise linearly to what they would be without it",
+        "steps",
+        "DAFormer",
+        default=0,
+    )
+    freeze_encoder: bool = about(
+        "whether the encoder stays as it is: its weights and its batch-norm statistics, without "
+        "dropout",
+        source="DINOv2",
+        default=False,
+    )
     power: Annotated[float, Field(ge=0, le=100)] = about(
         "the exponent of the polynomial decay to 0; 0: no decay", source=RELEASED
     )

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
 from cag.datasets.images import read_image
 from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import evenly_spaced
 from cag.deploy.image_files import list_images
-from cag.networks import SegmentationNetwork, load_model
+from cag.networks import SegmentationNetwork, feature_form, load_model
 from cag.prediction import upsampled
 from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import binary_file
@@ -48,9 +48,7 @@ class FullResolution(nn.Module):
     def __init__(self, network: SegmentationNetwork):
         super().__init__()
         self.network = traceable(network) if network.input_multiple > 1 else network
-        side = 2 * max(32, network.input_multiple)
-        with torch.inference_mode():
-            self.stride = side // network(torch.zeros(1, 3, side, side)).features.shape[3]
+        _, self.stride = feature_form(network, (LEAST_SIDE, LEAST_SIDE))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K, H, W] of images float [B, 3, H, W] in [0, 1]."""
@@ -74,7 +72,8 @@ def traceable(network: nn.Module) -> nn.Module:
 
     timm's `Conv2dSame` pads by what is missing to a multiple of its stride. Where an image's sides
     are a multiple of all strides together, as `input_multiple` is, nothing is missing and the
-    widths are fixed. Adaptive pooling to several cells becomes a product of matrices.
+    widths are fixed. Adaptive pooling to several cells becomes a product of matrices. The rotary
+    embedding of DINOv3 takes the numbers of patches as they come, where timm's makes constants.
     """
     network = deepcopy(network)
     for parent in list(network.modules()):
@@ -83,6 +82,8 @@ def traceable(network: nn.Module) -> nn.Module:
                 setattr(parent, name, _FixedPadding(child))
             elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
                 setattr(parent, name, _Pooling(child.output_size))
+            elif isinstance(child, RotaryEmbeddingDinoV3) and child.normalize_coords == "separate":
+                setattr(parent, name, _Rotary(child))
     return network
 
 
@@ -101,6 +102,17 @@ def _cell_weights(side: int, cells: int) -> Tensor:
     cell, pixel = torch.arange(cells)[:, None], torch.arange(side)
     inside = (pixel >= cell * side // cells) & (pixel * cells < (cell + 1) * side)
     return inside / inside.sum(dim=1, keepdim=True)
+
+
+class _Rotary(nn.Module):
+    def __init__(self, rotary: RotaryEmbeddingDinoV3):
+        super().__init__()
+        self.rotary = rotary
+
+    def get_embed(self, shape: Sequence[int]) -> Tensor:
+        sides = [(2 * torch.arange(side) + 1) / side - 1 for side in shape]  # in [-1, 1]
+        grid = torch.stack(torch.meshgrid(sides, indexing="ij"), dim=-1).flatten(0, 1)  # [h w, 2]
+        return torch.cat(self.rotary._get_pos_embed_from_coords(grid), dim=-1)
 
 
 class _FixedPadding(nn.Module):

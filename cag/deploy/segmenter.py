@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cag.datasets.images import read_image, resize, to_rgb
 from cag.datasets.labels import LabelSpace
-from cag.networks import INPUT_MULTIPLE, SegmentationNetwork, load_model
+from cag.networks import SegmentationNetwork, feature_grid, load_model
 from cag.prediction import full_resolution, predict, upsampled
 from cag.runtime.devices import one_device
 
 WHOLE_PIXELS = 2048 * 2048  # a larger image is predicted in tiles
-TILE, SMALLEST_TILE = 1024, 2 * INPUT_MULTIPLE
+TILE, SMALLEST_TILE = 1024, 64
 
 Picture = str | PathLike | Image.Image | np.ndarray | Tensor
 Pixels = tuple[int, int]
@@ -45,6 +45,7 @@ class Segmenter:
     ):
         self.size, self.label_space, self._fabric = size, classes, one_device(device)
         self.device = self._fabric.device
+        self._grid = feature_grid(network)
         self._network = network.eval().to(self.device, memory_format=torch.channels_last)
 
     @classmethod
@@ -99,11 +100,12 @@ class Segmenter:
 
         Args:
             images: uint8 [B, 3, H, W].
-            tile: Side of the tiles in pixels, at least 64, rounded up to a multiple of 32; an image
-                within one is predicted whole. Tiles overlap by a quarter. There the result is the
-                mean of their probabilities, weighted by the distance from the tiles' borders. Tiled
-                images get the logarithm of these probabilities as logits. None: tiles of 1024 for
-                images above 4 million pixels; 0: always whole.
+            tile: Side of the tiles in pixels, at least 64, rounded up to a multiple of 32 (of a
+                transformer's patch if the network needs that); an image within one is predicted
+                whole. Tiles overlap by a quarter. There the result is the mean of their
+                probabilities, weighted by the distance from the tiles' borders. Tiled images get
+                the logarithm of these probabilities as logits. None: tiles of 1024 for images above
+                4 million pixels; 0: always whole.
 
         Raises:
             ValueError: The tile is too small.
@@ -113,13 +115,13 @@ class Segmenter:
             tile = TILE if height * width > WHOLE_PIXELS else 0
         if tile and tile < SMALLEST_TILE:
             raise ValueError(f"tile is {tile} pixels; expected 0 or at least {SMALLEST_TILE}")
-        tile = -(-tile // INPUT_MULTIPLE) * INPUT_MULTIPLE
+        tile = tile and -(-max(tile, 2 * self._grid) // self._grid) * self._grid
         if not tile or max(height, width) <= tile:
             return predict(self._network, images, self._fabric).logits.float()
         return self._tiled(images, tile)
 
     def _tiled(self, images: Tensor, tile: int) -> Tensor:
-        rows, columns = (tiles(side, tile) for side in images.shape[2:])
+        rows, columns = (tiles(side, tile, self._grid) for side in images.shape[2:])
         total = weights = None
         for row in rows:
             for column in columns:
@@ -169,14 +171,14 @@ def as_rgb(image: Picture) -> np.ndarray:
     return np.ascontiguousarray(image[..., :3])
 
 
-def tiles(side: int, tile: int) -> list[slice]:
+def tiles(side: int, tile: int, grid: int = 32) -> list[slice]:
     """Cut a side of an image into tiles that overlap by at least about a quarter.
 
-    A tile has a multiple of 32 pixels, at least 64. They start at multiples of 32; the last ends
-    with the image.
+    A tile has a multiple of `grid` pixels, at least two. They start at such multiples; the last
+    ends with the image.
     """
-    step = tile - max(INPUT_MULTIPLE, tile // 4 // INPUT_MULTIPLE * INPUT_MULTIPLE)
-    last = max(0, -(-(side - tile) // INPUT_MULTIPLE) * INPUT_MULTIPLE)
+    step = tile - max(grid, tile // 4 // grid * grid)
+    last = max(0, -(-(side - tile) // grid) * grid)
     return [slice(start, min(start + tile, side)) for start in (*range(0, last, step), last)]
 
 

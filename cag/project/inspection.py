@@ -53,6 +53,7 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     row = rows.loc[name]
     size = int(row["height"]), int(row["width"])
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
+    anchors, _ = store.place(anchors)
     curves = read_thresholds(folder / "threshold_curves.csv", classes.names)
     cuts = class_thresholds_at(config.quantile, *curves)
     features, prediction, probability = read_target_row(store, index)

@@ -28,10 +28,13 @@ from cag.datasets.preparation import (
 from cag.datasets.prepared import class_difference
 from cag.features import source_bytes, target_bytes
 from cag.networks import build, feature_form
+from cag.project.dry_run import Shapes, training_step
+from cag.runtime.devices import best_precision
 from cag.runtime.errors import UserError
 from cag.runtime.files import data_root, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
+from cag.training.global_batch import pieces
 
 COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of the data sets
 COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
@@ -225,7 +228,7 @@ class Disk(NamedTuple):
     """Bytes that stages will write."""
 
     prepare: int
-    extract: int  # of all rounds together
+    features: int  # of all rounds together
 
 
 def network_form(params: Parameters, num_classes: int) -> tuple[int, int]:
@@ -248,7 +251,7 @@ def disk_needed(
     num_classes: int,
     form: tuple[int, int],
 ) -> Disk:
-    """The bytes that `prepare` and the rounds' `extract` will write; `form`: see `network_form`."""
+    """The bytes that `prepare` and the rounds' features will take; `form`: see `network_form`."""
     width, stride = form
     counts = {check.split: check.images - check.left_out for check in checks}
     pixels = sum(check.pixels for check in checks)
@@ -260,8 +263,17 @@ def disk_needed(
     else:
         first = next((check.size for check in checks if check.split == "train"), None)
         height, breadth = (-(-side // stride) for side in config.size or first or (0, 0))
-        features = target_bytes(counts["train"], width, height, breadth)
+        reduced = params.extract.directions
+        features = target_bytes(counts["train"], width, height, breadth, reduced)
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
+
+
+def step_memory(params: Parameters, num_classes: int) -> int:
+    """The bytes of all tensors of a step of `adapt` on one device, see `training_step`."""
+    network, most = build(params.network, num_classes), params.max_batch_per_device
+    images = params.adapt.batch_size // pieces(params.adapt.batch_size, most)
+    shapes = Shapes(best_precision(params.precision))
+    return training_step("adapt", params, network, images, shapes).memory
 
 
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
@@ -269,9 +281,9 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
 
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-    `extract` will write and that are `free`, with those they will replace; `problems` and
-    `warnings`, a line each. UserError: a class map cannot be read, or the network cannot be built
-    or does not fit the images.
+    `extract` will write and that are `free`, with those they will replace; `step_bytes`, see
+    `step_memory`; `problems` and `warnings`, a line each. UserError: a class map cannot be read, or
+    the network cannot be built or does not fit the images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
@@ -300,5 +312,6 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         hint = "free some space, or take fewer rounds or a smaller size"
         problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
+    memory = step_memory(params, len(names[0]))
     found = {"problems": problems, "warnings": warnings}
-    return {"domains": domains, "disk_bytes": disk_bytes, **found}
+    return {"domains": domains, "disk_bytes": disk_bytes, "step_bytes": memory, **found}

@@ -104,6 +104,12 @@ def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
         return Path(repo.root_dir), stages
 
 
+def stage_commands(project: Path = Path()) -> dict[str, str]:
+    """The command of each stage of a project, in the pipeline's order; errors as of `opened`."""
+    with opened(project) as repo:
+        return {stage.name: stage.cmd for stage in repo.index.stages}
+
+
 def _changes(entries: Sequence, always: bool) -> list[str]:
     """The changes that DVC finds about a stage, a line each.
 

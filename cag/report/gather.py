@@ -146,7 +146,8 @@ def read_features(folder: Path, store: TargetStore, anchors: Tensor, seed: int) 
     kept = torch.arange(len(labels)) - torch.searchsorted(labels, labels) < FEATURES_PER_CLASS
     source = features[kept].float().numpy(), labels[kept].numpy()
     drawn = target_sample(store, seed)
-    return Features(anchors.numpy(), *source, drawn.features.float().numpy(), drawn.labels.numpy())
+    target = store.vectors(drawn.features).numpy(), drawn.labels.numpy()
+    return Features(anchors.numpy(), *source, *target)
 
 
 def target_sample(store: TargetStore, seed: int) -> PixelSample:
@@ -162,7 +163,7 @@ def target_sample(store: TargetStore, seed: int) -> PixelSample:
 
 def training_maps(store: TargetStore, anchors: Tensor, names: Iterable[str]) -> dict[str, Maps]:
     """Work out the maps of training images from their features."""
-    maps = {}
+    maps, (anchors, _) = {}, store.place(anchors)
     for name in names:
         pixels = measure(*read_target_row(store, store.names.index(name)), anchors)
         maps[name] = Maps(*(pixel_map[0].numpy() for pixel_map in pixels))

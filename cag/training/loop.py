@@ -59,6 +59,13 @@ def polynomial_decay(step: int, iterations: int, power: float) -> float:
     return (1 - step / iterations) ** power
 
 
+def rate_factor(step: int, config: Training) -> float:
+    """The learning rates' factor at a step: the decay, in n warm-up steps times (step + 1) / n."""
+    warmup = config.learning_rate_warmup
+    rise = (step + 1) / warmup if step < warmup else 1.0
+    return polynomial_decay(step, config.iterations, config.power) * rise
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Resume state in one file, valid for one fingerprint of parameters and inputs."""
@@ -112,21 +119,24 @@ def train(
     share = Share(fabric.global_rank * images, config.batch_size)
     parts = pieces(images, run.max_batch_per_device)
     _take_share(objective, share, fabric, parts)
+    if config.freeze_encoder:
+        objective.network.freeze_encoder()
     if run.compile:
         objective.network.compile()
     wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
     wrapped.train()
     history = torch.zeros(config.iterations, len(objective.names))
+    for group in _groups(optimizers):
+        group["initial_lr"] = group["lr"]
     start = _resume(checkpoint, objective, optimizers, history)
     _check_start(start, checkpoint, fabric)
     advance(start, resumed=True)
     saved, interval, pending = time.monotonic(), _save_interval(), []
     steps = range(start, config.iterations)
     for step, batch in zip(steps, advance.waiting(make_batches(steps)), strict=True):
-        decay = polynomial_decay(step, config.iterations, config.power)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * decay
+        factor = rate_factor(step, config)
+        for group in _groups(optimizers):
+            group["lr"] = group["initial_lr"] * factor
         pending.append(_gradients(wrapped, batch, parts, share, mix(seed, step, 0), fabric))
         for optimizer in optimizers:
             optimizer.step()
@@ -142,6 +152,11 @@ def train(
                 saved = time.monotonic()
                 interval = _save_interval(saved - began)
     return _curve(history, objective.names, config)
+
+
+def _groups(optimizers: list[Optimizer]) -> Iterator[dict[str, Any]]:
+    """Their groups of parameters, each with its learning rate."""
+    return (group for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _take_share(objective: Objective, share: Share, fabric: Fabric, parts: int) -> None:
@@ -248,8 +263,7 @@ def _curve(history: Tensor, names: tuple[str, ...], config: Training) -> pd.Data
     size = -(-config.iterations // CURVE_POINTS)
     table = pd.DataFrame(history.numpy(), columns=list(names))
     table.insert(0, "iteration", range(1, config.iterations + 1))
-    steps, power = config.iterations, config.power
-    rates = [config.learning_rate * polynomial_decay(i, steps, power) for i in range(steps)]
+    rates = [config.learning_rate * rate_factor(i, config) for i in range(config.iterations)]
     table.insert(1, "learning_rate", rates)
     columns = dict.fromkeys(table, "mean") | {"iteration": "max"}
     return table.groupby(table.index // size).agg(columns)

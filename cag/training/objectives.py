@@ -134,13 +134,32 @@ def source_class_weights(
     return class_balance_weights(class_pixels(samples, num_classes), config.class_balance)
 
 
-def make_optimizer(network: nn.Module, config: Training) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters, as the `training` parameters say; fused on a GPU."""
+def make_optimizer(network: SegmentationNetwork, config: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters that need a gradient, as the `training` parameters say.
+
+    It is fused on a GPU.
+    """
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     options["fused"] = on_gpu(network) or None
+    groups = _parameter_groups(network, config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), momentum=config.momentum, **options)
-    return torch.optim.AdamW(network.parameters(), betas=(config.momentum, 0.999), **options)
+        return torch.optim.SGD(groups, momentum=config.momentum, **options)
+    return torch.optim.AdamW(groups, betas=(config.momentum, 0.999), **options)
+
+
+def _parameter_groups(network: SegmentationNetwork, config: Training) -> list[dict]:
+    """One group, or the encoder's and the rest's with their own learning rate."""
+    parts = {"all": network}
+    if config.learning_rate_decoder is not None:
+        parts = {
+            "encoder": network.encoder,
+            "rest": nn.ModuleList([network.decoder, network.classifier]),
+        }
+    rates = {"rest": {"lr": config.learning_rate_decoder}}
+    trained = {
+        name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()
+    }
+    return [{"params": ps} | rates.get(name, {}) for name, ps in trained.items() if ps]
 
 
 def on_gpu(network: nn.Module) -> bool:
