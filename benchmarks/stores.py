@@ -25,7 +25,7 @@ from cag.pseudo_labels import anchor_margins
 from cag.runtime.program import run
 
 FULL, CONFIGURED = None, 40  # directions
-SWEEP = (0.05, 0.1, 0.15, 0.25)  # relative margins
+SWEEP = (0.0, 0.01, 0.03, 0.05)  # relative margins
 CITYSCAPES = 2975 * 256 * 512  # feature pixels of a round at 2048 x 1024
 
 
@@ -38,7 +38,8 @@ def parameters(size: tuple[int, int], images: int, iterations: int, width: int) 
             "network": {"options": {"decoder_channels": width}},
             "pretrain": {"iterations": iterations},
             "extract": {"batch_size": 2},
-            "pseudo_label": {"agreement": False},
+            # Thresholds that so short a training reaches.
+            "pseudo_label": {"agreement": False, "relative_margin": 0.02, "probability": 0.3},
         }
     )
 
