@@ -22,6 +22,7 @@ from cag.config.base import RULES
 from cag.datasets.images import read_label
 from cag.features import read_target_images, read_target_store
 from cag.pseudo_labels import anchor_margins
+from cag.runtime.errors import UserError
 from cag.runtime.program import run
 
 FULL, CONFIGURED = None, 40  # directions
@@ -45,9 +46,16 @@ def parameters(size: tuple[int, int], images: int, iterations: int, width: int) 
 
 
 def timed(folder: Path, *program: str) -> float:
-    """Run a program in a project, and return the seconds it takes."""
+    """Run a program in a project, and return the seconds it takes.
+
+    A UserError says that it failed, with its last line.
+    """
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", *program], cwd=folder, check=True, capture_output=True)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([sys.executable, "-m", *program], cwd=folder, check=False, **output)
+    if done.returncode:
+        reason = (done.stdout.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"`python -m {' '.join(program)}` failed: {reason}")
     return time.perf_counter() - began
 
 
@@ -105,8 +113,8 @@ def main(size: str, images: int, iterations: int, width: int) -> None:
     with TemporaryDirectory(prefix="cag-stores-") as name:
         folder = Path(name) / "project"
         copy_project(folder, params)
-        for setup in ("git init --quiet", "dvc init --quiet --force"):
-            subprocess.run(setup.split(), cwd=folder, check=True, capture_output=True)
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+        timed(folder, "dvc", "init", "--quiet", "--force")
         timed(folder, "dvc", "repro", "--quiet", "anchors@round1")
         for form, directions in (("full", FULL), ("reduced", CONFIGURED)):
             chosen = merged(params, {"extract": {"directions": directions}})

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,7 +45,8 @@ FORMS = {
     **{"sample_features": ("f2", "MD"), "sample_labels": ("u1", "M"), "sample_draws": ("f4", "M")},
 }
 COMPRESSION = {"shuffle": True, **hdf5plugin.Zstd(clevel=1)}  # without loss
-MOST_COMPRESSED = 2**16  # times: more than zstd or deflate reach
+# More times than a filter can make data smaller. One that is not here makes them no smaller.
+MOST_COMPRESSED = {h5py.h5z.FILTER_DEFLATE: 1_100, hdf5plugin.Zstd.filter_id: 2**16}
 # Bytes that a pixel takes: for a number of its features, and for its prediction and probability.
 NUMBER_BYTES, MAPS_BYTES = 1.15, 1.5
 PROBABILITIES = 2**12  # a reduced store rounds a probability to one part of so many
@@ -97,6 +99,14 @@ class TargetStore(NamedTuple):
         if self.projection is None:
             return features.float()
         return self.projection.features(features)
+
+
+class AnchorStatistics(NamedTuple):
+    """The statistics of some source images that anchors come from."""
+
+    correct_class_sums: Tensor  # [n, K, D] float32, over pixels whose prediction is their label
+    correct_class_counts: Tensor  # [n, K] int64
+    class_counts: Tensor  # [n, K] int64, of all labelled pixels
 
 
 def source_statistics(features: Tensor, logits: Tensor, labels: Tensor) -> SourceStatistics:
@@ -464,9 +474,15 @@ def _check_self_contained(file: h5py.File) -> None:
             continue
         if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
-        ratio = MOST_COMPRESSED if data.id.get_create_plist().get_nfilters() else 1
-        if data.nbytes > ratio * data.id.get_storage_size():
+        if data.nbytes > _most_compressed(data) * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
+
+
+def _most_compressed(data: h5py.Dataset) -> int:
+    """More times than a data set's filters can make it smaller."""
+    properties = data.id.get_create_plist()
+    filters = (properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return prod(MOST_COMPRESSED.get(number, 1) for number in filters)
 
 
 def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
@@ -485,8 +501,8 @@ def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
                 raise ValueError(f"{key} has the shape {shapes}; they do not belong together")
 
 
-def read_class_sums(path: Path, num_classes: int) -> Iterator[SourceStatistics]:
-    """Read the class sums of `source.h5`, IMAGES_AT_ONCE at a time.
+def read_anchor_statistics(path: Path, num_classes: int) -> Iterator[AnchorStatistics]:
+    """Read what anchors need of `source.h5`, IMAGES_AT_ONCE at a time.
 
     A UserError says that the file is missing or damaged, or has other classes.
     """
@@ -496,7 +512,7 @@ def read_class_sums(path: Path, num_classes: int) -> Iterator[SourceStatistics]:
             raise UserError(f"{path}: {classes} classes, the data have {num_classes}; delete it")
         for start in range(0, count, IMAGES_AT_ONCE):
             rows = slice(start, start + IMAGES_AT_ONCE)
-            yield SourceStatistics(*(read_array(file, k, rows) for k in SourceStatistics._fields))
+            yield AnchorStatistics(*(read_array(file, k, rows) for k in AnchorStatistics._fields))
 
 
 def read_target_store(path: Path, num_classes: int) -> TargetStore:

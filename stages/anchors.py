@@ -12,7 +12,7 @@ from cag.anchors import AnchorMean, class_recall, nearest_other_anchor, reliable
 from cag.config.anchors import Anchors
 from cag.config.base import Section, load_params
 from cag.datasets.prepared import read_label_space
-from cag.features import read_class_sums
+from cag.features import read_anchor_statistics
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file, binary_file, write_csv
 from cag.runtime.program import run_stage
@@ -32,7 +32,7 @@ def average(store: Path, config: Anchors, num_classes: int) -> tuple[AnchorMean,
     """The mean of a store's correctly predicted pixels, and the recall of each class."""
     mean = AnchorMean(config.average, config.min_pixels)
     correct, labelled = torch.zeros(2, 1, num_classes, dtype=torch.int64)
-    for part in read_class_sums(store, num_classes):
+    for part in read_anchor_statistics(store, num_classes):
         mean.update(part.correct_class_sums, part.correct_class_counts)
         correct += part.correct_class_counts.sum(dim=0)
         labelled += part.class_counts.sum(dim=0)

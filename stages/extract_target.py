@@ -36,7 +36,7 @@ def anchors_span(store: Path, num_classes: int, most: int | None) -> Projection 
     """The span of the anchors that come from a source store; None keeps all channels."""
     if most is None:
         return None
-    statistics = features.read_class_sums(store, num_classes)
+    statistics = features.read_anchor_statistics(store, num_classes)
     return span(((part.correct_class_sums, part.correct_class_counts) for part in statistics), most)
 
 

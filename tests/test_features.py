@@ -9,6 +9,7 @@ from operator import setitem
 from pathlib import Path
 
 import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 import torch
@@ -613,6 +614,16 @@ def virtual(file, data):
     return layout
 
 
+def zeros(file, key, times, **options):
+    """A data set of zeros, shuffled, that declares more than so many times the bytes it takes."""
+    shape = (1, D, 8, 8)
+    data = file.create_dataset(
+        key, shape, "f2", chunks=shape, maxshape=(None, *shape[1:]), shuffle=True, **options
+    )
+    data[:] = 0
+    data.resize(times * data.id.get_storage_size() // data.nbytes + 1, axis=0)
+
+
 FAULTS = {
     "other rows": ("probability", "they do not belong together", lambda v: v[:-1]),
     "other pixels": ("prediction", "they do not belong together", lambda v: v[:, :-1]),
@@ -659,6 +670,16 @@ ELSEWHERE = {
     "a huge shape, compressed": (
         "more than the file holds",
         lambda f, k, v: f.create_dataset(k, (4, D, 10**6, 10**6), "f2", compression="gzip"),
+    ),
+    # Zstd makes data 10,000 times smaller; deflate does not, and shuffled bytes stay as many.
+    "a large shape, compressed": (
+        "more than the file holds",
+        lambda f, k, v: zeros(f, k, 10_000, compression="gzip"),
+    ),
+    "a large shape, shuffled": ("more than the file holds", lambda f, k, v: zeros(f, k, 2)),
+    "other rows, compressed": (
+        "do not belong together",
+        lambda f, k, v: zeros(f, k, 10_000, **hdf5plugin.Zstd()),
     ),
 }
 
