@@ -492,13 +492,21 @@ def load_model(path: Path, classes: LabelSpace | None = None) -> Model:
         )
     try:
         with shapes_only():
-            shapes = build(config, space.num_classes)
+            network = build(config, space.num_classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    load_weights(shapes, state, path, "its network", assign=True)
-    network = build(config, space.num_classes)
-    network.load_state_dict(state)
-    return Model(network.eval(), config, space, description.size)
+    load_weights(network, state, path, "its network", assign=True)
+    if _has_meta_tensors(network):  # what no file holds, as Swin's positions of a window
+        network = build(config, space.num_classes)
+        network.load_state_dict(state)
+    return Model(network.float().eval(), config, space, description.size)
+
+
+def _has_meta_tensors(network: nn.Module) -> bool:
+    """Whether a network of `shapes_only` still lacks the numbers of a tensor."""
+    values = (value for module in network.modules() for value in vars(module).values())
+    tensors = (*network.parameters(), *network.buffers(), *values)
+    return any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
 
 
 def _read_model(path: Path) -> tuple[str, dict[str, Tensor]]:

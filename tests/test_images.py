@@ -19,7 +19,7 @@ from cag.datasets.images import (
     image_size,
     read_image,
     read_label,
-    read_oriented,
+    read_picture,
     write_image,
     write_label,
 )
@@ -91,7 +91,7 @@ def test_every_orientation_is_pillows_and_can_be_left(tmp_path, suffix, orientat
     Image.fromarray(random((8, 12, 3))).save(tmp_path / f"stored.{suffix}")
     with Image.open(path) as picture:
         expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    image, found = read_oriented(path)
+    image, found, _ = read_picture(path)
     assert (found, image_size(path)) == (orientation, image.shape[:2])
     assert np.array_equal(image, expected)
     stored = read_image(tmp_path / f"stored.{suffix}")
@@ -311,6 +311,16 @@ def test_lossy_labels_are_refused(tmp_path, name, options):
     read_image(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: a lossy .*; make the labels anew .* as PNG"):
         read_label(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_of_several_pages_the_first_is_an_image_but_no_label(tmp_path, suffix):
+    path, pages = tmp_path / f"a.{suffix}", [Image.fromarray(random((8, 8, 3))) for _ in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert read_picture(path).pages == 3
+    assert np.array_equal(read_image(path), np.array(pages[0]))
+    with pytest.raises(UserError, match="3 pages or frames; expected one label map in a file"):
+        read_label(path)
 
 
 def test_lossless_labels_of_other_formats_are_read(tmp_path):

@@ -170,6 +170,14 @@ def test_odd_images_are_named(tmp_path, pixels, oddity):
     assert f"2 of 3 images are {oddity}" in warning and "such as images/b.png" in warning
 
 
+def test_images_of_several_pages_are_named(tmp_path):
+    pages = [Image.fromarray(np.full((40, 40, 3), value, np.uint8)) for value in (50, 100)]
+    (tmp_path / "images").mkdir()
+    pages[0].save(tmp_path / "images/a.tif", save_all=True, append_images=pages[1:])
+    (warning,) = check(tmp_path, Split("train", "images", None)).warnings
+    assert "1 of 1 images are of several pages or frames, of which only the first" in warning
+
+
 def test_colours_of_a_palette_are_counted(tmp_path):
     picture(tmp_path / "images/a.png")
     palette = np.array([[128, 64, 128], [70, 130, 180]], np.uint8)

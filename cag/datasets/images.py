@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,12 +36,21 @@ def read_image(path: Path, turn_by_exif: bool = True) -> np.ndarray:
     `turn_by_exif` is False. Floating-point numbers, and integers that would all become black or be
     cut off, are refused.
     """
-    return read_oriented(path, turn_by_exif)[0]
+    return read_picture(path, turn_by_exif).image
 
 
-def read_oriented(path: Path, turn_by_exif: bool = True) -> tuple[np.ndarray, int]:
-    """An image as `read_image` gives it, and its EXIF orientation, 1 to 8 (1: as it is stored)."""
+class Picture(NamedTuple):
+    """A picture that was read."""
+
+    image: np.ndarray  # uint8 [H, W, 3], as `read_image` gives it
+    orientation: int  # of its EXIF data, 1 to 8 (1: as it is stored)
+    pages: int  # of its file, of which the first was read
+
+
+def read_picture(path: Path, turn_by_exif: bool = True) -> Picture:
+    """Read a picture as `read_image` does, with what else its file says."""
     with _opened(path) as picture:
+        pages = _pages(picture)
         _check_png(Path(path))
         if picture.format != "TIFF":  # which Pillow turns as soon as it is loaded
             picture.load()
@@ -48,7 +58,7 @@ def read_oriented(path: Path, turn_by_exif: bool = True) -> tuple[np.ndarray, in
         image = to_rgb(picture)
     if not turn_by_exif:
         image = turned(image, _UNDONE_BY.get(orientation, orientation))
-    return image, orientation
+    return Picture(image, orientation, pages)
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
@@ -83,13 +93,15 @@ def read_label(path: Path, colors: bool = False) -> np.ndarray:
 
     Palette PNGs give their indices, or with `colors` their colours; low-bit grey PNGs their
     unscaled values, 16-bit PNGs all 16 bits; alpha is dropped. A UserError if the file cannot be
-    read, holds no integers, or is of a lossy format, which changes label values.
+    read, holds no integers or several pages, or is of a lossy format, which changes label values.
     """
     with _opened(path) as picture:
         _check_png(Path(path))
         if _is_lossy(Path(path), picture):
             problem = f"a lossy {picture.format} file, whose label values are not those drawn"
             raise UserError(f"{path}: {problem}; make the labels anew from their source as PNG")
+        if (pages := _pages(picture)) > 1:
+            raise UserError(f"{path}: {pages} pages or frames; expected one label map in a file")
         return _decode_label(Path(path), picture, colors)
 
 
@@ -194,6 +206,11 @@ def _stored_orientation(picture: Image.Image) -> int | None:
         if (tag, kind) == (_ORIENTATION, _SHORT):
             return value
     return None
+
+
+def _pages(picture: Image.Image) -> int:
+    """The number of a TIFF's pages, or of an animation's frames."""
+    return getattr(picture, "n_frames", 1)
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:

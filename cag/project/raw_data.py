@@ -15,7 +15,7 @@ from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import Parameters
 from cag.datasets.checks import TURNS, edges_fit, oddity
-from cag.datasets.images import read_image, read_oriented
+from cag.datasets.images import read_image, read_picture
 from cag.datasets.labels import IGNORE, ClassMap
 from cag.datasets.layouts import Split, list_split, passed_over, splits
 from cag.datasets.preparation import (
@@ -40,6 +40,7 @@ COMPLETE = {("gta5", "train"): 24966, ("synthia", "train"): 9400}  # images of t
 COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
+SEVERAL_PAGES = "of several pages or frames, of which only the first is read,"
 _BETTER = 1.2  # so many times the steepness at labels' borders shows that images lie otherwise
 
 
@@ -149,8 +150,9 @@ def check_split(
 def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> _ItemCheck:
     try:
         path = inside(folder, item.image)
-        image, orientation = read_oriented(path, item.turn_by_exif)
-        result = _ItemCheck(image.shape[:2], orientation, oddity(image))
+        image, orientation, pages = read_picture(path, item.turn_by_exif)
+        odd = SEVERAL_PAGES if pages > 1 else oddity(image)
+        result = _ItemCheck(image.shape[:2], orientation, odd)
         if item.label is None:
             return result
         size = None if split.drop_mismatched else image.shape[:2]
