@@ -95,8 +95,12 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """The digest of what the scores depend on, but for the code."""
-        read = {key: value for key, value in self.params.items() if key != "report"}
+        """The digest of what the scores depend on, but for the code.
+
+        Not so on the form in which features are stored.
+        """
+        extract = {k: v for k, v in self.params["extract"].items() if k != "directions"}
+        read = {k: v for k, v in self.params.items() if k != "report"} | {"extract": extract}
         return fingerprint(params=read, oracle=self.oracle)[:12]
 
     @property
