@@ -99,8 +99,9 @@ class Run:
 
         Not so on the form in which features are stored.
         """
-        extract = {k: v for k, v in self.params["extract"].items() if k != "directions"}
-        read = {k: v for k, v in self.params.items() if k != "report"} | {"extract": extract}
+        read = {key: value for key, value in self.params.items() if key != "report"}
+        if "extract" in read:
+            read["extract"] = {k: v for k, v in read["extract"].items() if k != "directions"}
         return fingerprint(params=read, oracle=self.oracle)[:12]
 
     @property

@@ -94,6 +94,11 @@ def test_fingerprint_is_of_what_the_scores_depend_on():
     assert digest() == digest("report.images=3") == digest("adapt.iterations=80")
     assert len({digest(), digest("adapt.iterations=81"), digest(oracle=True)}) == 3
     assert digest() != plan(("a", "x", 1), Variant(), PRESET).fingerprint
+    stored = PRESET | {"extract": {"batch_size": 2}}  # how, is not what the scores depend on
+    reduced = stored | {"extract": {"batch_size": 2, "directions": 40}}
+    other = stored | {"extract": {"batch_size": 4}}
+    digests = [plan(("a", "x", 0), Variant(), p).fingerprint for p in (stored, reduced, other)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_grid_of_the_project_is_valid(tmp_path):
