@@ -1,6 +1,7 @@
 """Networks: the library's outputs, features before the classifier, models on disk."""
 
 import ast
+import copy
 import json
 import re
 import socket
@@ -619,6 +620,12 @@ def test_a_model_comes_back_bit_for_bit(network, model_file):
     assert all(torch.equal(before[key], after[key]) for key in before)
     with torch.no_grad():
         assert torch.equal(network(images()).logits, loaded(images()).logits)
+
+
+def test_a_model_of_half_precision_is_read_in_full(tmp_path, network):
+    save_model(tmp_path / "half", copy.deepcopy(network).half(), config(), SPACE)
+    values = load_model(tmp_path / "half").network.state_dict().values()
+    assert {value.dtype for value in values if value.is_floating_point()} == {torch.float32}
 
 
 def test_the_same_model_is_the_same_bytes(tmp_path, network, model_file):

@@ -101,7 +101,8 @@ def read_label(path: Path, colors: bool = False) -> np.ndarray:
             problem = f"a lossy {picture.format} file, whose label values are not those drawn"
             raise UserError(f"{path}: {problem}; make the labels anew from their source as PNG")
         if (pages := _pages(picture)) > 1:
-            raise UserError(f"{path}: {pages} pages or frames; expected one label map in a file")
+            problem = f"{pages} pages or frames; expected one label map in a file"
+            raise UserError(f"{path}: {problem}; save the right page as a file of its own")
         return _decode_label(Path(path), picture, colors)
 
 
