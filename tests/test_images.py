@@ -319,9 +319,7 @@ def test_of_several_pages_the_first_is_an_image_but_no_label(tmp_path, suffix):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     assert read_picture(path).pages == 3
     assert np.array_equal(read_image(path), np.array(pages[0]))
-    with pytest.raises(
-        UserError, match="3 pages or frames; expected one label map .*; save"
-    ):
+    with pytest.raises(UserError, match="3 pages or frames; expected one label map .*; save"):
         read_label(path)
 
 
