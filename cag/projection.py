@@ -32,14 +32,21 @@ class Projection(NamedTuple):
     units: Tensor  # [r + 1] float32
 
     def reduce(self, features: Tensor) -> Tensor:
-        """The stored numbers of features float [B, D, h, w]: int16 [B, r + 1, h, w]."""
+        """The stored numbers of features float [B, D, h, w]: int16 [B, r + 1, h, w].
+
+        A pixel with a number beyond the limit, 30 times the anchors' spread away or more, is drawn
+        towards the origin until it fits. From so far away, the order of the anchors and the
+        differences of their distances depend on the direction, which stays.
+        """
         origin, directions, units = (part.to(features.device) for part in self)
         with full_precision(features.device.type):
             centred = features.float() - origin[:, None, None]  # (B, D, h, w)
             inside = torch.einsum("rd,bdhw->brhw", directions, centred)
             beyond = centred.square().sum(1) - inside.square().sum(1)  # (B, h, w)
         numbers = torch.cat([inside, beyond.clamp(min=0).sqrt()[:, None]], dim=1)
-        return (numbers / units[:, None, None]).round().clamp(-LIMIT, LIMIT).short()
+        numbers = numbers / units[:, None, None]
+        largest = numbers.abs().amax(dim=1, keepdim=True)
+        return (numbers * (LIMIT / largest).clamp(max=1)).round().clamp(-LIMIT, LIMIT).short()
 
     def coordinates(self, stored: Tensor) -> Tensor:
         """Coordinates and length beyond the span, float32, of stored numbers int16 [B, r + 1, ...].
@@ -53,7 +60,8 @@ class Projection(NamedTuple):
         """Anchors float [K, D] in the coordinates, float32 [K, r + 1]; rows of NaN stay so.
 
         The second result, float32 [K], is the length of each anchor beyond the span. A distance to
-        it is wrong by no more than that, beside the rounding to units.
+        it is wrong by no more than that, beside the rounding to units, if the pixel was in the
+        limit.
         """
         origin, directions, _ = (part.to(anchors.device) for part in self)
         with full_precision(anchors.device.type):

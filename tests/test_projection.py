@@ -113,7 +113,20 @@ def test_fewer_than_two_classes_span_nothing(seen):
     assert projection.coordinates(stored).isfinite().all()
 
 
-def test_features_beyond_any_anchor_are_clamped():
-    projection = span([statistics()], 6)
-    stored = projection.reduce(torch.full((1, D, 1, 1), 6e4))
-    assert stored.abs().max() == 2**15 - 1
+def test_pixels_far_from_all_anchors_keep_the_differences_of_their_distances():
+    sums, counts = statistics()
+    sums = counts[..., None] + sums / 300  # means that differ little, beside the pixels
+    projection, features = span([(sums, counts)], D), 3 * pixels()
+    chosen = anchors(sums, counts, *RELEASED_MEAN)
+    stored = projection.reduce(features)
+    assert (stored.abs().amax(dim=1) == 2**15 - 1).all()  # each pixel was too far
+    found = torch.cdist(_rows(projection.coordinates(stored)), projection.place(chosen)[0])
+    true = torch.cdist(_rows(features), chosen)
+    found, true = (distances - distances.mean(1, keepdim=True) for distances in (found, true))
+    assert (found - true).abs().max() < 0.1 * true.abs().max()
+    assert (found.argmin(dim=1) == true.argmin(dim=1)).float().mean() > 0.97
+
+
+def _rows(features):
+    """Pixels [n, C] of features [B, C, h, w]."""
+    return features.movedim(1, -1).flatten(0, 2)
