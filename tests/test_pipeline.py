@@ -178,7 +178,7 @@ def test_a_reduced_store_labels_as_the_full_one(finished, copied):
     anchors = read_anchors(finished / "data/rounds/round1/anchors.npy", CLASSES, full.width)
     assert reduced.place(anchors)[1] < 1e-3 * nearest_other_anchor(anchors)[1].nan_to_num().max()
     rows = zip(*(read_target_images(store, store.shards) for store in (full, reduced)), strict=True)
-    count = 0
+    count = differing = 0
     for whole, less in rows:
         assert whole.name == less.name and torch.equal(whole.row[1], less.row[1])
         (nearest, margin), (found, other) = (
@@ -189,7 +189,13 @@ def test_a_reduced_store_labels_as_the_full_one(finished, copied):
         torch.testing.assert_close(other, margin, atol=float(close), rtol=0)
         assert (margin[found != nearest] < close).all()
         count += 1
-    assert count == TRAINING
+        threshold = float(margin.median())
+        differ = ((margin >= threshold) != (other >= threshold)) | (found != nearest)
+        assert ((margin - threshold).abs()[differ & (margin >= close)] < 1e-2).all()
+        differing += int((differ & ((margin >= threshold) | (other >= threshold))).sum())
+        pixels = margin.numel()
+    print(f"{differing} of {count * pixels} pixels have another label than by the full store")
+    assert count == TRAINING and differing <= 0.01 * count * pixels
 
 
 @pytest.mark.parametrize("name", ROUNDS)
