@@ -93,7 +93,9 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     for part in splits(domain, config):
         items = list_split(raw, part)
         if others := passed_over(raw, part):
-            print(f"prepare {domain}: passed over, no images: {describe_files(others)}")
+            print(
+                f"prepare {domain}: passed over, no images by their names: {describe_files(others)}"
+            )
         if part.drop_mismatched:
             items, excluded = preparation.without_mismatched(items, raw)
             write_csv(out / preparation.EXCLUDED, excluded)

@@ -290,6 +290,81 @@ def test_a_16_bit_label_with_damaged_pixels_is_refused(tmp_path, kind):
         read_label(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("read", [read_image, read_label])
+@pytest.mark.parametrize(
+    ("depth", "color_type", "row_bytes"),
+    [(8, 0, 7), (8, 2, 21), (8, 4, 14), (8, 6, 28), (16, 0, 14), (16, 2, 42), (16, 4, 28)]
+    + [(1, 0, 1), (2, 0, 2), (4, 0, 4)],  # rows of 7 pixels, filled up to whole bytes
+)
+def test_a_whole_stream_of_too_few_rows_is_refused(tmp_path, read, depth, color_type, row_bytes):
+    path, size = tmp_path / "a.png", (5, 7)
+    for rows in (5, 4, 1):
+        for row in (b"\0" + b"\xf9" * row_bytes, bytes(1 + row_bytes)):  # black ones are right
+            path.write_bytes(png_of_stream(size, depth, color_type, zlib.compress(row * rows)))
+            if rows == 5:
+                assert read(path).shape[:2] == size
+            else:
+                with pytest.raises(UserError, match=r"a\.png: .*incomplete"):
+                    read(path)
+
+
+@pytest.mark.parametrize("height", [1, 2, 5])
+def test_an_interlaced_stream_of_too_few_rows_is_refused(tmp_path, height):
+    stored, rows = np.full((height, 7), 249, np.uint8), []
+    for x0, y0, dx, dy in ADAM7:
+        rows += [b"\0" + row.tobytes() for row in stored[y0::dy, x0::dx]]
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of_stream((height, 7), 8, 0, zlib.compress(b"".join(rows)), 1))
+    assert np.array_equal(read_label(path), stored)
+    path.write_bytes(png_of_stream((height, 7), 8, 0, zlib.compress(b"".join(rows[:-1])), 1))
+    for read in (read_image, read_label):
+        with pytest.raises(UserError, match=r"a\.png: .*incomplete"):
+            read(path)
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_16_bit_colours_that_would_be_lost_are_refused(tmp_path, color_type, channels):
+    path = tmp_path / "a.png"
+    path.write_bytes(raw_png(random((4, 6, channels)), 16, color_type))
+    with pytest.raises(UserError, match=r"a\.png: .*values are below 256; expected 16 bits"):
+        read_image(path)
+    path.write_bytes(raw_png(np.zeros((4, 6, channels)), 16, color_type))
+    assert not read_image(path).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_adobe_deflate"}])
+def test_16_bits_whose_0_is_white_are_inverted(tmp_path, options):
+    stored = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
+    stored.save(tmp_path / "a.tif", tiffinfo={262: 0}, **options)
+    assert read_image(tmp_path / "a.tif")[..., 1].tolist() == [[255, 254, 0]]
+
+
+@pytest.mark.parametrize(
+    ("form", "largest", "pixels"),
+    [("P5", 18, b"\1\2"), ("P2", 18, b"1 2"), ("P5", 300, b"\0\1\0\2"), ("P5", 255, b"\1\2")]
+    + [("P2", 255, b"1 2"), ("P5", 65535, b"\0\1\0\2"), ("P2", 65535, b"1 2")]
+    + [("P3", 65535, b"1 1 1 2 2 2"), ("P3", 255, b"1 1 1 2 2 2")],
+)
+def test_a_label_whose_values_would_be_stretched_is_refused(tmp_path, form, largest, pixels):
+    (tmp_path / "a.pgm").write_bytes(f"{form}\n2 1\n{largest}\n".encode() + pixels)
+    if largest == 255 or largest == 65535 and form != "P3":
+        assert read_label(tmp_path / "a.pgm").reshape(2, -1)[:, 0].tolist() == [1, 2]
+    else:
+        with pytest.raises(UserError, match=rf"a\.pgm: .*maxval.* is {largest}; expected"):
+            read_label(tmp_path / "a.pgm")
+
+
+def test_a_lossless_webp_label_may_hold_other_parts(tmp_path):
+    stored, exif = random((8, 8, 3)), Image.Exif()
+    exif[305] = "a program"
+    options = {"exif": exif, "icc_profile": bytes(131)}
+    Image.fromarray(stored).save(tmp_path / "a.webp", lossless=True, **options)
+    assert np.array_equal(read_label(tmp_path / "a.webp"), stored)
+    Image.fromarray(stored).save(tmp_path / "b.webp", **options)
+    with pytest.raises(UserError, match=r"b\.webp: a lossy WEBP"):
+        read_label(tmp_path / "b.webp")
+
+
 @pytest.mark.parametrize("color_type", [2, 4, 6])
 def test_interlaced_16_bit_labels(tmp_path, color_type):
     stored = random((5, 7, {2: 3, 4: 2, 6: 4}[color_type]), 2**16, np.uint16)

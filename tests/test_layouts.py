@@ -92,7 +92,8 @@ def test_the_first_unpaired_file_is_named(tmp_path, kept, lost):
 
 def test_what_other_programs_put_there_is_left_out(tmp_path):
     names = ["@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", ".thumbnails/a.png", "._a.png", "Thumbs.db"]
-    for name in (*names, "#recycle/a.png", "__MACOSX/a.png", "x/@eaDir/a.png", "a.png"):
+    more = ["SYNOPHOTO_THUMB_XL.jpg", "x/@SynoResource/a.png", "P.lrdata/1/a.jpg", "_thumbs/a.png"]
+    for name in (*names, *more, "#recycle/a.png", "__MACOSX/a.png", "x/@eaDir/a.png", "a.png"):
         picture(tmp_path / "images" / name.replace(".db", ".db.png"))
     (tmp_path / "images/Thumbs.db.png").rename(tmp_path / "images/Thumbs.db")
     assert [item.name for item in listed(tmp_path, "images", None)] == ["a"]
@@ -111,6 +112,19 @@ def test_files_that_are_passed_over_are_listed(tmp_path):
     )
     assert describe_files(found) == shown
     assert passed_over(tmp_path, Split("t", "images", "labels", label_suffix="_x")) == found[:3]
+
+
+def test_images_of_other_names_than_a_layouts_are_listed(tmp_path):
+    folder = "leftImg8bit/train/ulm"
+    others = ["a.png", "a_LeftImg8bit.png", "a_leftImg8bit_foggy_beta_0.02.png"]
+    for name in ("a_leftImg8bit.png", *others):
+        picture(tmp_path / folder / name)
+    label(tmp_path / "gtFine/train/ulm/a_gtFine_labelIds.png")
+    label(tmp_path / "gtFine/train/ulm/a_gtFine_color.png")
+    for labelled, domain in ((CityscapesSource, "source"), (CityscapesTarget, "target")):
+        train = splits(domain, cityscapes(labelled=labelled))[0]
+        assert [item.name for item in list_split(tmp_path, train)] == ["ulm/a"]
+        assert passed_over(tmp_path, train) == [f"{folder}/{name}" for name in others]
 
 
 def test_names_match_in_both_forms_of_unicode(tmp_path):

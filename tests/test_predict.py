@@ -139,6 +139,9 @@ def test_every_kind_of_image_is_seen_as_it_is_meant(model, tmp_path):
     for name in ("turned", "alpha", "wide"):
         assert np.array_equal(labels[name], labels["color"]), name
     assert np.array_equal(labels["grey"], labels["wide_grey"])
+    predict(model, photos / "turned.png", "--out", tmp_path / "stored", "--as-stored")
+    stored = Segmenter.from_file(model, "cpu")(np.rot90(color).copy())
+    assert np.array_equal(read_label(tmp_path / "stored/labels/turned.png"), stored)
 
 
 def test_unreadable_images_are_passed_over_and_listed(model, folder, tmp_path, capsys):

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib import get_data_path
 from PIL import Image
 from raw import label, picture, raw_data, raw_png, write_cityscapes, write_gta5, write_synthia
 
 import cag.project.raw_data
 from cag import cli
 from cag.config.parameters import load_all
-from cag.datasets.images import write_label
+from cag.datasets.checks import oddity
+from cag.datasets.images import read_image, turned, write_label
 from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
 from cag.datasets.layouts import Split, list_split
 from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, network_form
@@ -117,7 +119,7 @@ def shapes(height=40, width=60, value=7):
 
 
 @pytest.mark.parametrize("as_shown", [True, False])
-@pytest.mark.parametrize("turn", [True, False])
+@pytest.mark.parametrize("turn", [True, False, None])  # None: a layout without the parameter
 def test_label_maps_that_fit_turned_images_the_other_way_are_noticed(tmp_path, as_shown, turn):
     image, label = shapes()
     exif = Image.Exif()
@@ -134,18 +136,21 @@ def test_label_maps_that_fit_turned_images_the_other_way_are_noticed(tmp_path, a
     )
     assert found.turned == {"turned by 180 degrees": 2}
     assert found.plain()["turned"] == found.turned
-    if turn == as_shown:
+    if (turn is not False) == as_shown:
         assert found.warnings == []
     else:
         (warning,) = found.warnings
         assert "label maps fit the 2 images" in warning
-        assert warning.endswith(f"set turn_by_exif: {str(as_shown).lower()}")
+        remedy = f"set turn_by_exif: {str(as_shown).lower()}"
+        assert warning.endswith("look at them" if turn is None else remedy)
 
 
 def test_a_label_of_exchanged_sides_points_to_the_parameter(tmp_path):
     picture(tmp_path / "images/a.png")
     label(tmp_path / "labels/a.png", height=12, width=8)
-    assert "another turn_by_exif" in check(tmp_path).problems[0]
+    split = Split("train", "images", "labels", turn_by_exif=True)
+    assert "another turn_by_exif" in check(tmp_path, split).problems[0]
+    assert "turn_by_exif" not in check(tmp_path).problems[0]  # a layout without the parameter
 
 
 @pytest.mark.parametrize(
@@ -168,6 +173,27 @@ def test_odd_images_are_named(tmp_path, pixels, oddity):
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"images/{name}.png")
     (warning,) = check(tmp_path, Split("train", "images", None)).warnings
     assert f"2 of 3 images are {oddity}" in warning and "such as images/b.png" in warning
+
+
+def test_a_jpeg_that_ends_early_is_named_and_a_photograph_is_not(tmp_path):
+    photograph = Path(get_data_path(), "sample_data/grace_hopper.jpg")
+    data, image = photograph.read_bytes(), read_image(photograph)
+    assert oddity(image) is None
+    for rows in (image.copy(), np.rot90(image).copy()):
+        rows[:80] = rows[-80:] = 0  # a film's bars
+        assert oddity(rows) is None
+    for part in (1 / 3, 0.8):
+        (tmp_path / "a.jpg").write_bytes(data[: int(part * len(data))] + b"\xff\xd9")
+        for orientation in (1, 3, 6, 8):
+            assert "cut off" in oddity(turned(read_image(tmp_path / "a.jpg"), orientation))
+
+
+def test_12_and_14_bits_saved_as_16_are_odd(tmp_path):
+    for bits, kind in ((12, "nearly black"), (14, "dark"), (16, None)):
+        values = np.random.default_rng(0).integers(0, 2**bits, (40, 40, 3))
+        (tmp_path / "a.png").write_bytes(raw_png(values, 16, 2))
+        found = oddity(read_image(tmp_path / "a.png"))
+        assert found is None if kind is None else found.startswith(kind)
 
 
 def test_images_of_several_pages_are_named(tmp_path):

@@ -13,6 +13,8 @@ SIZE = """Predict at this size, or at each image's own.
 [default: that of the images trained on, which the model knows]"""
 TILE = """Side of overlapping tiles in pixels, at least 64; 0: images whole.
 [default: 1024 for images above 4 million pixels]"""
+TURNED = """Turn images as their EXIF orientation says; as stored: for a model of images that were
+prepared with turn_by_exif: false."""
 BATCH = "Images of one size that are predicted together, of up to 4 million pixels."
 
 
@@ -41,6 +43,7 @@ class PixelSize(click.ParamType):
 @click.option("--size", type=PixelSize(), help=SIZE)
 @click.option("--tile", type=int, help=TILE)
 @click.option("--batch", type=click.IntRange(min=1), default=4, show_default=True, help=BATCH)
+@click.option("--turned/--as-stored", default=True, show_default=True, help=TURNED)
 @click.option("--device", help="cpu, cuda, cuda:1 or mps. [default: the best there is]")
 @json_option
 def predict(
@@ -52,6 +55,7 @@ def predict(
     size: tuple[int, int] | str | None,
     tile: int | None,
     batch: int,
+    turned: bool,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -60,8 +64,9 @@ def predict(
     Below the folder --out, at each image's own size and under its path below the folder given:
     labels/NAME.png, palette PNGs of train ids; overlays/NAME.jpg, the classes' colours over the
     image; confidence/NAME.png, the probability of the predicted class in grey, 0 to 255 for 0 to 1.
-    classes.json names the classes. Images are turned as their EXIF orientation says; alpha is
-    dropped; of 16 bits the upper 8 are seen. The share of the pixels of each class is printed.
+    classes.json names the classes. Images are turned as their EXIF orientation says, but for
+    --as-stored; alpha is dropped; of 16 bits the upper 8 are seen. The share of the pixels of each
+    class is printed.
 
     An image that cannot be read, or whose results cannot be written, is passed over and listed at
     the end; the exit status is then 1. Files that are no images by their extension are named. What
@@ -88,7 +93,7 @@ def predict(
 
     with stdout_for_json(as_json):
         segmenter = load(model, device)
-        labelled = label_photographs(segmenter, files, out, kinds, size, tile, batch)
+        labelled = label_photographs(segmenter, files, out, kinds, size, tile, batch, turned)
     shares = [round(float(share), 6) for share in labelled.shares]
     rows = list(zip(segmenter.classes, labelled.pixels.tolist(), shares, strict=True))
     if as_json:

@@ -122,8 +122,8 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     and the features will take, and the memory of a training step. Labels of target training images
     are never opened. Problems are listed; the exit status is then 1. Files that are no images are
     named, and images that EXIF data turn are counted. Warnings, which leave the exit status 0:
-    images that are nearly black, nearly white, of one or few colours; label maps that fit turned
-    images better the other way.
+    images that are nearly black, dark, nearly white, of one or few colours, or cut off; label maps
+    that fit turned images better the other way.
 
     \b
     Examples:
@@ -163,7 +163,7 @@ def _print_domain(title: str, splits: list[SplitCheck]) -> None:
         for turn, count in split.turned.items():
             print(f"  EXIF data: {count} of {split.images} images to be {turn}")
         if split.passed_over:
-            print(f"  passed over, no images: {describe_files(split.passed_over)}")
+            print(f"  passed over, no images by their names: {describe_files(split.passed_over)}")
         if split.values is None:
             continue
         table = split.values.rename(columns={"value": "label value"}).drop(columns="label")

@@ -14,12 +14,14 @@ TURNS = {
 _STEP = 4  # looks at a pixel of so many a side
 _DARK, _BRIGHT, _CONTRAST = 16, 239, 4  # of 0 to 255
 _FEW_COLOURS, _ENOUGH_PIXELS = 32, 1000
+_QUARTER, _CUT = 63, 0.1  # the highest of 14 bits read as 16; a share of the rows
 
 
 def oddity(image: np.ndarray) -> str | None:
     """What is odd in an image uint8 [H, W, 3]: nearly black, nearly white, of one colour, or flat.
 
     One pixel in a hundred may be otherwise. Flat is a picture of few colours, like a label map.
+    Odd are also a picture without bright pixels and one whose lower rows are lost.
     """
     sample = image[::_STEP, ::_STEP].reshape(-1, 3)  # (N, 3)
     low, high = np.percentile(sample, (1, 99), axis=0)  # (3,)
@@ -31,7 +33,21 @@ def oddity(image: np.ndarray) -> str | None:
         return "of one colour"
     if len(sample) >= _ENOUGH_PIXELS and len(np.unique(sample, axis=0)) <= _FEW_COLOURS:
         return "of few colours, as label maps are,"
+    if image.max() <= _QUARTER:
+        return f"dark (no value above {_QUARTER} of 255, as if of 12 or 14 bits saved as 16)"
+    if any(_is_cut(np.rot90(image[::_STEP, ::_STEP], turn)) for turn in range(4)):
+        return "cut off (a side of one colour, as of files that end early)"
     return None
+
+
+def _is_cut(image: np.ndarray) -> bool:
+    """Whether the lower rows of an image [H, W, 3] are lost, so that a JPEG's decoder made them up.
+
+    It makes them grey; black and white are the borders of films and scans.
+    """
+    last = image[-1, 0]  # (3,)
+    other = ~(image == last).all((1, 2))  # (H,)
+    return _DARK < last.min() <= last.max() < _BRIGHT and other[::-1].argmax() > _CUT * len(other)
 
 
 def edges_fit(image: np.ndarray, label: np.ndarray) -> float:

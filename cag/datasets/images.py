@@ -1,5 +1,7 @@
 """The one way to open and write images and label maps."""
 
+from __future__ import annotations
+
 import os
 import struct
 import warnings
@@ -19,13 +21,15 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = "CAG_MAX_PIXELS"  # the variable that moves the limit of an image's size
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _GREY_ALPHA = 0, 4  # PNG colour types
-_CHANNELS = {2: 3, _GREY_ALPHA: 2, 6: 4}  # of those with several
+_CHANNELS = {_GREY: 1, 2: 3, 3: 1, _GREY_ALPHA: 2, 6: 4}
 # Adam7's passes: the first column and row, and the steps right and down.
 _PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
 _PASSES += [(0, 1, 1, 2)]
 _ORIENTATION, _SHORT = 0x0112, 3  # an EXIF tag and a tag's type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
+_BITS, _PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0  # TIFF tags and a value of the second
+_UPPER_8 = "expected 16 bits, of which the upper 8 are used: save it with 8 bits"
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody needs, and of sizes
 
 
@@ -50,12 +54,15 @@ class Picture(NamedTuple):
 def read_picture(path: Path, turn_by_exif: bool = True) -> Picture:
     """Read a picture as `read_image` does, with what else its file says."""
     with _opened(path) as picture:
-        pages = _pages(picture)
-        _check_png(Path(path))
+        pages, png = _pages(picture), _read_png(Path(path))
         if picture.format != "TIFF":  # which Pillow turns as soon as it is loaded
             picture.load()
         orientation = _orientation(picture)
         image = to_rgb(picture)
+        if png:
+            _check_rows(picture, png)
+        if not image.any() and _has_lower_bytes(picture, png):
+            raise ValueError(f"its values are below 256; {_UPPER_8}")
     if not turn_by_exif:
         image = turned(image, _UNDONE_BY.get(orientation, orientation))
     return Picture(image, orientation, pages)
@@ -96,14 +103,14 @@ def read_label(path: Path, colors: bool = False) -> np.ndarray:
     read, holds no integers or several pages, or is of a lossy format, which changes label values.
     """
     with _opened(path) as picture:
-        _check_png(Path(path))
+        png = _read_png(Path(path))
         if _is_lossy(Path(path), picture):
             problem = f"a lossy {picture.format} file, whose label values are not those drawn"
             raise UserError(f"{path}: {problem}; make the labels anew from their source as PNG")
         if (pages := _pages(picture)) > 1:
             problem = f"{pages} pages or frames; expected one label map in a file"
             raise UserError(f"{path}: {problem}; save the right page as a file of its own")
-        return _decode_label(Path(path), picture, colors)
+        return _decode_label(picture, png, colors)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -222,46 +229,94 @@ def _rgb(picture: Image.Image) -> np.ndarray:
         values = np.asarray(picture).astype(np.int64)
         low, high = values.min(), values.max()
         if low < 0 or high > 0xFFFF or 0 < high < 256:
-            expected = "expected 16 bits, of which the upper 8 are used: save it with 8 bits"
-            raise ValueError(f"its values are {low} to {high}; {expected}")
+            raise ValueError(f"its values are {low} to {high}; {_UPPER_8}")
+        if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+            values = 0xFFFF - values  # Pillow does so with 8 bits alone
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
         picture = picture.convert("RGBA")
     return np.array(picture.convert("RGB"))
 
 
+def _has_lower_bytes(picture: Image.Image, png: _Png | None) -> bool:
+    """Whether a colour picture has 16 bits and, as far as is known, lower bytes other than 0."""
+    if png:
+        return png.is_wide_color and _decode_png_16(picture, png).any()
+    return picture.mode[0] != "I" and getattr(picture, "tag_v2", {}).get(_BITS, (8,))[0] == 16
+
+
 def _is_lossy(path: Path, picture: Image.Image) -> bool:
     if picture.format == "WEBP":
-        with open(path, "rb") as file:
-            return file.read(16)[12:] != b"VP8L"
+        return b"VP8 " in _webp_chunks(path.read_bytes())
     return picture.format in ("JPEG", "MPO") or picture.info.get("compression") in ("jpeg", "webp")
 
 
-def _decode_label(path: Path, picture: Image.Image, colors: bool) -> np.ndarray:
-    depth, color_type, interlaced = _png_header(path)
-    if depth == 16 and color_type in _CHANNELS:
-        return _decode_png_16(path, picture, color_type, interlaced)
+def _webp_chunks(data: bytes) -> set[bytes]:
+    """The names of a WebP's chunks, those of an animation's frames among them."""
+    names, start = set(), 12
+    while start + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, start)
+        names.add(kind)
+        start += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame's chunks are in it
+    return names
+
+
+def _decode_label(picture: Image.Image, png: _Png | None, colors: bool) -> np.ndarray:
+    if png and png.is_wide_color:
+        return _decode_png_16(picture, png)
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") and picture.mode[0] != "I":
         raise ValueError(f"its pixels have the form {picture.mode}, not label values")
+    if picture.format == "PPM":
+        _check_largest(picture)
+    array = np.array(picture)
+    if png:
+        _check_rows(picture, png)
     if colors and picture.mode == "P":
         return _rgb(picture)
-    array = np.array(picture)
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    if color_type == _GREY and depth in (2, 4):
-        array //= 255 // (2**depth - 1)  # Pillow spreads low-bit grey over 0..255
+    if png and png.color_type == _GREY and png.depth in (2, 4):
+        array //= 255 // (2**png.depth - 1)  # Pillow spreads low-bit grey over 0..255
     return _drop_alpha(array)
 
 
-def _png_header(path: Path) -> tuple[int | None, int | None, int]:
-    """The bit depth, colour type and interlacing of a PNG; (None, None, 0) for another format."""
-    with open(path, "rb") as file:
-        head = file.read(29)
-    if not head.startswith(_PNG_SIGNATURE):
-        return None, None, 0
-    if head[12:16] != b"IHDR":
+def _check_largest(picture: Image.Image) -> None:
+    """Raise a ValueError if Pillow would stretch or shrink the values of a PGM or PPM."""
+    decoder, _, _, options = picture.tile[0]
+    if decoder.startswith("ppm") and picture.mode != "1":
+        largest, kept = options[-1], 65535 if picture.mode == "I" else 255
+        if largest != kept:
+            problem = f"the largest value (maxval) in its header is {largest}"
+            raise ValueError(f"{problem}; expected {kept}: save the same values as PNG")
+
+
+class _Png(NamedTuple):
+    """What of a PNG is not Pillow's to tell."""
+
+    depth: int  # bits
+    color_type: int
+    interlaced: int  # 0 or 1
+    stream: bytes  # its pixels, compressed
+
+    @property
+    def is_wide_color(self) -> bool:
+        """Whether Pillow drops the lower bytes of its pixels."""
+        return self.depth == 16 and _CHANNELS.get(self.color_type, 1) > 1
+
+
+def _read_png(path: Path) -> _Png | None:
+    """Read and check a PNG's parts; a ValueError if one is damaged, over which Pillow reads on.
+
+    None for another format.
+    """
+    chunks = list(_png_chunks(path))
+    if not chunks:
+        return None
+    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
         raise ValueError("it does not begin with its header")
-    return head[24], head[25], head[28]
+    depth, color_type, _, _, interlaced = chunks[0][1][8:]
+    stream = b"".join(content for kind, content in chunks if kind == b"IDAT")
+    return _Png(depth, color_type, interlaced, stream)
 
 
 def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -283,43 +338,42 @@ def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
         start = end
 
 
-def _check_png(path: Path) -> None:
-    """Raise a ValueError if a part of a PNG is damaged, over which Pillow reads on."""
-    for _ in _png_chunks(path):
-        pass
+def _check_rows(picture: Image.Image, png: _Png) -> None:
+    """Raise a ValueError if a PNG lacks rows, which Pillow, when it has loaded it, leaves at 0."""
+    width, height = picture.size
+    # Pixels are unpacked a second time only where the last row may be one of them.
+    if png.interlaced or not np.any(picture.crop((0, height - 1, width, height))):
+        _check_stream(picture.size, png)
 
 
-def _decode_png_16(
-    path: Path, picture: Image.Image, color_type: int, interlaced: int
-) -> np.ndarray:
+def _decode_png_16(picture: Image.Image, png: _Png) -> np.ndarray:
     """16-bit grey with alpha uint16 [H, W], or colours [H, W, 3], of which Pillow drops a byte."""
-    data = b"".join(content for kind, content in _png_chunks(path) if kind == b"IDAT")
-    pixel_bytes = 2 * _CHANNELS[color_type]
-    _check_stream(data, _unpacked_bytes(*picture.size, pixel_bytes, interlaced))
+    _check_stream(picture.size, png)
 
     def pixels(mode: str, form: str) -> np.ndarray:
-        options = ("zip", form, interlaced)
-        return np.array(Image.frombytes(mode, picture.size, data, *options)).astype(np.uint16)
+        options = ("zip", form, png.interlaced)
+        return np.array(Image.frombytes(mode, picture.size, png.stream, *options)).astype(np.uint16)
 
-    if color_type == _GREY_ALPHA:  # four bytes a pixel
+    if png.color_type == _GREY_ALPHA:  # four bytes a pixel
         both = pixels("RGBA", "RGBA")
         return np.ascontiguousarray(both[..., 0] << 8 | both[..., 1])
     mode = picture.mode  # RGB or RGBA
     return _drop_alpha(pixels(mode, f"{mode};16B") << 8 | pixels(mode, f"{mode};16L"))
 
 
-def _unpacked_bytes(width: int, height: int, pixel_bytes: int, interlaced: int) -> int:
+def _unpacked_bytes(width: int, height: int, pixel_bits: int, interlaced: int) -> int:
     """The bytes of a PNG's rows, each with a byte of its own, in all passes."""
     total = 0
     for x, y, right, down in _PASSES if interlaced else [(0, 0, 1, 1)]:
         columns, rows = len(range(x, width, right)), len(range(y, height, down))
-        total += rows * (1 + columns * pixel_bytes) if columns else 0
+        total += rows * (1 + -(-columns * pixel_bits // 8)) if columns else 0
     return total
 
 
-def _check_stream(data: bytes, expected: int) -> None:
-    """Raise a ValueError unless a zlib stream is whole and of the `expected` bytes."""
-    stream, total = zlib.decompressobj(), 0
+def _check_stream(size: tuple[int, int], png: _Png) -> None:
+    """Raise a ValueError unless a PNG's zlib stream is whole and unpacks to (width, height)."""
+    expected = _unpacked_bytes(*size, png.depth * _CHANNELS[png.color_type], png.interlaced)
+    data, stream, total = png.stream, zlib.decompressobj(), 0
     while not stream.eof:
         part = stream.decompress(data, 2**20)
         data, total = stream.unconsumed_tail, total + len(part)

@@ -20,6 +20,8 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp
 CLUTTER = frozenset({"@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot"})
 CLUTTER |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder"}
 CLUTTER |= {"temporary items", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+CLUTTER |= {"@synoresource", "_thumbs"}
+CLUTTER_START, CLUTTER_END = "synophoto_thumb_", ".lrdata"  # the same of a part of a name
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Split:
     label_suffix: str = ""  # the rest of the name is the image's
     label_size: Literal["prepared", "own"] = "prepared"  # as for `preparation.prepare_split`
     drop_mismatched: bool = False  # leave out, not refuse, an image of another size than its label
-    turn_by_exif: bool = True  # whether images are read as their EXIF orientation says
+    turn_by_exif: bool | None = None  # as `Item`'s
 
     @property
     def folders(self) -> list[str]:
@@ -104,13 +106,19 @@ def list_split(folder: Path, split: Split) -> list[Item]:
 
 
 def passed_over(folder: Path, split: Split) -> list[str]:
-    """The visible files of a split's folders that by their extension are no images, sorted.
+    """The visible files of a split's folders that by their names are none of its images, sorted.
 
     Paths are posix, below `folder`. A UserError as for `list_split`.
     """
     below = [split.images] if split.label_suffix else split.folders  # gtFine/ has files of its own
-    files = {path for part in below for path, _ in _files(Path(folder), part)}
-    return sorted(path for path in files if PurePosixPath(path).suffix.lower() not in EXTENSIONS)
+    files = {PurePosixPath(path) for part in below for path, _ in _files(Path(folder), part)}
+    is_read = {path for path in files if _is_image(path, split.image_suffix)}
+    return sorted(path.as_posix() for path in files - is_read)
+
+
+def _is_image(path: PurePosixPath, suffix: str) -> bool:
+    """Whether a file is an image by its extension, with a suffix before it."""
+    return path.suffix.lower() in EXTENSIONS and path.stem.endswith(suffix)
 
 
 def describe_files(paths: Sequence[str]) -> str:
@@ -137,7 +145,10 @@ def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[t
     below = []  # followed last, so that only one folder is open at a time
     with _listed(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
+            name = entry.name.lower()
+            if name.startswith((".", CLUTTER_START)) or name.endswith(CLUTTER_END):
+                continue
+            if name in CLUTTER:
                 continue
             _check_entry(entry, root, ancestors)
             if entry.is_dir():
@@ -186,9 +197,9 @@ def _by_name(root: Path, below: str, suffix: str) -> dict[str, _Named]:
     repeated = []
     for path, _ in _files(root, below):
         relative = PurePosixPath(path)
-        stem = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
-        if relative.suffix.lower() not in EXTENSIONS or not stem.endswith(suffix):
+        if not _is_image(relative, suffix):
             continue
+        stem = relative.relative_to(PurePosixPath(below)).with_suffix("").as_posix()
         name = stem.removesuffix(suffix)
         key = unicodedata.normalize("NFC", name)
         if key in found:

@@ -29,7 +29,12 @@ class Item:
     name: str  # of the prepared files: a posix path without extension
     image: str  # posix path below the data set's folder
     label: str | None  # the same; None if there is no label, or if it may not be opened
-    turn_by_exif: bool = True  # whether the image is read as its EXIF orientation says
+    turn_by_exif: bool | None = None  # the parameter; None: its layout has none, and images turn
+
+    @property
+    def turns(self) -> bool:
+        """Whether the image is read as its EXIF orientation says."""
+        return self.turn_by_exif is not False
 
 
 def prepare_split(
@@ -142,8 +147,8 @@ def read_raw_label(
     if size is not None and raw.shape[:2] != size:
         image = f"{folder / item.image} is {size[1]} x {size[0]} pixels"
         label = f"its label {path} is {raw.shape[1]} x {raw.shape[0]}"
-        hint = " (or, if EXIF data turn the image, another turn_by_exif)"
-        hint = hint if raw.shape[1::-1] == size else ""
+        is_turned = raw.shape[1::-1] == size and item.turn_by_exif is not None
+        hint = " (or, if EXIF data turn the image, another turn_by_exif)" if is_turned else ""
         raise UserError(f"{image}, but {label}; they must have one size{hint}")
     return raw
 
@@ -177,7 +182,7 @@ def _check_names(items: Sequence[Item], split: str) -> None:
 def _prepare_item(
     item: Item, folder: Path, out: Path, split: str, class_map: ClassMap, size, label_size: str
 ) -> dict:
-    image = read_image(inside(folder, item.image), item.turn_by_exif)  # (H, W, 3)
+    image = read_image(inside(folder, item.image), item.turns)  # (H, W, 3)
     labels = None
     if item.label is not None:
         raw = read_raw_label(item, folder, image.shape[:2], class_map.by_color)

@@ -59,13 +59,14 @@ def label_photographs(
     size: Size | None = None,
     tile: int | None = None,
     batch: int = 4,
+    turn_by_exif: bool = True,
 ) -> Labelled:
     """Predict the images of `list_images` and write files of each for the wanted `OUTPUTS`.
 
     Each of `kinds` is a folder below `out`. `size` and `tile` are those of a call of the segmenter;
-    up to `batch` images of one size are predicted together. A UserError if the tile is too small,
-    or nothing can be written; an image that cannot be read, that is too large for the memory or
-    whose files cannot be written is passed over.
+    up to `batch` images of one size are predicted together; `turn_by_exif` is that of `read_image`.
+    A UserError if the tile is too small, or nothing can be written; an image that cannot be read,
+    that is too large for the memory or whose files cannot be written is passed over.
     """
     if tile and tile < SMALLEST_TILE:
         raise UserError(f"--tile is {tile}; expected 0 or at least {SMALLEST_TILE} pixels")
@@ -91,7 +92,8 @@ def label_photographs(
             return photograph.path, f"{photograph.path}: {TOO_LARGE}"
 
     with progress("predict", len(files), "images") as advance:
-        images = advance.waiting(_read(files, segmenter.seen_size(size), labelled.failures))
+        seen = segmenter.seen_size(size)
+        images = advance.waiting(_read(files, seen, turn_by_exif, labelled.failures))
         options = (tile, batch, CONFIDENCE in kinds, labelled.failures)
         predicted = _predictions(segmenter, images, *options)
         with closing(predicted), closing(in_order(write, predicted, threads())) as written:
@@ -141,14 +143,17 @@ def _write(
 
 
 def _read(
-    files: Sequence[tuple[str, Path]], size: Size | None, failures: list[tuple[Path, str]]
+    files: Sequence[tuple[str, Path]],
+    size: Size | None,
+    turn_by_exif: bool,
+    failures: list[tuple[Path, str]],
 ) -> Iterator[Photograph]:
     """Read images by threads, in order; unreadable ones go to `failures`."""
 
     def read(entry: tuple[str, Path]) -> Photograph | UserError:
         name, path = entry
         try:
-            image = read_image(path)
+            image = read_image(path, turn_by_exif)
             return Photograph(name, path, image, resize(image, size))
         except UserError as error:
             return error

@@ -60,7 +60,7 @@ class SplitCheck:
     values: pd.DataFrame | None = None  # None without labels
     absent: list[str] = field(default_factory=list)  # classes without a pixel, if there are labels
     turned: dict[str, int] = field(default_factory=dict)  # images by what their EXIF data say
-    passed_over: list[str] = field(default_factory=list)  # files that are no images
+    passed_over: list[str] = field(default_factory=list)  # files that are none of them
     problems: list[str] = field(default_factory=list)  # a line each
     warnings: list[str] = field(default_factory=list)  # what may be wrong, a line each
 
@@ -142,15 +142,16 @@ def check_split(
         result.warnings.append(f"{folder / split.images}: {problem}; look at them")
     if fits and np.mean(fits, axis=0)[1] > _BETTER * np.mean(fits, axis=0)[0]:
         problem = f"label maps fit the {len(fits)} images that EXIF data turn better the other way"
-        value = str(not split.turn_by_exif).lower()
-        result.warnings.append(f"{folder / split.images}: {problem}; set turn_by_exif: {value}")
+        remedy = f"set turn_by_exif: {str(not split.turn_by_exif).lower()}"
+        remedy = "look at them" if split.turn_by_exif is None else remedy
+        result.warnings.append(f"{folder / split.images}: {problem}; {remedy}")
     return result
 
 
 def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> _ItemCheck:
     try:
         path = inside(folder, item.image)
-        image, orientation, pages = read_picture(path, item.turn_by_exif)
+        image, orientation, pages = read_picture(path, item.turns)
         odd = SEVERAL_PAGES if pages > 1 else oddity(image)
         result = _ItemCheck(image.shape[:2], orientation, odd)
         if item.label is None:
@@ -160,7 +161,7 @@ def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> 
         if raw.shape[:2] != image.shape[:2]:
             return _ItemCheck(left_out=True)
         if orientation != 1:
-            other = read_image(path, not item.turn_by_exif)
+            other = read_image(path, not item.turns)
             if other.shape == image.shape:
                 result = result._replace(fits=(edges_fit(image, raw), edges_fit(other, raw)))
     except UserError as error:
