@@ -27,8 +27,13 @@ from cag.config.base import Pixels, Section
 from cag.config.networks import Network
 from cag.datasets.labels import ClassList, LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
-from cag.runtime.errors import UserError, in_one_line
-from cag.runtime.files import WEIGHTS_PACKAGES, atomic_file, encoder_weights_file
+from cag.runtime.errors import UserError, in_one_line, refusal
+from cag.runtime.files import (
+    WEIGHTS_PACKAGES,
+    atomic_file,
+    check_access,
+    encoder_weights_file,
+)
 from cag.runtime.validation import explain
 
 # A convolutional encoder halves the image at most five times.
@@ -389,9 +394,11 @@ def _encoder_state(
     """The weights from the local file if it exists, else from the hub, of a `timm_whole` model."""
     if path.exists():
         try:
+            check_access(path)
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from None
+        except (SafetensorError, OSError, MemoryError) as error:
+            problem = f"{path}: not a safetensors file ({in_one_line(error)}); fetch it again"
+            raise refusal(error, path) or UserError(problem) from None
     try:
         if timm_whole:
             return timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
@@ -411,9 +418,8 @@ def _packaged_state(path: Path, names: list[str]) -> dict[str, Tensor]:
     try:
         return lite_encoder_state(torch.load(path, "cpu", weights_only=True), names)
     except Exception as error:  # unpickling raises many kinds
-        raise UserError(
-            f"{path}: not a file of weights ({type(error).__name__}); install its package again"
-        ) from None
+        problem = f"not a file of weights ({type(error).__name__}); install its package again"
+        raise refusal(error, path) or UserError(f"{path}: {problem}") from None
 
 
 def lite_encoder_state(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
@@ -512,14 +518,15 @@ def _has_meta_tensors(network: nn.Module) -> bool:
 def _read_model(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The description as JSON, and the weights."""
     try:
+        check_access(path)
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {})["cag"], load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
     except KeyError:
         raise UserError(f"{path}: no model of this program: it has no description") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise refusal(error, path) or UserError(
             f"{path}: damaged model file, or none ({in_one_line(error)}); one of the pipeline's "
             "comes back when it is deleted, by `dvc repro`"
         ) from None

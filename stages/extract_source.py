@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cag import features
 from cag.config.base import Precision, Section, load_params
-from cag.config.extract import Extract
+from cag.config.extract import ExtractSource
 from cag.datasets.prepared import PreparedImages, fingerprint, read_label_space
 from cag.extraction import Extraction
 from cag.networks import load_model
@@ -30,7 +30,7 @@ class Params(Section):
 
     seed: NonNegativeInt
     precision: Precision
-    extract: Extract
+    extract: ExtractSource
 
 
 @click.command(help=__doc__)

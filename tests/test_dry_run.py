@@ -139,6 +139,24 @@ def test_the_memory_is_that_of_a_real_step(params):
     assert found <= expected < 1.1 * found
 
 
+def test_a_frozen_encoder_takes_less_memory_and_fewer_flop(params):
+    network = build(params.network, CLASSES)
+    free, frozen = (
+        training_step(
+            "pretrain",
+            params.model_copy(update={"pretrain": params.pretrain.model_copy(update=changes)}),
+            network,
+            2,
+            FULL,
+        )
+        for changes in ({}, {"freeze_encoder": True})
+    )
+    encoder = sum(parameter.nbytes for parameter in network.encoder.parameters())
+    assert frozen.memory < free.memory - 3 * encoder  # its gradients and adamw's two states
+    assert frozen.training_flop < 0.7 * free.training_flop
+    assert frozen.trained == free.trained
+
+
 def test_half_precision_takes_less_memory_and_the_same_flop(params):
     network = build(params.network, CLASSES)
     full, half = (

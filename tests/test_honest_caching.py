@@ -30,7 +30,11 @@ class Loader(importlib.machinery.SourceFileLoader):
         if module.__name__ == "cag.config.base":
             validate = module.validated
             def validated(model, *given):
-                sections.update(model.model_fields)
+                for name, field in model.model_fields.items():
+                    part = field.annotation
+                    partial = getattr(part, "model_config", {}).get("extra") == "ignore"
+                    sections.update(f"{name}.{key}" for key in part.model_fields if partial)
+                    sections.update(() if partial else (name,))
                 return validate(model, *given)
             module.validated = validated
 
@@ -114,7 +118,12 @@ def make_sandbox(project: Path, stage: Stage, folder: Path) -> Path:
     for name in stage.files:
         copy(project / name, folder / name)
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    declared = {name: params[name] for name in stage.sections}
+    declared = {}
+    for name, _, key in (section.partition(".") for section in stage.sections):
+        if key:
+            declared.setdefault(name, {})[key] = params[name][key]
+        else:
+            declared[name] = params[name]
     (folder / "params.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
     return folder
 
@@ -264,6 +273,11 @@ EDITS = {
     "cag/pseudo_labels.py": LABELS | STUDENT | WATCHED,
     "cag/watch.py": WATCHED | STUDENT,
     "params.yaml: adapt": STUDENT,
+    "params.yaml: extract": {
+        f"{stage}@round{i}"
+        for stage in ("extract_target", "evaluate_pseudo_labels")
+        for i in (1, 2)
+    },
     "params.yaml: pseudo_label": LABELS | STUDENT,
     "params.yaml: watch": WATCHED | STUDENT,
 }

@@ -12,6 +12,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from disk import refused
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cag.config.networks import Network, Normalization
 from cag.config.parameters import load_all
 from cag.datasets.labels import LabelSpace
-from cag.networks import build, feature_form, load_model, save_model, shapes_only
+from cag.networks import (
+    _encoder_state,
+    _packaged_state,
+    build,
+    feature_form,
+    load_model,
+    save_model,
+    shapes_only,
+)
 from cag.runtime.errors import UserError
 from cag.runtime.files import WEIGHTS_PACKAGES, encoder_weights_file, packaged_weights_file
 from stages.index import weights_index
@@ -840,8 +849,27 @@ def test_a_truncated_model_is_named(model_file, kept):
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.safetensors: no such model; `dvc repro` makes it"):
         load_model(tmp_path / "gone.safetensors")
-    with pytest.raises(UserError, match="damaged model file"):
+    with pytest.raises(UserError, match="Is a directory"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["EMFILE", "EIO"])
+def test_a_refusal_of_the_system_is_neither_damage_nor_absence(
+    tmp_path, monkeypatch, offline, model_file, how
+):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    weights = tmp_path / "mobilenet_v2_mine.safetensors"
+    weights.write_bytes(model_file.read_bytes())
+    package = tmp_path / "efficientnet-lite0.pth"
+    torch.save({}, package)
+    for path, read in (
+        (model_file, lambda: load_model(model_file)),
+        (weights, lambda: _encoder_state(weights, "mobilenet_v2", "mine")),
+        (package, lambda: _packaged_state(package, [])),
+    ):
+        with refused(path, how) as said, pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: {said}; "), caught.value
 
 
 def test_a_pickle_is_never_opened_as_a_model(tmp_path, network, monkeypatch):

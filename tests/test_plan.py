@@ -202,6 +202,27 @@ def test_steps_are_made_by_the_loop_and_timed_after_the_first(tmp_path, monkeypa
     assert speed.forward_seconds(plan.predict, model, (1, 32, 64), fabric) == 1
 
 
+def test_steps_are_timed_with_weights_that_stay(tmp_path, monkeypatch):
+    """All learning rates are tiny, also those of the decoder and the discriminator."""
+    params = load_all(ROOT / "presets/scenes.yaml")
+    changed = {"learning_rate_decoder": 0.1, "discriminator_learning_rate": 0.1}
+    params = params.model_copy(update={"warmup": params.warmup.model_copy(update=changed)})
+    rates = []
+
+    def train(objective, batches, run, config, *rest):
+        groups = [g for optimizer in objective.optimizers(config) for g in optimizer.param_groups]
+        rates.extend(group["lr"] for group in groups)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "train", train)
+    monkeypatch.setattr(speed, "_samples", lambda *_: [])
+    small = {"encoder": "mobilenet_v2", "encoder_weights": None, "options": {}}
+    model = build(params.network.model_copy(update=small), 3)
+    with pytest.raises(KeyboardInterrupt):
+        speed.step_seconds("warmup", params, model, 2, tmp_path, make_fabric("32-true"))
+    assert rates == [speed.LEARNING_RATE] * 3
+
+
 def test_numbers_have_three_digits_and_a_unit():
     texts = [scaled(n, "B") for n in (0, 12, 1234, 202_283_520_000, 999_600)]
     assert texts == ["", "12 B", "1.23 kB", "202 GB", "1 MB"]

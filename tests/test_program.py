@@ -278,6 +278,7 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
         (ValueError("I/O error: No space left on device (os error 28)"), "the disk: No space left"),
         (OSError(errno.EMFILE, "Too many open files", "a.h5"), "a.h5: Too many open files; close"),
         (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error; check the disk"),
+        (MemoryError(), "the memory: Cannot allocate memory; close other programs"),
     ],
 )
 def test_each_refusal_says_what_to_do(capsys, error, said):

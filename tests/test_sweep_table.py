@@ -48,6 +48,15 @@ def test_what_did_not_run_with_the_parameters_is_not_fresh_nor_what_follows():
     assert found == {"prepare", "label"}
 
 
+def test_a_part_of_a_section_makes_only_this_part_count():
+    made = lock(label=stage(outs=[("labels", "l1")], **{"pseudo_label.m": 2}))
+    for other in (1, 2):
+        changed = PARAMS | {"pseudo_label": {"m": 2, "other": other}}
+        assert "label" in sweeps.fresh_stages(made, changed)
+    assert "label" not in sweeps.fresh_stages(made, PARAMS | {"pseudo_label": {"m": 3}})
+    assert "label" not in sweeps.fresh_stages(made, PARAMS | {"pseudo_label": None})
+
+
 def test_stages_that_ran_are_those_since_the_index():
     times = pd.DataFrame(
         {

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from disk import full_disk
+from disk import full_disk, refused
 from project import TRAINING
 
 import cag.training.loop
@@ -382,6 +382,21 @@ def test_what_cannot_be_resumed_starts_afresh(tmp_path, fabric, often, damage):
     assert Checkpoint(path, identity).load() is None
     run("supervised", network, fabric, path, identity)
     assert same(fresh, network)
+
+
+@pytest.mark.parametrize("how", ["EMFILE", "EIO", "memory"])
+def test_a_checkpoint_that_the_system_refuses_is_not_lost(tmp_path, monkeypatch, how):
+    checkpoint = Checkpoint(tmp_path / "c.pt", "a")
+    checkpoint.save({"iteration": 3})
+    if how == "memory":
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"c\.pt: .*memory"):
+            patch.setattr(torch, "load", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8))
+            checkpoint.load()
+    else:
+        with refused(checkpoint.path, how) as said, pytest.raises(UserError) as caught:
+            checkpoint.load()
+        assert str(caught.value).startswith(f"{checkpoint.path}: {said}; ")
+    assert checkpoint.load()["iteration"] == 3
 
 
 def test_a_checkpoint_appears_whole(tmp_path):

@@ -112,7 +112,7 @@ LAUGHS = "{x0: &a [1,1,1,1,1,1,1,1,1]" + "".join(
         (LAUGHS + "}", "more than 100,000 values"),
         ("[" * 10000 + "]" * 10000, "more than 32 levels"),
         ("a:\n" + "".join("  " * i + "- \n" for i in range(5000)), "more than 32 levels"),
-        ("a: " + "1" * 5000, "4300 digits"),
+        ("a: " + "1" * 5000, "an integer of 5000 characters"),
         ('a: "\\ud800"', "a control character"),
         ('a: "\\x1b[31m"', "a control character"),
         ("a: 2020-13-45", "the date 2020-13-45; put a text in quotes"),
@@ -138,3 +138,10 @@ def test_aliases_and_merged_keys_are_read():
 def test_an_error_cannot_steer_a_terminal():
     text = str(UserError("a\x1b[31m\r\nb\u202ec \ud800 \u00e9\u5b57"))
     assert text.isprintable() and text.endswith("\u00e9\u5b57") and r"a\x1b[31m b" in text
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "-0b" + "1" * 5000, "9" * 5000])
+def test_an_integer_of_absurd_length_is_refused_with_its_line(number):
+    with pytest.raises(ValueError, match="line 2: an integer of 500[0-9] characters"):
+        parse_yaml(f"a: 1\nseed: {number}\n")
+    assert parse_yaml("a: 0xff\n") == {"a": 255}

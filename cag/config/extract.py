@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from cag.config.base import BatchSize, Section, about
 
@@ -23,16 +23,25 @@ class Views(Section):
     flip: bool = about("whether each view is also mirrored", default=False)
 
 
-class Extract(Section):
-    """Features of both domains by the round's teacher."""
+class ExtractSource(Section):
+    """The part of `extract` that `extract_source` reads and declares; it passes over the rest."""
+
+    model_config = ConfigDict(extra="ignore")
 
     batch_size: BatchSize = about(
         "the images in a forward pass; changes only speed and memory", "images"
     )
-    target_views: Views = about("the views of a target image; one: the paper", default=Views())
     samples_per_class: Annotated[int, Field(ge=0, le=100_000)] = about(
         "the number of source pixels of each class whose features are kept for plots", "pixels"
     )
+
+
+class Extract(ExtractSource):
+    """Features of both domains by the round's teacher."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target_views: Views = about("the views of a target image; one: the paper", default=Views())
     directions: Annotated[int, Field(ge=1, le=4096)] | None = about(
         "the most directions among the anchors along which a target pixel's features are kept, "
         "with what is left of their length: distances to the anchors stay the same but for "

@@ -105,6 +105,8 @@ def training_step(
     """
     config, objective = getattr(params, training), _on_meta(network, training, params)
     objective.to(memory_format=torch.channels_last).train()
+    if config.freeze_encoder:
+        objective.network.freeze_encoder()
     with _dry(objective) as tally:
         size = config.augmentation.crop
         domains = [_empty_domain(images, maps, size) for maps in LABEL_MAPS[training]]

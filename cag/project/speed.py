@@ -31,6 +31,7 @@ SECONDS = 10  # that steps are measured for, after the first ones
 WARM_UP = 2  # steps; more where loaders have read ahead
 STEPS = 1000
 BLOCKS = (8, 16)  # of a pseudo-label, as rows and columns
+RATES = ("learning_rate", "learning_rate_decoder", "discriminator_learning_rate")
 LEARNING_RATE = 1e-12  # the weights stay: a training from random weights must not diverge
 
 
@@ -56,8 +57,9 @@ def step_seconds(
     training.
     """
     config = getattr(params, training)
-    changes = {"iterations": STEPS, "batch_size": images, "learning_rate": LEARNING_RATE}
-    config = config.model_copy(update=changes)
+    rates = {key: LEARNING_RATE for key in RATES if getattr(config, key, None) is not None}
+    config = config.model_copy(update={"iterations": STEPS, "batch_size": images} | rates)
+    params = params.model_copy(update={training: config})
     augmentation = getattr(config, "of_samples", config).augmentation
     domains = [
         TrainingSamples(samples, augmentation, seed)

@@ -165,7 +165,7 @@ def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]
     @cache
     def is_fresh(name: str) -> bool:
         used = stages[name].get("params", {}).get(PARAMS, {})
-        same = all(params.get(key) == value for key, value in used.items())
+        same = all(_at(params, key) == value for key, value in used.items())
         return same and all(map(is_current, stages[name].get("deps", [])))
 
     def is_current(dependency: Mapping[str, Any]) -> bool:
@@ -178,6 +178,13 @@ def fresh_stages(lock: Mapping[str, Any], params: Mapping[str, Any]) -> set[str]
         return (place != path or out.get("md5") == dependency.get("md5")) and is_fresh(name)
 
     return set(filter(is_fresh, stages))
+
+
+def _at(params: Any, key: str) -> Any:
+    """The value or the section of a dotted key; None if it is missing."""
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, Mapping) else None
+    return params
 
 
 def stages_run(times: pd.DataFrame) -> pd.DataFrame:

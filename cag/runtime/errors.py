@@ -16,13 +16,15 @@ REMEDIES = {
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), _OTHER_FOLDER),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
     **dict.fromkeys(
-        (errno.EIO, errno.ESTALE), "check the disk or the network drive, then try again"
+        (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN),
+        "check the disk or the network drive, then try again",
     ),
+    errno.ENOMEM: "close other programs, or take fewer or smaller images at a time",
     errno.EFBIG: "allow larger files (`ulimit -f`), or use another disk",
     errno.ENAMETOOLONG: "use a shorter name",
 }
 # Libraries in C and in Rust say it in their text.
-_NUMBER = re.compile(r"(?:errno =|Errno|os error) (\d+)")
+_NUMBER = re.compile(r"(?:errno =|Errno|os error|Error code) (\d+)")
 
 # Characters that steer a terminal or change the order of what it shows, and halves of characters.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -51,15 +53,17 @@ def shortened(text: str, longest: int) -> str:
 
 
 def refusal(error: Exception, where: object = None) -> UserError | None:
-    """The one line for what the system refused: full disk, no permission; None: another error.
+    """The one line for what the system refused: full disk, no memory; None: another error.
 
     `where` is the file, if the error does not name one.
     """
     text = _NUMBER.search(str(error))
     number = getattr(error, "errno", None) or (text and int(text[1]))
+    number = errno.ENOMEM if isinstance(error, MemoryError) else number
     if number not in REMEDIES:
         return None
-    where = getattr(error, "filename", None) or where or "the disk"
+    unnamed = "the memory" if number == errno.ENOMEM else "the disk"
+    where = getattr(error, "filename", None) or where or unnamed
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
 
 

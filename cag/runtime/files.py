@@ -270,6 +270,15 @@ def existing(path: Path) -> Path:
     return path
 
 
+def check_access(path: Path) -> None:
+    """Raise the system's own OSError if a file cannot be opened and read.
+
+    The library of safetensors calls any such file missing.
+    """
+    with open(path, "rb") as file:
+        file.read(1)
+
+
 def free_bytes(folder: Path) -> int:
     """The free bytes of the disk of `folder`, which need not exist yet."""
     existing = Path(folder).absolute()

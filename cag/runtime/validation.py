@@ -27,6 +27,7 @@ _PLAIN = (
     ("merge", "<<", ("<",)),
 )
 _DEEPEST = 32  # levels of nesting
+_LONGEST_INTEGER = 100  # characters
 _MOST_VALUES = 100_000  # an alias counts as all that it stands for
 
 
@@ -75,6 +76,8 @@ class _Loader(_PlainValues, yaml.SafeLoader):
         return node
 
     def construct_integer(self, node) -> int:
+        if len(node.value) > _LONGEST_INTEGER:
+            self._refuse(node, f"an integer of {len(node.value)} characters; give a smaller one")
         prefixed = node.value.lstrip("+-")[1:2] in ("b", "o", "x")
         return int(node.value, 0 if prefixed else 10)
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from cag.config.training import Run, Training
 from cag.runtime.devices import loader_workers
 from cag.runtime.environment import seconds
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, refusal
 from cag.runtime.files import atomic_file, binary_file
 from cag.runtime.progress import Progress
 from cag.runtime.seeds import mix
@@ -74,11 +74,16 @@ class Checkpoint:
     fingerprint: str
 
     def load(self) -> dict[str, Any] | None:
-        """The state, or None if it is missing, damaged or another training's."""
+        """The state, or None if it is missing, damaged or another training's.
+
+        A UserError says that the system refuses to read it, so that it is not lost.
+        """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # the training can always start afresh
-            return None
+        except Exception as error:  # a damaged file raises many kinds
+            if (refused := refusal(error, self.path)) is not None:
+                raise refused from None
+            return None  # the training can always start afresh
         known = isinstance(state, dict) and self._identity().items() <= state.items()
         return state if known else None
 
