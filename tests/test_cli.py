@@ -114,6 +114,13 @@ def test_init_fills_a_fresh_clone_and_keeps_what_is_there(tmp_path):
         call("init", str(tmp_path))
 
 
+def test_init_keeps_the_bytes_of_a_gitignore(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / ".gitignore").write_bytes(b"caf\xe9/\n")
+    call("init", str(tmp_path))
+    assert (tmp_path / ".gitignore").read_bytes().startswith(b"caf\xe9/\n")
+
+
 def test_init_changes_nothing_where_it_cannot_work(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet")
     (tmp_path / "classes").mkdir()  # the last but one that is copied

@@ -79,6 +79,21 @@ def test_scores_that_are_not_known_are_no_numbers_and_end_nothing():
     assert not re.search(r"\bnan\b", re.sub('<svg.*?</svg>|base64,[^"]*', "", page, flags=re.S))
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"miou": "x"}', '{"miou": 2}'])
+def test_damaged_scores_are_one_line(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("data/evaluation/round1/metrics.json")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"miou": 0.25, "iou": {}}')
+    assert results.workspace_scores() == {"round1": 0.25}
+    path.write_text('{"miou": null}')
+    assert results.workspace_scores() == {"round1": None}
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"^{path}: not a file of scores .*; delete it") as error:
+        results.workspace_scores()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

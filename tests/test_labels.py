@@ -211,6 +211,16 @@ def test_a_class_may_lack_values(tmp_path):
     assert class_map.encode(np.array([[7, 24]], np.uint8)).tolist() == [[0, 2]]
 
 
+def test_names_of_classes_have_one_form_of_accents(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    entry = "{{name: {}, color: [1, 2, 3], values: [1]}}"
+    label_space = read_class_map(write(tmp_path, ROAD, entry.format(apart))).label_space
+    assert label_space.names[1] == composed
+    entries = entry.format(apart), entry.format(composed).replace("[1]", "[2]")
+    with pytest.raises(UserError, match=f"class name '{composed}' is given twice"):
+        read_class_map(write(tmp_path, ROAD, *entries))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -499,6 +499,26 @@ def test_stage_names_a_missing_artifact_and_leaves_nothing(project, missing, com
     assert not (project / "data/report").exists()
 
 
+@pytest.mark.parametrize(
+    ("damaged", "text"),
+    [
+        ("data/evaluation/warmup/metrics.json", "{"),
+        ("data/evaluation/warmup/metrics.json", '{"a": 1}'),
+        ("data/evaluation/warmup/confusion.csv", ""),
+        ("data/watch/warmup.json", "{"),
+        ("data/watch/warmup.json", "3"),
+        ("data/rounds/round1/coverage.csv", ""),
+        ("data/rounds/round1/anchors.csv", "a,b\n1,2\n"),
+        ("data/curves/warmup.csv", ""),
+    ],
+)
+def test_stage_names_a_damaged_artifact_and_leaves_nothing(project, damaged, text):
+    (project / damaged).write_text(text)
+    with pytest.raises(UserError, match=f"{damaged}: not a .* delete it, then run"):
+        run_stage()
+    assert not (project / "data/report").exists()
+
+
 def test_class_called_none_keeps_its_name(project):
     for name in ("coverage.csv", "threshold_curves.csv"):
         path = project / FOLDERS.rounds / "round1" / name

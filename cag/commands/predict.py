@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, shortened
 
 SHOWN_FAILURES = 30
+LONGEST = 16_384  # pixels of a side
 SIZE = """Predict at this size, or at each image's own.
 [default: that of the images trained on, which the model knows]"""
 TILE = """Side of overlapping tiles in pixels, at least 64; 0: images whole.
@@ -28,10 +29,11 @@ class PixelSize(click.ParamType):
         if isinstance(value, tuple) or value == "own":
             return value
         sides = value.replace("x", ",").split(",")
-        if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
-            problem = f"{value!r} is neither height,width in pixels, such as 512,1024, nor own"
-            self.fail(problem, param, ctx)
-        return int(sides[0]), int(sides[1])
+        sizes = [int(side) for side in sides if side.strip().isdecimal() and len(side) < 9]
+        if len(sizes) != len(sides) or len(sizes) != 2 or not all(0 < s <= LONGEST for s in sizes):
+            problem = f"{shortened(value, 40)!r} is neither height,width, such as 512,1024, nor own"
+            self.fail(f"{problem}; a side has 1 to {LONGEST} pixels", param, ctx)
+        return sizes[0], sizes[1]
 
 
 @click.command(short_help="Label photographs with a model.")

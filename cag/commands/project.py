@@ -11,7 +11,7 @@ import click
 from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
 from cag.config.parameters import load_all
 from cag.project import template
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, printable
 
 if TYPE_CHECKING:
     from cag.project.raw_data import SplitCheck
@@ -145,9 +145,9 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
         print_json(checked)
     else:
         for warning in checked["warnings"]:
-            print(f"warning: {warning}")
+            print(f"warning: {printable(warning)}")
         for problem in problems[:SHOWN_PROBLEMS]:
-            print(f"wrong: {problem}")
+            print(f"wrong: {printable(problem)}")
     if problems:
         more = f", {SHOWN_PROBLEMS} of them" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(f"{len(problems)} found to be wrong; listed above{more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,14 +75,18 @@ class LabelSpace:
             raise ValueError(explain(ClassList, error, "expected a list 'classes'")) from None
 
 
-def _printable(name: str) -> str:
+def _composed(name: str) -> str:
+    """The name with its accents in one form: Unicode has two, which look the same."""
     if CONTROL.search(name):
         raise ValueError("a name has no control characters")
-    return name
+    return unicodedata.normalize("NFC", name)
 
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = Annotated[list[Byte], Field(min_length=3, max_length=3), AfterValidator(tuple)]
+ClassName = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_composed)
+]
 SubsetName = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = Field(min_length=1, max_length=MAX_CLASSES)
 
@@ -89,9 +94,7 @@ COUNT = Field(min_length=1, max_length=MAX_CLASSES)
 class Class(BaseModel, strict=True):
     """A class of a label space."""
 
-    name: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_printable)
-    ]
+    name: ClassName
     color: Color
 
 
@@ -99,7 +102,7 @@ class ClassList(BaseModel, strict=True):
     """Classes and, by name, sets of them."""
 
     classes: Annotated[list[Class], COUNT]
-    subsets: dict[SubsetName, Annotated[list[str], Field(min_length=1)]] = {}
+    subsets: dict[SubsetName, Annotated[list[ClassName], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
     def _check(self) -> ClassList:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cag.config.datasets import Source, Target
 from cag.datasets.preparation import Item
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, printable
 from cag.runtime.files import inside
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -128,7 +128,7 @@ def describe_files(paths: Sequence[str]) -> str:
     for kind, count in kinds.most_common():
         first = next(path for path in paths if PurePosixPath(path).suffix.lower() == kind)
         parts.append(f"{count} {kind or 'without extension'} ({first}{', ...' * (count > 1)})")
-    return ", ".join(parts)
+    return printable(", ".join(parts))
 
 
 def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:

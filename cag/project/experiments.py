@@ -1,6 +1,5 @@
 """Scores of the last run, and of several seeds run through DVC's queue."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+from pydantic import BaseModel, Field
 
 from cag.project.repository import (
     METRICS,
@@ -28,7 +29,7 @@ from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import data_root, fingerprint
 from cag.runtime.numbers import percent
 from cag.runtime.progress import progress
-from cag.runtime.validation import parse_yaml, read_yaml
+from cag.runtime.validation import parse_yaml, read_yaml, readable
 
 SCRATCH = Path(".scratch/oracle")
 ORACLE_METRICS = "data/oracle/metrics.json"
@@ -51,9 +52,21 @@ def workspace_scores() -> dict[str, float | None]:
             f"{METRICS.format('<model>')}: no scores; `dvc repro` makes them where target "
             "validation images have labels and `evaluated` in params.yaml names models"
         )
-    return {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["miou"] for path in paths
-    }
+    return {path.parent.name: read_miou(path) for path in paths}
+
+
+class _Scores(BaseModel):
+    """What is read of a file of scores."""
+
+    miou: Annotated[float, Field(ge=0, le=1)] | None
+
+
+def read_miou(path: Path, text: str | None = None) -> float | None:
+    """The mIoU of a file of scores, or of its text; a UserError if it holds no such number."""
+    remedy = "delete it, then run `dvc repro`"
+    with readable(path, "a file of scores", "run `dvc repro`", remedy):
+        text = path.read_text(encoding="utf-8") if text is None else text
+        return _Scores.model_validate_json(text).miou
 
 
 def workspace_rows() -> list[dict[str, str]]:
@@ -141,7 +154,7 @@ def run_oracle(revision: str, jobs: int = 1) -> float:
     if done.returncode:
         where = "see above" if jobs == 1 else f"{log} shows why"
         raise UserError(f"the oracle of experiment {revision} failed; {where}")
-    score = json.loads((folder / ORACLE_METRICS).read_text(encoding="utf-8"))["miou"]
+    score = read_miou(folder / ORACLE_METRICS)
     shutil.rmtree(folder)
     log.unlink(missing_ok=True)
     return score
@@ -239,4 +252,4 @@ def _scores(revision: str) -> dict[str, float]:
     texts = {model: read(METRICS.format(model)) for model in models}
     if None in texts.values():
         raise UserError(f"experiment {revision}: DVC's cache has lost its scores; run it again")
-    return {model: json.loads(text)["miou"] for model, text in texts.items()}
+    return {model: read_miou(Path(METRICS.format(model)), text) for model, text in texts.items()}

@@ -16,10 +16,11 @@ from cag.project import repository
 from cag.project.repository import FINISHED, METRICS, PARAMS, WORKSPACE, Experiment
 from cag.runtime.errors import UserError
 from cag.runtime.program import RECORDS, read_records
-from cag.runtime.validation import parse_yaml
+from cag.runtime.validation import parse_yaml, readable
 
 LOCK, COVERAGE = "dvc.lock", "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
+REPRO = "run `dvc repro`"
 FIXED, TIME = ("experiment", "state"), ("seconds", "stages")
 _RESULTS = (".coverage.", ".precision.", ".miou")  # parts of columns, in their order
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
@@ -130,10 +131,11 @@ def _results(experiment: Experiment) -> tuple[dict[str, float], set[str]]:
     for name in params.get("rounds", {}):
         text = read(COVERAGE.format(name)) if f"pseudo_label@{name}" in fresh else None
         if text is not None:
-            coverage = pd.read_csv(io.StringIO(text), keep_default_na=False)
-            for rule in RULES:
-                share = coverage[rule].sum() / coverage["nearest"].sum()
-                results[f"{name}.coverage.{rule}"] = float(share)
+            with readable(COVERAGE.format(name), "a table of pixels", REPRO, f"delete it; {REPRO}"):
+                coverage = pd.read_csv(io.StringIO(text), keep_default_na=False)
+                for rule in RULES:
+                    share = coverage[rule].sum() / coverage["nearest"].sum()
+                    results[f"{name}.coverage.{rule}"] = float(share)
         scores = metrics.get(PRECISION.format(name))
         if f"evaluate_pseudo_labels@{name}" in fresh and scores:
             for rule in RULES:

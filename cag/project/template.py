@@ -77,9 +77,10 @@ def _copy(source: Path, goal: Path) -> None:
 
 def _extend(ours: Path, theirs: Path) -> None:
     """Put the lines of a file that is there before the template's."""
-    kept, added = (path.read_text(encoding="utf-8").splitlines() for path in (theirs, ours))
+    form = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps the bytes of any other
+    kept, added = (path.read_text(**form).splitlines() for path in (theirs, ours))
     lines = [*kept, *(line for line in added if line not in kept), ""]
-    ours.write_text("\n".join(lines), encoding="utf-8")
+    ours.write_text("\n".join(lines), **form)
 
 
 def presets(begun: str = "") -> dict[str, Path]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from cag.report.page import report_page
 from cag.report.tables import BASELINE, baseline_of
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_folder, inside
+from cag.runtime.validation import readable
 
 FEATURES_PER_CLASS = 60  # drawn of each domain
 FEATURE_IMAGES = 200  # target images, evenly spaced, to draw from
@@ -106,14 +108,19 @@ def read_evaluation(folders: Folders, model: str) -> contents.Evaluation:
         _existing(folders.evaluation / model / name, f"evaluate@{model}")
         for name in ("metrics.json", "confusion.csv")
     )
-    matrix = pd.read_csv(confusion).iloc[:, 1:].to_numpy(dtype=np.int64)
-    return contents.Evaluation(json.loads(metrics.read_text(encoding="utf-8")), matrix)
+    with _readable(confusion, "a confusion matrix"):
+        matrix = pd.read_csv(confusion).iloc[:, 1:].to_numpy(dtype=np.int64)
+    with _readable(metrics, "a file of scores"):
+        scores = json.loads(metrics.read_text(encoding="utf-8"))
+        _ = scores["miou"], scores["iou"].values()
+    return contents.Evaluation(scores, matrix)
 
 
 def read_measures(folder: Path, model: str) -> dict[str, float | None]:
     """Read a model's measures without labels, by name."""
     path = _existing(folder / f"{model}.json", f"watch@{model}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    with _readable(path, "a file of measures"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
@@ -123,7 +130,12 @@ def read_round(folder: Path, name: str, rounds: Mapping, features: Features | No
     options = {"dtype": dict.fromkeys(("class", "nearest_anchor"), str), "keep_default_na": False}
     stages = {"coverage": f"pseudo_label@{name}", "anchors": f"anchors@{name}"}
     paths = [_existing(folder / name / f"{table}.csv", stages[table]) for table in stages]
-    coverage, anchors = (pd.read_csv(path, na_values=missing, **options) for path in paths)
+    tables = []
+    for path in paths:
+        with _readable(path, "a table of classes"):
+            tables.append(pd.read_csv(path, na_values=missing, **options))
+            tables[-1]["class"]  # each row is of one
+    coverage, anchors = tables
     path = folder / name / "threshold_curves.csv"
     thresholds = quantile_thresholds(path, list(coverage["class"]))
     teachers = rounds[name].teacher, rounds[rounds[name].anchors].teacher
@@ -203,7 +215,11 @@ def _labelled_maps(path: Path) -> dict[str, Maps]:
 def read_curves(folder: Path, models: Iterable[str]) -> dict[str, pd.DataFrame]:
     """Read the learning curves; an untrained model that was passed on has none."""
     paths = {model: folder / f"{model}.csv" for model in models}
-    curves = {name: pd.read_csv(path) for name, path in paths.items() if path.is_file()}
+    curves = {}
+    for name, path in paths.items():
+        if path.is_file():
+            with _readable(path, "a learning curve"):
+                curves[name] = pd.read_csv(path)
     return {name: curve for name, curve in curves.items() if len(curve)}
 
 
@@ -278,6 +294,10 @@ def _locations(folders: Folders) -> list[tuple[str, str]]:
         ("predictions", f"{scores}/predictions/"),
         ("this page and its figures", f"{folders.report}/"),
     ]
+
+
+def _readable(path: Path, kind: str) -> AbstractContextManager[None]:
+    return readable(path, kind, "run `dvc repro`", "delete it, then run `dvc repro`")
 
 
 def _existing(path: Path, stage: str) -> Path:
