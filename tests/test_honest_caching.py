@@ -33,7 +33,8 @@ class Loader(importlib.machinery.SourceFileLoader):
                 for name, field in model.model_fields.items():
                     part = field.annotation
                     partial = getattr(part, "model_config", {}).get("extra") == "ignore"
-                    sections.update(f"{name}.{key}" for key in part.model_fields if partial)
+                    keys = part.model_fields if partial else ()
+                    sections.update(f"{name}.{key}" for key in keys)
                     sections.update(() if partial else (name,))
                 return validate(model, *given)
             module.validated = validated
