@@ -86,7 +86,9 @@ def test_a_lock_that_nobody_holds_is_named_and_repaired(copy, held):
 
 def test_nothing_is_repaired_while_dvc_runs(copy):
     (copy / ".dvc/tmp/rwlock").write_text("{")
-    with subprocess.Popen([sys.executable, "-c", "input()", "dvc"], cwd=copy, stdin=PIPE) as dvc:
+    program = [sys.executable, "-c", "print(flush=True); input()", "dvc"]
+    with subprocess.Popen(program, cwd=copy, stdin=PIPE, stdout=PIPE) as dvc:
+        dvc.stdout.readline()  # before, the system may not show its arguments yet
         with pytest.raises(UserError, match=rf"DVC is running in .* \(process {dvc.pid}\)"):
             repair(copy)
         dvc.communicate(b"\n")
