@@ -50,6 +50,8 @@ SOURCE, LONG, PAPER = "source only", "source only trained as long", "the paper's
 DEFAULT, ORACLE = "the default", "oracle"
 COMPARED = [SOURCE, LONG, PAPER, DEFAULT, ORACLE]  # the other variants are ablations
 RUN = ["pair", "variant", "seed"]
+OF_ROUNDS = {"warmup", "extract", "anchors", "pseudo_label", "adapt", "rounds"}
+OF_ORACLE = ("iterations", "batch_size")
 COLUMNS = [*RUN, "model", "miou", "iou", "label_free", "seconds", "fingerprint", "commit"]
 PICTURES = 3  # of a pair
 Cell = tuple[str, str, int]  # a value of each of RUN
@@ -97,9 +99,14 @@ class Run:
     def fingerprint(self) -> str:
         """The digest of what the scores depend on, but for the code.
 
-        Not so on the form in which features are stored.
+        Not so on the form in which features are stored. The pretraining alone reads no round, the
+        oracle only how long they are.
         """
-        read = {key: value for key, value in self.params.items() if key != "report"}
+        alone = self.oracle or self.models == ["pretrain"]
+        unread = {"report"} | (OF_ROUNDS if alone else set())
+        read = {key: value for key, value in self.params.items() if key not in unread}
+        if self.oracle:
+            read["steps"] = len(self.params["rounds"]), *map(self.params["adapt"].get, OF_ORACLE)
         if "extract" in read:
             read["extract"] = {k: v for k, v in read["extract"].items() if k != "directions"}
         return fingerprint(params=read, oracle=self.oracle)[:12]

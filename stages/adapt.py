@@ -6,13 +6,14 @@ import click
 
 from cag.adaptation import student_objective
 from cag.anchors import read_anchors
+from cag.batch_norm import take_statistics
 from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.base import load_params
 from cag.config.pseudo_labels import PseudoLabel
 from cag.config.training import Run
 from cag.config.watch import Watch
-from cag.datasets.prepared import read_label_space
+from cag.datasets.prepared import PreparedImages, read_label_space
 from cag.networks import load_model
 from cag.runtime.program import run_stage
 from cag.training.fit import Fit
@@ -49,6 +50,9 @@ def main(name: str, teacher: str) -> None:
     reads = [SOURCE, TARGET, path, folder / "anchors.npy", folder / "pseudo_labels"]
     curve = fit.train(objective, [source, target], reads)
     model = model._replace(network=objective.kept)
+    plain = PreparedImages(TARGET, "train", with_labels=False)
+    share, batch_size = config.target_statistics, config.batch_size
+    take_statistics(model.network, plain, share, batch_size, fit.fabric)
     watching = (SOURCE, TARGET), params.watch, params.seed, fit.fabric
     model = kept_model(path, model, config.on_regression, *watching)
     fit.save(MODELS / f"{name}.safetensors", model, TARGET, CURVES / f"{name}.csv", curve)

@@ -102,7 +102,7 @@ def test_only_the_project_wing_knows_the_paths_below_data():
 def test_the_top_shows_the_method():
     names = {path.stem for path in Path(ROOT / "cag").glob("*.py")} - {"__init__", "cli"}
     method = {"anchors", "pseudo_labels", "losses", "adaptation", "teacher"}
-    method |= {"adversarial", "mixing", "augmentation"}
+    method |= {"adversarial", "mixing", "augmentation", "batch_norm"}
     around = {"networks", "deeplab", "metrics", "features", "prediction", "evaluation", "watch"}
     around |= {"extraction", "projection"}
     assert names == method | around

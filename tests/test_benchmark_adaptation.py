@@ -94,6 +94,11 @@ def test_fingerprint_is_of_what_the_scores_depend_on():
     assert digest() == digest("report.images=3") == digest("adapt.iterations=80")
     assert len({digest(), digest("adapt.iterations=81"), digest(oracle=True)}) == 3
     assert digest() != plan(("a", "x", 1), Variant(), PRESET).fingerprint
+    shorter, other_rate = "adapt.iterations=79", "adapt.power=0.8"
+    assert digest(oracle=True) == digest(other_rate, oracle=True) != digest(shorter, oracle=True)
+    assert digest(as_long=True) == digest(other_rate, as_long=True)
+    assert digest(as_long=True) != digest(shorter, as_long=True)
+    assert digest() != digest(other_rate)
     stored = PRESET | {"extract": {"batch_size": 2}}  # how, is not what the scores depend on
     reduced = stored | {"extract": {"batch_size": 2, "directions": 40}}
     other = stored | {"extract": {"batch_size": 4}}

@@ -6,12 +6,13 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from test_batch_norm import measured
 from test_training import BREADTH, CLASSES, HEIGHT, problem, run_params, silent, small_network
 from timm.layers import DropPath
 from torch import nn
 
 from cag.runtime.devices import make_fabric
-from cag.training.global_batch import Share, pieces, share_draws
+from cag.training.global_batch import Share, pieces, share_batch_norm, share_draws
 from cag.training.loop import Checkpoint, train
 from cag.training.objectives import Batch, DomainBatch, batch_norms
 
@@ -71,6 +72,8 @@ def train_in_process(rank, port, folder):
     torch.set_num_threads(1)
     fabric = make_fabric("32-true")
     results = {kind: trained(kind, fabric, folder) for kind in CASES}
+    share_batch_norm(network := small_network(), fabric.device)
+    results["statistics"] = measured(network, fabric)
     torch.save(results, folder / f"{rank}.pt")
 
 
@@ -97,6 +100,16 @@ def test_two_processes_train_as_one_does(kind, of_two, tmp_path):
     for found, found_curve in (results[kind] for results in of_two):
         assert distance(found, weights) < 1e-5 < 0.01 < distance(start, weights)
         assert torch.allclose(found_curve, curve, rtol=1e-4)
+
+
+def test_two_processes_take_the_statistics_that_one_does(of_two):
+    start, expected = (
+        small_network().state_dict(),
+        measured(small_network(), make_fabric("32-true")),
+    )
+    for results in of_two:
+        found = results["statistics"]
+        assert distance(found, expected) < 1e-3 < 0.01 < distance(start, expected)
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -93,6 +93,12 @@ class Adapt(Training):
         source="ReMixMatch",
         default=0.0,
     )
+    target_statistics: Fraction = about(
+        "the share of the target's own statistics in batch norm, taken after the last step from "
+        "training images as they are; 0: those of the training stay",
+        source="alpha-BN",
+        default=0.0,
+    )
     on_regression: Literal["ignore", "warn", "stop", "keep_teacher"] = about(
         "what happens if a measure without labels says that the student is worse than the model it "
         "started from: a warning, an error, or that model is kept in its place; `ignore`: it is "
