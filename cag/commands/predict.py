@@ -9,7 +9,6 @@ from cag.commands.terminal import json_option, print_json, print_rows, stdout_fo
 from cag.runtime.errors import UserError, shortened
 
 SHOWN_FAILURES = 30
-LONGEST = 16_384  # pixels of a side
 SIZE = """Predict at this size, or at each image's own.
 [default: that of the images trained on, which the model knows]"""
 TILE = """Side of overlapping tiles in pixels, at least 64; 0: images whole.
@@ -26,13 +25,19 @@ class PixelSize(click.ParamType):
 
     def convert(self, value, param, ctx):
         """Parse the option's text."""
+        from cag.config.base import LONGEST_SIDE
+
         if isinstance(value, tuple) or value == "own":
             return value
         sides = value.replace("x", ",").split(",")
         sizes = [int(side) for side in sides if side.strip().isdecimal() and len(side) < 9]
-        if len(sizes) != len(sides) or len(sizes) != 2 or not all(0 < s <= LONGEST for s in sizes):
+        if (
+            len(sizes) != len(sides)
+            or len(sizes) != 2
+            or not all(0 < s <= LONGEST_SIDE for s in sizes)
+        ):
             problem = f"{shortened(value, 40)!r} is neither height,width, such as 512,1024, nor own"
-            self.fail(f"{problem}; a side has 1 to {LONGEST} pixels", param, ctx)
+            self.fail(f"{problem}; a side has 1 to {LONGEST_SIDE} pixels", param, ctx)
         return sizes[0], sizes[1]
 
 

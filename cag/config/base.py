@@ -18,7 +18,8 @@ Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a loss
 Rate = Annotated[float, Field(gt=0, le=1000)]  # of learning
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
 Images = Annotated[int, Field(ge=1, le=1_000_000)]
-Side = Annotated[int, Field(ge=1, le=16_384)]
+LONGEST_SIDE = 16_384  # pixels
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
 
 def _not_too_many(size: tuple[int, int]) -> tuple[int, int]:
