@@ -10,7 +10,7 @@ networks are counted on shapes, which needs no memory.
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ EXPORTS += [("Segformer", "MiT"), ("DPT", "DINOv2, patch 16"), ("DPT", "DINOv3")
 EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
 EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
 EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
+FORMS = [(export.write_pt2, export.load_pt2), (export.write_onnx, export.load_onnx)]
 LARGE = [  # encoder, options, architecture, crop
     ("resnet101", {}, "DeepLabV3PlusPaper", (512, 896)),
     ("mit_b5", {}, "Segformer", (512, 512)),
@@ -139,20 +140,29 @@ def tried(architecture: str, kind: str) -> Form:
     return Form(count, width, stride, network.input_multiple)
 
 
-def exported(architecture: str, kind: str, form: str) -> str:
-    """Yes, if the exported network gives the network's logits at two sizes, or else why not."""
+def exported(architecture: str, kind: str) -> list[str]:
+    """For pt2 and ONNX: yes, if the file gives the network's logits at two sizes, or why not."""
     network = made(architecture, *ENCODERS[kind]).eval()
     for name, parameter in network.encoder.named_parameters():
         if "gamma" in name or "qkv" in name:  # so small at first that no attention shows
             parameter.data.normal_(std=0.1)
-    write, load = {
-        "onnx": (export.write_onnx, export.load_onnx),
-        "pt2": (export.write_pt2, export.load_pt2),
-    }[form]
+    try:
+        program = export.trace(network)
+    except UserError as error:
+        return [f"no: {str(error)[:160]}"] * len(FORMS)
+    return [_exported(network, program, *form) for form in FORMS]
+
+
+def _exported(
+    network: SegmentationNetwork,
+    program: torch.export.ExportedProgram,
+    write: Callable[[Path, torch.export.ExportedProgram, dict], None],
+    load: Callable[[Path], export.Run],
+) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / form
-            write(path, export.trace(network), {})
+            path = Path(folder) / "model"
+            write(path, program, {})
             images = export.comparison_images()[:2]
             found = list(export.compare(network, load(path), images))
     except UserError as error:
@@ -185,11 +195,7 @@ def export_rows() -> Iterator[list[str]]:
     yield ["", "encoder", "pt2", "onnx"]
     yield ["---"] * 4
     for architecture, kind in EXPORTS:
-        yield [
-            f"`{architecture}`",
-            kind,
-            *(exported(architecture, kind, f) for f in ("pt2", "onnx")),
-        ]
+        yield [f"`{architecture}`", kind, *exported(architecture, kind)]
 
 
 def memory_rows() -> Iterator[list[str]]:

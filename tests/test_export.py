@@ -91,6 +91,7 @@ def cag_export(*arguments):
         {"architecture": "DeepLabV3PlusPaper"},
         {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
         {"architecture": "Linear", "encoder": "tu-test_vit", "options": {"patch_size": 14}},
+        {"architecture": "Segformer", "encoder": "mit_b0", "options": {}},
     ],
     ids=lambda changes: changes.get("architecture", changes.get("encoder", "DeepLabV3Plus")),
 )

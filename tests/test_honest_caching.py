@@ -312,3 +312,36 @@ def test_an_edit_reaches_the_stages_that_it_concerns(edited, copied):
     else:
         path.write_text(path.read_text(encoding="utf-8") + "# An edit.\n")
     assert changed(copied) == EDITS[edited]
+
+
+def followers(project: Path, names: set[str]) -> set[str]:
+    """The stages that read what some stages make, at first or second hand."""
+    with Repo(project) as repo:
+        reads = {
+            stage.name: {dependency.name for dependency in repo.index.graph.successors(stage)}
+            for stage in repo.index.stages
+        }
+    found = set()
+    while new := {name for name in reads if reads[name] & (names | found)} - found:
+        found |= new
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("average", "pixels"), ("min_pixels", 3), ("min_recall", 0.25)]
+)
+def test_other_anchors_rerun_no_extraction(key, value, copied):
+    """But that of a later round, whose teacher has learnt from them."""
+    path = copied / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert params["anchors"].get(key) != value
+    params["anchors"][key] = value
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    edited = changed(copied)
+    assert edited == {f"anchors@round{i}" for i in (1, 2)} | STUDENT
+    stale = edited | followers(copied, edited)
+    assert {"pseudo_label@round1", "adapt@round1", "extract_target@round2"} <= stale
+    assert not stale & {"prepare@source", "prepare@target", "pretrain", "warmup"}
+    assert not stale & {"extract_source@round1", "extract_target@round1"}
+    alone = followers(copied, {"anchors@round1"}) - followers(copied, {"adapt@round1"})
+    assert not [name for name in alone if name.startswith("extract")]

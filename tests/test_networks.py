@@ -12,7 +12,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import yaml
 from disk import refused
+from project import merged, write_params
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -828,6 +830,32 @@ def test_the_strong_presets_network_is_as_its_comments_say():
         network = build(params.network, 19)
     assert round(sum(p.numel() for p in network.parameters()) / 1e5) == 820
     assert feature_form(network, params.adapt.augmentation.crop) == (256, 4)
+
+
+@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+@pytest.mark.parametrize(
+    ("number", "millions", "form"), [(0, 82.0, (256, 4)), (1, 304.4, (1024, 14))]
+)
+def test_the_documented_changes_of_the_strong_presets_are_valid(
+    pair, number, millions, form, tmp_path
+):
+    """For 80 GB, and DINOv2-L: the blocks of docs/paper.md."""
+    page = (
+        (ROOT / "docs/paper.md").read_text(encoding="utf-8").partition("## A network of today")[2]
+    )
+    changes = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[number])
+    preset = yaml.safe_load((ROOT / f"presets/{pair}_strong.yaml").read_text(encoding="utf-8"))
+    write_params(tmp_path, merged(preset, changes))
+    params = load_all(tmp_path / "params.yaml")
+    with shapes_only():
+        network = build(params.network, 19)
+    crop = params.adapt.augmentation.crop
+    assert {params.pretrain.augmentation.crop, params.warmup.augmentation.crop} == {crop}
+    assert feature_form(network, crop) == form
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    for size in (params.source.size, params.target.size):
+        assert all(side >= least for side, least in zip(size, crop, strict=True))
+    assert not any(side % network.input_multiple for side in (*crop, *params.target.size))
 
 
 def test_shapes_are_known_without_memory_or_random_draws():

@@ -27,13 +27,16 @@ from project import (
     write_params,
 )
 from safetensors import safe_open
+from torch import Tensor
 
 from benchmarks.miniature import SIZE
 from cag.anchors import nearest_other_anchor, read_anchors
 from cag.cli import cli
-from cag.features import read_target_images, read_target_store
+from cag.features import TargetStore, read_target_images, read_target_store
 from cag.projection import UNIT
 from cag.pseudo_labels import anchor_margins
+from cag.report.feature_space import principal_axes
+from cag.report.gather import read_features, training_maps
 from cag.runtime.errors import UserError
 from cag.scenes import write_dataset
 
@@ -168,14 +171,33 @@ def test_feature_stores(finished, name):
     assert {path.name for path in folder.iterdir()} == {"source.h5", "target.h5", "target"}
 
 
-def test_a_reduced_store_labels_as_the_full_one(finished, copied):
-    """But for pixels whose margin is next to a threshold."""
-    write_params(copied, merged(read_params(copied), {"extract": {"directions": None}}))
-    execute(copied, "python", "-m", "stages.extract_target", "round1", "warmup", "round1")
-    paths = [project / "data/features/round1/target.h5" for project in (copied, finished)]
+@pytest.fixture(scope="module")
+def with_full_store(finished, tmp_path_factory) -> Path:
+    """A copy of the finished project whose first round has the full store of its features."""
+    copy = tmp_path_factory.mktemp("full") / "project"
+    shutil.copytree(finished, copy, symlinks=True)
+    write_params(copy, merged(read_params(copy), {"extract": {"directions": None}}))
+    execute(copy, "python", "-m", "stages.extract_target", "round1", "warmup", "round1")
+    return copy
+
+
+def both_stores(with_full_store: Path, finished: Path) -> tuple[TargetStore, TargetStore, Tensor]:
+    """The full and the reduced store of the first round, and its anchors [K, D]."""
+    paths = [project / "data/features/round1/target.h5" for project in (with_full_store, finished)]
     full, reduced = (read_target_store(path, CLASSES) for path in paths)
-    assert full.projection is None and full.width == reduced.width
     anchors = read_anchors(finished / "data/rounds/round1/anchors.npy", CLASSES, full.width)
+    return full, reduced, anchors
+
+
+def bound(reduced: TargetStore) -> float:
+    """What rounding changes of a distance and of a margin: a part of the anchors' spread."""
+    return float(4e-3 * reduced.projection.units[-1] / UNIT)
+
+
+def test_a_reduced_store_labels_as_the_full_one(finished, with_full_store):
+    """But for pixels whose margin is next to a threshold."""
+    full, reduced, anchors = both_stores(with_full_store, finished)
+    assert full.projection is None and full.width == reduced.width
     assert reduced.place(anchors)[1] < 1e-3 * nearest_other_anchor(anchors)[1].nan_to_num().max()
     rows = zip(*(read_target_images(store, store.shards) for store in (full, reduced)), strict=True)
     count = differing = 0
@@ -185,8 +207,8 @@ def test_a_reduced_store_labels_as_the_full_one(finished, copied):
             anchor_margins(image.row[0].float(), store.place(anchors)[0])
             for image, store in ((whole, full), (less, reduced))
         )
-        close = 4e-3 * reduced.projection.units[-1] / UNIT  # of the anchors' spread
-        torch.testing.assert_close(other, margin, atol=float(close), rtol=0)
+        close = bound(reduced)
+        torch.testing.assert_close(other, margin, atol=close, rtol=0)
         assert (margin[found != nearest] < close).all()
         count += 1
         threshold = float(margin.median())
@@ -196,6 +218,74 @@ def test_a_reduced_store_labels_as_the_full_one(finished, copied):
         pixels = margin.numel()
     print(f"{differing} of {count * pixels} pixels have another label than by the full store")
     assert count == TRAINING and differing <= 0.01 * count * pixels
+
+
+def test_the_reports_maps_of_a_reduced_store_are_those_of_the_full_one(finished, with_full_store):
+    full, reduced, anchors = both_stores(with_full_store, finished)
+    one, other = (training_maps(store, anchors, full.names) for store in (full, reduced))
+    close = bound(reduced)
+    for name in full.names:
+        true, found = one[name], other[name]
+        assert np.array_equal(true.prediction, found.prediction)
+        assert np.abs(true.probability - found.probability).max() <= 2**-13 + 1e-7
+        for key in ("nearest_distance", "second_distance"):
+            assert np.abs(getattr(true, key) - getattr(found, key)).max() < close
+        margins = true.second_distance - true.nearest_distance
+        assert (margins[true.nearest != found.nearest] < close).all()
+    assert close < 0.1 * np.mean([true.second_distance.mean() for true in one.values()])
+
+
+def test_the_reports_feature_space_of_a_reduced_store_is_that_of_the_full_one(
+    finished, with_full_store
+):
+    """The same pixels are drawn at the same places, because both axes are in the span."""
+    *stores, anchors = both_stores(with_full_store, finished)
+    folders = [project / "data/features/round1" for project in (with_full_store, finished)]
+    one, other = (
+        read_features(folder, store, anchors, seed=0)
+        for folder, store in zip(folders, stores, strict=True)
+    )
+    for key in ("anchors", "source", "source_labels", "target_labels"):
+        assert np.array_equal(getattr(one, key), getattr(other, key), equal_nan=True), key
+    centre, axes, _ = principal_axes(one.anchors)
+    true, found = ((part.target - centre) @ axes.T for part in (one, other))
+    close = bound(stores[1])
+    assert np.abs(true - found).max() < close
+    assert close < 0.05 * np.ptp(true, axis=0).max()
+    assert len(true) > 20 and not np.allclose(one.target, other.target, atol=close)
+
+
+def test_inspect_says_of_a_reduced_store_what_it_says_of_the_full_one(
+    finished, with_full_store, monkeypatch, capsys
+):
+    close = bound(both_stores(with_full_store, finished)[1])
+
+    def inspected(project: Path, xy: str) -> dict:
+        monkeypatch.chdir(project)
+        arguments = ["inspect", "00003", "--xy", xy, "--round", "1", "--json"]
+        cli.main(arguments, standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    for xy in ("0,0", "40,20", f"{WIDTH - 1},{HEIGHT - 1}"):
+        one, other = (inspected(project, xy) for project in (with_full_store, finished))
+        true, found = (
+            {row["class"]: row["distance"] for row in description["pixel"]["distances"]}
+            for description in (one, other)
+        )
+        assert len(true) > 2 and true == pytest.approx(found, abs=close)
+        for key in ("feature_pixel", "prediction"):
+            assert one["pixel"][key] == other["pixel"][key]
+        if one["pixel"]["margin"] > close:
+            assert one["pixel"]["nearest"] == other["pixel"]["nearest"]
+        assert one["pixel"]["probability"] == pytest.approx(
+            other["pixel"]["probability"], abs=2**-12
+        )
+    for key in ("margin", "probability"):
+        true, found = (
+            {row["quantile"]: row[key] for row in description["quantiles"]}
+            for description in (one, other)
+        )
+        assert true == pytest.approx(found, abs=max(close, 2**-12))
 
 
 @pytest.mark.parametrize("name", ROUNDS)

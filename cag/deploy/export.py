@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.encoders.mix_transformer import Attention
 from timm.layers import Conv2dSame, RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 
@@ -73,7 +74,8 @@ def traceable(network: nn.Module) -> nn.Module:
     timm's `Conv2dSame` pads by what is missing to a multiple of its stride. Where an image's sides
     are a multiple of all strides together, as `input_multiple` is, nothing is missing and the
     widths are fixed. Adaptive pooling to several cells becomes a product of matrices. The rotary
-    embedding of DINOv3 takes the numbers of patches as they come, where timm's makes constants.
+    embedding of DINOv3 takes the numbers of patches as they come, where timm's makes constants. The
+    attention of MiT multiplies dense tensors: the trace of others would need two images or more.
     """
     network = deepcopy(network)
     for parent in list(network.modules()):
@@ -84,6 +86,8 @@ def traceable(network: nn.Module) -> nn.Module:
                 setattr(parent, name, _Pooling(child.output_size))
             elif isinstance(child, RotaryEmbeddingDinoV3) and child.normalize_coords == "separate":
                 setattr(parent, name, _Rotary(child))
+            elif isinstance(child, Attention):
+                setattr(parent, name, _Attention(child))
     return network
 
 
@@ -113,6 +117,24 @@ class _Rotary(nn.Module):
         sides = [(2 * torch.arange(side) + 1) / side - 1 for side in shape]  # in [-1, 1]
         grid = torch.stack(torch.meshgrid(sides, indexing="ij"), dim=-1).flatten(0, 1)  # [h w, 2]
         return torch.cat(self.rotary._get_pos_embed_from_coords(grid), dim=-1)
+
+
+class _Attention(nn.Module):
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.of = attention
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        of, (batch, _, channels) = self.of, tokens.shape
+        fewer = tokens
+        if of.sr_ratio > 1:
+            maps = tokens.mT.reshape(batch, channels, height, width)
+            fewer = of.norm(of.sr(maps).flatten(2).mT)  # (B, M, C)
+        query, (key, value) = of.q(tokens), of.kv(fewer).chunk(2, dim=2)
+        parts = (part.unflatten(2, (of.num_heads, -1)) for part in (query, key, value))
+        heads = (part.transpose(1, 2).contiguous() for part in parts)  # (B, heads, ., C / heads)
+        attended = F.scaled_dot_product_attention(*heads, scale=of.scale)
+        return of.proj(attended.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
 class _FixedPadding(nn.Module):
