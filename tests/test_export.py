@@ -23,7 +23,7 @@ from cag.runtime.errors import UserError
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 CONFIG = Network(
     architecture="DeepLabV3Plus",
-    encoder="resnet18",
+    encoder="tu-test_resnet",  # of few layers, each of which takes time to trace
     encoder_weights=None,
     options={"decoder_channels": 16},
     normalization=Normalization(mean=(0.4, 0.5, 0.3), std=(0.2, 0.25, 0.3)),
@@ -88,8 +88,9 @@ def cag_export(*arguments):
     [
         {"encoder": "mobilenet_v2"},
         {"encoder": "tu-tf_efficientnet_lite0"},  # which pads by what its sizes lack
-        {"architecture": "DeepLabV3PlusPaper"},
-        {"architecture": "Unet", "options": {}},  # whose classifier sees neighbours
+        {"architecture": "DeepLabV3PlusPaper", "encoder": "resnet18"},
+        # whose classifier sees neighbours
+        {"architecture": "Unet", "encoder": "resnet18", "options": {}},
         {"architecture": "Linear", "encoder": "tu-test_vit", "options": {"patch_size": 14}},
     ],
     ids=lambda changes: changes.get("architecture", changes.get("encoder", "DeepLabV3Plus")),

@@ -2,10 +2,12 @@
 
 import os
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from project import execute
 from test_training import BREADTH, CLASSES, HEIGHT, problem, run_params, silent, small_network
 from timm.layers import DropPath
 from torch import nn
@@ -64,7 +66,7 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
 
 
 def train_in_process(rank, port, folder):
-    """Train in one of two processes."""
+    """Train in one of two processes and save the results in a folder."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -81,7 +83,11 @@ def of_two(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(train_in_process, (port, folder), nprocs=2)
+    setup = f"import sys; from pathlib import Path; sys.path[1:1] = {sys.path!r}"
+    program = f"{setup}; from test_global_batch import *; train_in_process({{}}, {port}, Path())"
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(execute, folder, "python", "-c", program.format(i)) for i in range(2)]
+        [run.result() for run in runs]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -80,7 +80,7 @@ def small_network(seed=0, dropout=0.5):
     options = {"decoder_channels": WIDTH, "decoder_aspp_dropout": dropout}
     config = Network(
         architecture="DeepLabV3Plus",
-        encoder="mobilenet_v2",
+        encoder="tu-test_efficientnet",  # of few layers, which take most of the time
         encoder_weights=None,
         options=options,
         normalization=Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
@@ -475,7 +475,7 @@ def test_the_kept_statistics_are_those_of_the_named_domains(kind, batch_norm, ke
         plain = {"class_mix": 0.0, "blur": 0.0} if kind == "online" else {}
         objective, make_batches, _ = problem(kind, network, batch_norm=batch_norm, **plain)
         objective.train()(*make_batches([0]))
-    assert len(momenta) > 50
+    assert len(momenta) > 20
     assert close(statistics(network), statistics(reference))
     assert [module.momentum for module in batch_norms(network)] == momenta
 
