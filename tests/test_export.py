@@ -162,9 +162,12 @@ def test_a_pt2_file_runs_and_says_what_it_is(model, network, traced, tmp_path, c
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(photos / "street.png")
+    (photos / "street.heic").touch()
     path = tmp_path / "m.pt2"
     cag_export(model, "--format", "pt2", "--out", path, "--images", photos)
-    assert "street.png" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "street.png" in said.out
+    assert said.err == f"left out, no images: 1 .heic ({photos / 'street.heic'})\n"
     extra = {"cag.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
     same_at_every_size(program, network)

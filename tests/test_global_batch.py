@@ -3,8 +3,11 @@
 import os
 import socket
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from project import execute
@@ -59,7 +62,7 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
             domains = [domain(step + 100 * i, maps) for i, maps in enumerate(MAPS[kind])]
             yield Batch(*(DomainBatch(images[own], labels[own]) for images, labels in domains))
 
-    checkpoint = Checkpoint(folder / "none.pt", "")
+    checkpoint = Checkpoint(Path(tempfile.mkdtemp(dir=folder), "none.pt"), "")
     run = run_params(max_batch_per_device=max_batch_per_device)
     curve = train(objective, batches, run, config, 7, fabric, checkpoint, silent())
     return network.state_dict(), torch.from_numpy(curve.to_numpy())
@@ -85,6 +88,7 @@ def of_two(tmp_path_factory):
         port = free.getsockname()[1]
     setup = f"import sys; from pathlib import Path; sys.path[1:1] = {sys.path!r}"
     program = f"{setup}; from test_global_batch import *; train_in_process({{}}, {port}, Path())"
+    preloaded.python()  # started once, not by each thread
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(execute, folder, "python", "-c", program.format(i)) for i in range(2)]
         [run.result() for run in runs]
@@ -136,8 +140,8 @@ def test_pieces_make_the_step_of_the_whole_batch(kind, tmp_path, monkeypatch):
     labelled = lambda step, maps: tuple(x % 3 for x in mixed(step, maps))  # noqa: E731
     monkeypatch.setitem(globals(), "domain", labelled)
     changes = {"batch_norm": "frozen"}
-    if kind == "adaptation":  # the pairs of image and class are as many in each piece only without
-        changes |= {"class_mix": 0.0, "distance_weight": 0.0}
+    if kind == "adaptation":  # pairs of image and predicted class are not as many in each piece
+        changes |= {"class_mix": 0.0, "distance_kind": "pixel"}
     results = [
         trained(kind, make_fabric("32-true"), tmp_path, max_batch_per_device=most, **changes)
         for most in (None, 2, 1)

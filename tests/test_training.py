@@ -20,7 +20,7 @@ from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.networks import Network, Normalization
 from cag.config.pseudo_labels import PseudoLabel
-from cag.config.training import Pretrain, Run
+from cag.config.training import MOST_STEPS, Pretrain, Run
 from cag.config.warmup import Warmup
 from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
@@ -355,6 +355,13 @@ def test_dropout_is_active_and_the_seeds_alone(tmp_path, fabric):
         networks.append(network)
     assert same(networks[0], networks[1])
     assert not same(networks[0], networks[2])
+
+
+def test_nothing_is_allocated_for_steps_to_come(tmp_path, fabric, often):
+    changes = {"batches": interrupted(3), "iterations": MOST_STEPS}
+    with pytest.raises(KeyboardInterrupt):
+        run("supervised", small_network(), fabric, tmp_path / "c.pt", **changes)
+    assert len(Checkpoint(tmp_path / "c.pt", "a").load()["history"]) == 2
 
 
 def test_a_training_cut_off_after_its_last_step_is_complete(tmp_path, fabric, often):

@@ -14,7 +14,7 @@ import pandas as pd
 from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import Parameters
-from cag.datasets.checks import TURNS, edges_fit, oddity
+from cag.datasets.checks import TURNS, edges_fit, oddity, refuse_label_maps
 from cag.datasets.images import read_image, read_picture
 from cag.datasets.labels import IGNORE, ClassMap
 from cag.datasets.layouts import Split, list_split, passed_over, splits
@@ -211,7 +211,10 @@ def check_domain(
     checks, listed = [], []
     for split in splits(domain, config):
         try:
-            listed.append((split, list_split(folder, split)))
+            items = list_split(folder, split)
+            if split.labels is None:
+                refuse_label_maps(items, folder)
+            listed.append((split, items))
         except UserError as error:
             checks.append(SplitCheck(split.name, 0, problems=[str(error)]))
     total = sum(len(items) for _, items in listed)
