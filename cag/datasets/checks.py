@@ -68,6 +68,10 @@ def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
     They are losslessly stored, have another image's name, alone or before more of a name (a.jpg and
     labels/a.png or a_mask.png), and are areas of few values where the other image is none.
     """
+
+    def is_flat(path: PurePosixPath) -> bool:
+        return _is_flat(read_image(inside(folder, str(path))))
+
     paths = [PurePosixPath(item.image) for item in items]
     by_name, alike = defaultdict(list), defaultdict(list)
     for path in paths:
@@ -75,14 +79,12 @@ def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
     for path in paths:
         ends = [i for i, letter in enumerate(path.stem) if not letter.isalnum()]
         for end in [len(path.stem), *ends] if path.suffix.lower() not in _LOSSY else ():
-            if others := [other for other in by_name.get(path.stem[:end], ()) if other != path]:
-                alike[path.parent, path.stem[end:]].append((path, others[0]))
+            named = by_name.get(path.stem[:end], ())
+            if other := next((other for other in named if other != path), None):
+                alike[path.parent, path.stem[end:]].append((path, other))
     for pairs in alike.values():
         looked_at = [pairs[i] for i in evenly_spaced(len(pairs), _LOOKED_AT)]
-        if all(
-            [_is_flat(read_image(inside(folder, str(path)))) for path in pair] == [True, False]
-            for pair in looked_at
-        ):
+        if all(is_flat(path) and not is_flat(other) for path, other in looked_at):
             path, other = pairs[0]
             problem = (
                 f"{len(pairs)} such files are label maps by their values (this one of {other})"

@@ -26,6 +26,7 @@ from cag.datasets.preparation import (
     void_labels,
 )
 from cag.datasets.prepared import class_difference
+from cag.deploy.export import trace
 from cag.features import source_bytes, target_bytes
 from cag.networks import build, feature_form
 from cag.project.dry_run import Shapes, training_step
@@ -282,6 +283,15 @@ def step_memory(params: Parameters, num_classes: int) -> int:
     return training_step("adapt", params, network, images, shapes).memory
 
 
+def export_warnings(params: Parameters, num_classes: int) -> list[str]:
+    """Why `cag export` will fail: tried with random weights, as only the architecture matters."""
+    try:
+        trace(build(params.network, num_classes).eval())
+    except UserError as error:
+        return [f"`cag export` of this network will fail: {error}"]
+    return []
+
+
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
     """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
@@ -296,7 +306,7 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    domains, disk, warnings = {}, [], []
+    domains, disk, warnings = {}, [], export_warnings(params, len(names[0]))
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":
