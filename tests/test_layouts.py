@@ -383,16 +383,26 @@ def test_label_maps_among_the_targets_images_are_refused(tmp_path, form, place):
     items = list_split(tmp_path, Split("train", "", None))
     assert len(items) == 10
     with pytest.raises(
-        UserError, match=f"{place.format(0)}: 5 such files are label maps .*images/0"
+        UserError, match=f"{place.format(0)}: 5 such files have the names .*images/0"
     ):
         refuse_label_maps(items, tmp_path)
     out = tmp_path / "out"
     out.mkdir()
     target = FolderTarget(layout="folder", folder=".", images=".", size=None, class_map=CITYSCAPES)
-    with pytest.raises(UserError, match="would be trained on; move them elsewhere"):
+    with pytest.raises(UserError, match="which would be trained on; move them"):
         prepare("target", target, tmp_path, out)
     (check,) = check_domain("target", target, tmp_path, read_class_map(Path(CITYSCAPES)))
     assert "would be trained on" in check.problems[0]
+
+
+def test_label_maps_of_two_kinds_do_not_hide_each_other(tmp_path):
+    for index in range(2):
+        image, labels = render("target", 0, index, 64, 128)
+        for name, pixels in {"fine": labels, "coarse": labels // 8, "photographs": image}.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"{name}/{index}.png")
+    with pytest.raises(UserError, match=r"(fine|coarse)/0\.png: 2 such files"):
+        refuse_label_maps(list_split(tmp_path, Split("train", "", None)), tmp_path)
 
 
 def test_photographs_beside_photographs_are_no_label_maps(tmp_path):

@@ -276,7 +276,7 @@ def project(tmp_path, monkeypatch):
 
     def choose(name):
         params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text())
-        params["network"] |= {"encoder": "mobilenet_v2", "encoder_weights": None}
+        params["network"] |= {"encoder": "tu-test_efficientnet", "encoder_weights": None}
         for domain in ("source", "target"):
             params[domain]["size"] = list(SIZE)
         Path("params.yaml").write_text(yaml.safe_dump(params))
@@ -313,7 +313,7 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert "wrong" not in shown
     assert "disk: prepare 0.0 GB, features 0.0 GB in 3 rounds; free 1.0 GB" in shown
     (memory,) = re.findall(r"memory: a step of adapt (\d+\.\d) GB on one device", shown)
-    assert 1 < float(memory) < 13.8  # a small network, and the preset's own
+    assert 0.1 < float(memory) < 13.8  # a small network, and the preset's own
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -80,17 +81,16 @@ def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
         ends = [i for i, letter in enumerate(path.stem) if not letter.isalnum()]
         for end in [len(path.stem), *ends] if path.suffix.lower() not in _LOSSY else ():
             named = by_name.get(path.stem[:end], ())
-            if other := next((other for other in named if other != path), None):
-                alike[path.parent, path.stem[end:]].append((path, other))
+            if others := list(islice((other for other in named if other != path), _LOOKED_AT)):
+                alike[path.parent, path.stem[end:]].append((path, others))
     for pairs in alike.values():
         looked_at = [pairs[i] for i in evenly_spaced(len(pairs), _LOOKED_AT)]
-        if all(is_flat(path) and not is_flat(other) for path, other in looked_at):
-            path, other = pairs[0]
-            problem = (
-                f"{len(pairs)} such files are label maps by their values (this one of {other})"
-            )
+        if all(is_flat(path) and not all(map(is_flat, others)) for path, others in looked_at):
+            path, others = pairs[0]
+            problem = f"{len(pairs)} such files have the names of others ({others[0]}) and are"
+            problem += " label maps by their values"
             remedy = "move them elsewhere, or name a folder in target.images that holds none"
-            raise UserError(f"{folder / path}: {problem} and would be trained on; {remedy}")
+            raise UserError(f"{folder / path}: {problem}, which would be trained on; {remedy}")
 
 
 def _is_flat(image: np.ndarray) -> bool:
