@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from cag.runtime.devices import make_fabric
-from cag.training.global_batch import Share, pieces, share_draws
+from cag.training.global_batch import Share, pieces, share_batch_norm, share_draws
 from cag.training.loop import Checkpoint, train
 from cag.training.objectives import Batch, DomainBatch, batch_norms
 
@@ -120,6 +120,15 @@ def test_what_is_not_shared_would_show(kind, tmp_path, monkeypatch):
         module.momentum *= 0.9
     other, _ = trained(kind, make_fabric("32-true"), tmp_path, network=momentum)
     assert distance(weights, other) > 1e-3
+
+
+def test_batch_norm_of_several_devices_keeps_what_timms_layers_do_after_it():
+    network = small_network().eval()
+    images = torch.rand(2, 3, HEIGHT, BREADTH)
+    before = network(images).logits
+    share_batch_norm(network, torch.device("cuda"))
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) > 20
+    assert torch.equal(network(images).logits, before)
 
 
 # Pieces
