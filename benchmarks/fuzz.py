@@ -6,23 +6,36 @@ A mutation is known by its reader and number, so `--only anchors --first 17 --co
 """
 
 import faulthandler
+import functools
 import json
+import os
 import resource
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 import click
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import ROOT
+from cag.analysis.threshold_curves import (
+    ThresholdCounts,
+    curve_table,
+    read_thresholds,
+    threshold_grid,
+)
 from cag.anchors import class_sums, read_anchors
 from cag.config.networks import Network, Normalization
 from cag.config.parameters import load_all
+from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.labels import LabelSpace, read_class_map
 from cag.datasets.preparation import write_manifest
 from cag.datasets.prepared import COLUMNS, read_label_space, read_manifest
@@ -41,10 +54,14 @@ from cag.features import (
     write_source_shard,
     write_target_shard,
 )
-from cag.networks import build, load_model, save_model
-from cag.project.experiments import read_grid
+from cag.networks import build, load_encoder_weights, load_model, save_model
+from cag.project.experiments import read_grid, read_miou
 from cag.projection import span
+from cag.pseudo_labels import COVERAGE, measure
+from cag.report.gather import read_curves, read_evaluation, read_measures, read_round
 from cag.runtime.errors import UserError
+from cag.runtime.files import write_csv, write_json
+from cag.training.loop import Checkpoint, _resume
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 K, D, SIZE, COUNT = SPACE.num_classes, 4, (3, 5), 4
@@ -109,7 +126,8 @@ def attempt(reader: Reader, path: Path, content: bytes) -> str | None:
     """Read a file of this content; None if all is well, else what is wrong."""
     path.write_bytes(content)
     try:
-        reader.read(path)
+        if reader.read(path) is False:
+            return "neither its content nor an error"
     except UserError as error:
         text = str(error)
         return None if text.isprintable() and len(text) < 1000 else f"not one line: {text!r}"
@@ -202,6 +220,106 @@ def write_model(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def write_scores(folder: Path) -> Path:
+    """A model's scores and confusion matrix, as `evaluate` writes them."""
+    numbers = {"miou": 0.25, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "images": 3}
+    write_json(folder / "m/metrics.json", {**numbers, "iou": {"road": 0.5, "sky": 0, "car": None}})
+    counts = dict.fromkeys(SPACE.names, [3, 0, 12])
+    write_csv(folder / "m/confusion.csv", pd.DataFrame({"truth": SPACE.names, **counts}))
+    return folder / "m/metrics.json"
+
+
+def write_confusion(folder: Path) -> Path:
+    """The confusion matrix of such a model."""
+    return write_scores(folder).with_name("confusion.csv")
+
+
+def read_scores(path: Path) -> None:
+    """Read a model's scores and confusion matrix."""
+    read_evaluation(SimpleNamespace(evaluation=path.parents[1]), path.parent.name)
+
+
+def write_measures(folder: Path) -> Path:
+    """A model's measures without labels, as `watch` writes them."""
+    write_json(folder / "m.json", {"agreement": 0.75, "entropy": None, "images": 6})
+    return folder / "m.json"
+
+
+def write_curve(folder: Path) -> Path:
+    """A learning curve."""
+    columns = ("iteration", "learning_rate", "loss", "source_ce")
+    table = {column: np.arange(1, 9) * 0.1 for column in columns} | {"iteration": range(1, 9)}
+    write_csv(folder / "m.csv", pd.DataFrame(table))
+    return folder / "m.csv"
+
+
+def write_round(folder: Path) -> Path:
+    """A round's tables; the coverage."""
+    torch.manual_seed(0)
+    anchors, features = torch.randn(K, D), torch.randn(COUNT, D, *SIZE)
+    grid = threshold_grid(anchors, PseudoLabel(relative_margin=0.1, probability=0.5))
+    counts = ThresholdCounts(K, grid)
+    prediction = torch.zeros(COUNT, *SIZE, dtype=torch.uint8)
+    counts.update(measure(features, prediction, torch.rand(COUNT, *SIZE), anchors))
+    curves = curve_table(SPACE.names, grid, counts, counts.class_thresholds(grid["quantile"]))
+    write_csv(folder / "r/threshold_curves.csv", curves)
+    classes = {"class": SPACE.names}
+    write_csv(folder / "r/coverage.csv", pd.DataFrame(classes | dict.fromkeys(COVERAGE, 9)))
+    numbers = {"images": 3, "pixels": 9, "recall": 0.5, "norm": 2.5, "nearest_anchor": "sky"}
+    write_csv(folder / "r/anchors.csv", pd.DataFrame(classes | numbers | {"distance": 1.5}))
+    return folder / "r/coverage.csv"
+
+
+def read_tables(path: Path) -> None:
+    """Read a round's tables."""
+    entry = SimpleNamespace(teacher="warmup", anchors="r")
+    read_round(path.parents[1], "r", {"r": entry})
+
+
+@functools.cache
+def small_encoder() -> torch.nn.Module:
+    """An encoder of few layers."""
+    return build(NETWORK.model_copy(update={"encoder": "tu-test_efficientnet"}), K).encoder
+
+
+def write_encoder(folder: Path) -> Path:
+    """An encoder's weights."""
+    save_file(small_encoder().state_dict(), folder / "encoder.safetensors")
+    return folder / "encoder.safetensors"
+
+
+def read_encoder(path: Path) -> None:
+    """Load an encoder's weights."""
+    with mock.patch.dict(os.environ, CAG_WEIGHTS=str(path.parent)):
+        load_encoder_weights(small_encoder(), "tu-test_efficientnet", path.name)
+
+
+def training_state() -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+    """What a checkpoint restores."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(D, K)
+    return layer, [torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)]
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The checkpoint of a training after two steps."""
+    layer, (optimizer,) = training_state()
+    layer(torch.ones(1, D)).sum().backward()
+    optimizer.step()
+    state = {"objective": layer.state_dict(), "optimizers": [optimizer.state_dict()]}
+    state |= {"history": torch.ones(2, 3), "iteration": 2}
+    Checkpoint(folder / "checkpoint.pt", "a").save(state)
+    return folder / "checkpoint.pt"
+
+
+def read_checkpoint(path: Path) -> bool:
+    """Resume a training, or start it afresh; whether it was as it had been."""
+    layer, optimizers = training_state()
+    before = layer.weight.clone()
+    start = _resume(Checkpoint(path, "a"), layer, optimizers, array("f"))
+    return start == 2 or (start == 0 and torch.equal(before, layer.weight))
+
+
 READERS = {
     "parameters": Reader(copied(ROOT / "presets/scenes.yaml"), load_all),
     "class map": Reader(copied(ROOT / "classes/synthia_16.yaml"), read_class_map),
@@ -215,6 +333,21 @@ READERS = {
         write_target_part, lambda path: read_target(path.parents[1] / "target.h5")
     ),
     "model": Reader(write_model, load_model, mutable=1200),
+    "encoder weights": Reader(write_encoder, read_encoder, mutable=12_000),
+    "checkpoint": Reader(write_checkpoint, read_checkpoint),
+    "scores": Reader(write_scores, read_scores),
+    "mean score": Reader(write_scores, read_miou),
+    "confusion": Reader(write_confusion, read_scores),
+    "measures": Reader(write_measures, lambda path: read_measures(path.parent, "m")),
+    "learning curve": Reader(write_curve, lambda path: read_curves(path.parent, ["m"])),
+    "coverage": Reader(write_round, read_tables),
+    "anchor table": Reader(
+        lambda folder: write_round(folder).with_name("anchors.csv"), read_tables
+    ),
+    "threshold curves": Reader(
+        lambda folder: write_round(folder).with_name("threshold_curves.csv"),
+        lambda path: read_thresholds(path, SPACE.names),
+    ),
 }
 
 

@@ -80,6 +80,7 @@ class TargetStore(NamedTuple):
     num_classes: int
     shards: list[tuple[Path, range]]  # each file and the rows that it holds
     projection: Projection | None  # of a reduced store
+    pixels: int | None = None  # the most of a row's maps
 
     def place(self, anchors: Tensor) -> tuple[Tensor, float]:
         """Anchors float [K, D] in the form of the rows' features, and the error of distances.
@@ -474,7 +475,10 @@ def _check_self_contained(file: h5py.File) -> None:
             continue
         if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
-        if data.nbytes > _most_compressed(data) * data.id.get_storage_size():
+        most = (
+            _most_compressed(data) if name in TARGET_ROWS else 1
+        )  # others are written as they are
+        if data.nbytes > most * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
 
 
@@ -515,8 +519,11 @@ def read_anchor_statistics(path: Path, num_classes: int) -> Iterator[AnchorStati
             yield AnchorStatistics(*(read_array(file, k, rows) for k in AnchorStatistics._fields))
 
 
-def read_target_store(path: Path, num_classes: int) -> TargetStore:
-    """Read `target.h5` without its shards; a UserError says that it is missing or damaged."""
+def read_target_store(path: Path, num_classes: int, pixels: int | None = None) -> TargetStore:
+    """Read `target.h5` without its shards; a UserError says that it is missing or damaged.
+
+    No image has more than so many `pixels` (None: any number), so no row's maps are larger.
+    """
     with open_store(path, TARGET_KEYS) as file:
         names = read_names(file)
         shards, counts = _read_texts(file, "shards"), read_array(file, "rows").tolist()
@@ -532,7 +539,8 @@ def read_target_store(path: Path, num_classes: int) -> TargetStore:
             width = file["features"].shape[1]
     else:
         width = len(projection.origin)
-    return TargetStore(names, width, num_classes, list(zip(paths, rows, strict=True)), projection)
+    shards = list(zip(paths, rows, strict=True))
+    return TargetStore(names, width, num_classes, shards, projection, pixels)
 
 
 def _read_projection(file: h5py.File) -> Projection | None:
@@ -548,17 +556,22 @@ def _read_projection(file: h5py.File) -> Projection | None:
 
 
 def read_target_rows(
-    shard: Path, count: int, num_classes: int, projection: Projection | None = None
+    shard: Path,
+    count: int,
+    num_classes: int,
+    projection: Projection | None = None,
+    pixels: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Read the `count` rows of a shard one by one.
 
     Yields features float16 [1, D, h, w], of a reduced store float32 [1, r + 1, h, w] as
     `Projection.coordinates` gives them, prediction uint8 and probability float32 [1, h, w]. A
-    UserError says that the shard is missing or damaged, or predicts a class that does not exist.
+    UserError says that the shard is missing or damaged, predicts a class that does not exist, or
+    has maps of more than so many `pixels` (None: any number), which compressed take no space.
     """
     with open_store(shard, TARGET_ROWS) as file:
         for i in range(count):
-            yield _target_row(file, i, count, num_classes, projection)
+            yield _target_row(file, i, count, num_classes, projection, pixels)
 
 
 def read_target_images(
@@ -566,7 +579,8 @@ def read_target_images(
 ) -> Iterator[TargetImage]:
     """Read the images of shards of a store; errors are those of `read_target_rows`."""
     for path, numbers in shards:
-        rows = read_target_rows(path, len(numbers), store.num_classes, store.projection)
+        form = store.num_classes, store.projection, store.pixels
+        rows = read_target_rows(path, len(numbers), *form)
         for number, row in zip(numbers, rows, strict=True):
             yield TargetImage(store.names[number], row)
 
@@ -576,20 +590,28 @@ def read_target_row(store: TargetStore, index: int) -> tuple[Tensor, Tensor, Ten
     path, rows = next((path, rows) for path, rows in store.shards if index in rows)
     with open_store(path, TARGET_ROWS) as file:
         place = rows.index(index), len(rows)
-        return _target_row(file, *place, store.num_classes, store.projection)
+        return _target_row(file, *place, store.num_classes, store.projection, store.pixels)
 
 
 def _target_row(
-    shard: h5py.File, index: int, count: int, num_classes: int, projection: Projection | None
+    shard: h5py.File,
+    index: int,
+    count: int,
+    num_classes: int,
+    projection: Projection | None,
+    pixels: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _, channels, height, breadth = shard["features"].shape
+    if pixels is not None and height * breadth > pixels:
+        raise _damaged(shard.filename, f"maps of {height} x {breadth}, more than an image's pixels")
+    numbers = None if projection is None else len(projection.units)
+    if numbers != (channels if shard["features"].dtype == np.int16 else None):
+        raise _damaged(shard.filename, "its features have another form than target.h5 says")
     row = tuple(read_array(shard, key, slice(index, index + 1)) for key in TARGET_ROWS)
     if any(len(part) != 1 for part in row):
         raise UserError(f"{shard.filename}: fewer than {count} rows; delete it and rerun")
     features, prediction, probability = row
     require_classes(shard, prediction, num_classes)
-    numbers = None if projection is None else len(projection.units)
-    if numbers != (features.shape[1] if features.dtype == torch.int16 else None):
-        raise _damaged(shard.filename, "its features have another form than target.h5 says")
     if projection is not None:
         features = projection.coordinates(features)
     return features, prediction, probability

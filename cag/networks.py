@@ -27,7 +27,7 @@ from cag.config.base import Pixels, Section
 from cag.config.networks import Network
 from cag.datasets.labels import ClassList, LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
-from cag.runtime.errors import UserError, in_one_line, refusal
+from cag.runtime.errors import UserError, absent, in_one_line, refusal
 from cag.runtime.files import (
     WEIGHTS_PACKAGES,
     atomic_file,
@@ -522,7 +522,7 @@ def _read_model(path: Path) -> tuple[str, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {})["cag"], load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such model; `dvc repro` makes it") from None
+        raise absent(path, "model", "`dvc repro` makes it") from None
     except KeyError:
         raise UserError(f"{path}: no model of this program: it has no description") from None
     except (SafetensorError, OSError, ValueError, MemoryError) as error:

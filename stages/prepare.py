@@ -13,6 +13,7 @@ import pandas as pd
 from cag.config.base import Section, load_params
 from cag.config.datasets import ScenesSource, ScenesTarget, Source, Target
 from cag.datasets import preparation
+from cag.datasets.checks import refuse_label_maps
 from cag.datasets.layouts import describe_files, list_split, passed_over, splits
 from cag.runtime.files import atomic_folder, data_root, inside, write_csv
 from cag.runtime.interrupts import follow_parent
@@ -92,6 +93,8 @@ def prepare(domain: str, config: Source | Target, raw: Path, out: Path) -> int:
     parts = []
     for part in splits(domain, config):
         items = list_split(raw, part)
+        if part.labels is None:
+            refuse_label_maps(items, raw)
         if others := passed_over(raw, part):
             print(
                 f"prepare {domain}: passed over, no images by their names: {describe_files(others)}"

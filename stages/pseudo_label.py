@@ -18,7 +18,7 @@ from cag.config.base import RULES, Section, load_params
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.images import write_label
 from cag.datasets.labels import LabelSpace
-from cag.datasets.prepared import read_label_space, read_manifest
+from cag.datasets.prepared import most_pixels, read_label_space, read_manifest
 from cag.features import TargetImage, TargetStore, read_target_images, read_target_store
 from cag.pseudo_labels import COVERAGE, MarginHistogram, apply_rules, count_labels, measure
 from cag.runtime.devices import make_fabric
@@ -130,7 +130,8 @@ def main(round_name: str) -> None:
     config = load_params(Params).pseudo_label
     folder = Path(ROUND.format(round_name))
     classes = read_label_space(SOURCE)
-    store = read_target_store(Path(STORE.format(round_name)), classes.num_classes)
+    path, pixels = Path(STORE.format(round_name)), most_pixels(read_manifest(TARGET))
+    store = read_target_store(path, classes.num_classes, pixels)
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
     fabric = make_fabric("32-true")
     processes, anchors = Processes(fabric), anchors.to(fabric.device)

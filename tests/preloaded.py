@@ -61,7 +61,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @functools.cache
 def python() -> Path:
-    """A program named python that runs `python -m MODULE ...` and `python -c CODE ...`.
+    """A program named python that runs a module (`-m`), code (`-c`) or a file, with arguments.
 
     If such a process cannot safely be forked, this is Python itself.
     """
@@ -120,12 +120,19 @@ def run(streams: list[int], arguments: list[str], folder: str, variables: dict[s
     os.environ.update(variables)
     np.random.seed()  # or all forks would draw the same
     sys.path[0] = folder
-    option, what, *sys.argv[1:] = arguments
-    sys.argv[0] = option
+    if arguments[0] == "-u":  # torchrun's
+        arguments = arguments[1:]
+    if arguments[0] in ("-m", "-c"):
+        option, what, *sys.argv[1:] = arguments
+        sys.argv[0] = option
+    else:
+        option, sys.argv = "", arguments
     if option == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
+    elif option == "-c":
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def kill_after(connection: socket.socket, program: multiprocessing.Process) -> None:

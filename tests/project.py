@@ -40,8 +40,18 @@ TRAINING = {  # a section's values, of a training that is over at once
     "augmentation": Augmentation(scale=(1.0, 1.0), crop=(32, 64), flip=0.0, photometric=None),
 }
 # Variables with which each program is a process of its own from its start.
-SEPARATE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+SEPARATE = {
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    "PYTHON_EXEC": sys.executable,  # torchrun's choice
+}
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
+# A python that is such a process unless its stage ran before with other arguments.
+FIRST_SEPARATE = """#!/bin/sh
+case "$*" in
+  *round2*|*"prepare target"*) exec {} "$@" ;;
+  *) exec {} "$@" ;;
+esac
+"""
 
 
 def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes) -> Path:  # noqa: B006
@@ -64,9 +74,10 @@ def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes
 
 
 def finished_project(folders: pytest.TempPathFactory) -> Path:
-    """A project after `dvc repro` in separate processes, the same for all tests.
+    """A project after `dvc repro`, the same for all tests, which change only copies.
 
-    The first caller makes it. It has two rounds and a short warm-up. Tests change only copies.
+    The first caller makes it. It has two rounds and a short warm-up. Each program's first run is a
+    separate process.
     """
     shared = folders.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -74,8 +85,12 @@ def finished_project(folders: pytest.TempPathFactory) -> Path:
     record = shared / "finished"
     with FileLock(shared / "finished.lock"):
         if not record.exists():
-            folder = folders.mktemp("finished") / "project"
-            dvc(make_project(folder, warmup={"iterations": 2}), "repro", **SEPARATE)
+            python, folder = (folders.mktemp("finished") / name for name in ("python", "project"))
+            python.write_text(FIRST_SEPARATE.format(preloaded.python(), sys.executable))
+            python.chmod(0o755)
+            path = os.pathsep.join([str(python.parent), SEPARATE["PATH"]])
+            project = make_project(folder, warmup={"iterations": 2})
+            dvc(project, "repro", **SEPARATE | {"PATH": path})
             record.write_text(str(folder))
     return Path(record.read_text())
 
@@ -96,6 +111,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     apart = folder.with_name(f"{folder.name}-site")
     return inherited | {
         "PATH": path,
+        "PYTHON_EXEC": str(preloaded.python()),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DVC_SITE_CACHE_DIR": str(apart / "cache"),

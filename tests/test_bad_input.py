@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,11 @@ import yaml
 
 from cag.config.parameters import load_all
 from cag.datasets.images import read_image, write_image, write_label
-from cag.datasets.labels import LabelSpace
+from cag.datasets.labels import MAX_CLASSES, LabelSpace
 from cag.networks import build, save_model
-from cag.runtime.files import sha256, write_json
+from cag.runtime.files import sha256, write_csv, write_json
 from cag.runtime.program import run
+from stages.anchors import anchor_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("road", "sky", "car")
@@ -55,16 +57,16 @@ def parameters():
     return content
 
 
-def write_raw(folder):
-    """Four images with labels of raw values 1, 2 and 3."""
+def write_raw(folder, count=3):
+    """Four images with labels of raw values 1 to `count`."""
     random = np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     for i in range(4):
         image = random.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
-        labels = random.integers(1, 4, SIZE).astype(np.uint8)
+        labels = random.integers(1, count + 1, SIZE).astype(np.uint8)
         write_image(folder / f"images/{i}.png", image)
-        write_label(folder / f"labels/{i}.png", labels, np.zeros((4, 3), np.uint8))
+        write_label(folder / f"labels/{i}.png", labels, np.zeros((count + 1, 3), np.uint8))
 
 
 EXTRACT = ("extract_source round1 warmup", "extract_target round1 warmup round1")
@@ -77,14 +79,13 @@ def stage(name, *arguments):
         run(importlib.import_module(f"stages.{name}").main)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
+def make_template(folder, space=SPACE):
     """A project run up to its first pseudo-labels, with an untrained network."""
-    folder = tmp_path_factory.mktemp("template")
-    write_raw(folder / RAW)
+    count = space.num_classes
+    write_raw(folder / RAW, count)
     classes = [
         {"name": name, "color": list(color), "values": [i + 1]}
-        for i, (name, color) in enumerate(zip(NAMES, SPACE.palette, strict=True))
+        for i, (name, color) in enumerate(zip(space.names, space.palette, strict=True))
     ]
     (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": classes, "ignore": []}))
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters()))
@@ -95,14 +96,20 @@ def template(tmp_path_factory):
             stage(*command)
         torch.manual_seed(0)
         network = load_all().network
-        save_model(Path("data/models/warmup.safetensors"), build(network, 3).eval(), network, SPACE)
+        model = build(network, count).eval()
+        save_model(Path("data/models/warmup.safetensors"), model, network, space)
         for command in EXTRACT:
             stage(*command.split())
         Path("data/rounds/round1").mkdir(parents=True)
-        anchors = np.random.default_rng(0).random((3, WIDTH)).astype(np.float32)
+        anchors = np.random.default_rng(0).random((count, WIDTH)).astype(np.float32)
         np.save("data/rounds/round1/anchors.npy", anchors)
         stage("pseudo_label", "round1")
     return folder
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return make_template(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
@@ -176,6 +183,26 @@ def test_the_project_is_good_before_it_is_broken(project, capsys):
     assert "error" not in capsys.readouterr().err
     for path in ("models/pretrain.safetensors", "curves/round1.csv", "evaluation/round1"):
         assert Path("data", path).exists()
+
+
+def test_as_many_classes_as_a_label_map_can_hold_go_through_the_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr("cag.analysis.plots.DPI", 20)  # coarse figures
+    count = MAX_CLASSES
+    space = LabelSpace(tuple(f"class {i}" for i in range(count)), ((9, 9, 9),) * count)
+    monkeypatch.chdir(make_template(tmp_path, space))
+    change("evaluated", [])
+    folder = Path("data/rounds/round1")
+    anchors = torch.from_numpy(np.load(folder / "anchors.npy"))
+    mean = SimpleNamespace(images=torch.ones(count).long(), pixels=torch.ones(count).long())
+    table = anchor_table(anchors, mean, torch.ones(count), space.names)
+    write_csv(folder / "anchors.csv", table)
+    stage("evaluate_pseudo_labels", "round1", "warmup")
+    Path("data/curves").mkdir()
+    stage("report")
+    page = Path("data/report/index.html").read_text(encoding="utf-8")
+    assert all(f"class {i}<" in page for i in range(count))
+    curves = pd.read_csv("data/pseudo_label_evaluation/round1/curves.csv")
+    assert set(curves["class"]) == {*space.names, "all"}
 
 
 def test_the_pretraining_opens_no_target_image(project, monkeypatch):

@@ -1,10 +1,13 @@
 """Parameters: every preset is valid, and a bad value gives a line that names its key."""
 
+import copy
+import functools
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from project import merged
 from pydantic import create_model
 
 from cag.config.adaptation import Adapt
@@ -22,16 +25,21 @@ REMOVED = object()
 KINDS = ("strong", "online")
 
 
+@functools.cache
+def presets():
+    """The contents of all presets."""
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
+
+
 def preset(layout="folder"):
     """A complete parameter set of two rounds whose source, or else target, has a layout."""
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PRESETS]
     chosen = next(
         content
         for domain in ("source", "target")
-        for content in contents
+        for content in presets()
         if content[domain]["layout"] == layout
     )
-    return chosen | {
+    return copy.deepcopy(chosen) | {
         "evaluated": ["pretrain", "round2"],
         "rounds": {
             "round1": {"teacher": "warmup", "anchors": "round1"},
@@ -476,6 +484,40 @@ def test_numbers_are_those_that_dvc_writes(tmp_path, text):
 def test_a_number_out_of_all_proportion_is_named(tmp_path, key, value, layout):
     named = key.removesuffix(".decoder_channels")
     assert error(tmp_path, key, value, layout).startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"adapt": {"batch_size": 4096, "augmentation": {"crop": [8192, 8192]}}},
+            "adapt: batch_size 4096 times augmentation.crop [8192, 8192] is 274,877,906,944 "
+            "pixels; expected at most 4,294,967,296",
+        ),
+        (
+            {"warmup": {"augmentation": {"scale": [1.0, 20.0]}}, "target": {"size": [2048, 4096]}},
+            "warmup.augmentation.scale 20, squared, times target.size [2048, 4096] is "
+            "3,355,443,200 pixels; expected at most 268,435,456",
+        ),
+        (
+            {"extract": {"batch_size": 4096}, "source": {"size": [2048, 4096]}},
+            "extract.batch_size 4096 times source.size [2048, 4096] is 34,359,738,368 pixels; "
+            "expected at most 4,294,967,296",
+        ),
+        (
+            {"extract": {"batch_size": 1024, "target_views": {"scales": [0.5, 4.0]}}}
+            | {"target": {"size": [512, 1024]}},
+            "extract.batch_size 1024 times target_views.scales 4, squared, times target.size [512, "
+            "1024] is 8,589,934,592 pixels; expected at most 4,294,967,296",
+        ),
+    ],
+)
+def test_numbers_whose_product_is_absurd_are_named(tmp_path, changes, expected):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(merged(preset(), changes)), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_all(path)
+    assert str(caught.value) == f"{path}: {expected}"
 
 
 def test_every_number_has_bounds():

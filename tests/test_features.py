@@ -33,6 +33,7 @@ from cag.features import (
     read_array,
     read_names,
     read_target_images,
+    read_target_row,
     read_target_rows,
     read_target_store,
     reduced_row,
@@ -696,6 +697,41 @@ def test_a_store_does_not_leave_its_file(tmp_path, name):
     with pytest.raises(UserError, match=rf"00000\.h5: damaged HDF5 file .*{expected}"):
         list(read_target_rows(path, 2, K))
     assert not is_whole(path, len(NAMES), TARGET_ROWS)
+
+
+def test_a_row_that_expands_beyond_an_image_is_refused_before_it_is_read(tmp_path):
+    write_target(tmp_path)
+    path, side = tmp_path / "target/00000.h5", 2**10
+    with h5py.File(path, "a") as file:
+        for key in TARGET_ROWS:
+            shape = (*file[key].shape[:-2], side, side)
+            options = {"chunks": (1,) * (len(shape) - 2) + (side, side), **hdf5plugin.Zstd()}
+            dtype = file[key].dtype
+            del file[key]
+            file.create_dataset(key, shape, dtype, fillvalue=0, **options)
+            for row in range(shape[0]):
+                file[key][row, ..., :1, :1] = 0
+    assert path.stat().st_size < 10**5  # for 2 MB a channel
+    store = read_target_store(tmp_path / "target.h5", K, pixels=2**16)
+    with pytest.raises(UserError, match="maps of 1024 x 1024, more than an image's pixels"):
+        read_target_row(store, 0)
+    with pytest.raises(UserError, match="maps of 1024 x 1024, more than an image's pixels"):
+        list(read_target_images(store, store.shards))
+
+
+def test_a_source_store_is_not_compressed(tmp_path):
+    write_source(tmp_path, NAMES, 2)
+    with h5py.File(tmp_path / "source.h5", "a") as file:
+        shape, dtype = (*file["class_sums"].shape[:2], 10**4), file["class_sums"].dtype
+        del file["class_sums"]
+        file.create_dataset("class_sums", shape, dtype, **hdf5plugin.Zstd())[:] = 0
+    with (
+        pytest.raises(
+            UserError, match="class_sums declares the shape .*, more than the file holds"
+        ),
+        open_store(tmp_path / "source.h5", SOURCE_KEYS),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

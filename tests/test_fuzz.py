@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.fuzz import READERS, faults
 
-COUNTS = {"parameters": 20, "model": 12, "class map": 60}  # those that take long
+COUNTS = {"parameters": 20, "model": 12, "class map": 60, "encoder weights": 30}  # what takes long
+COUNTS |= dict.fromkeys(("coverage", "anchor table", "threshold curves"), 40)
 
 
 @pytest.mark.parametrize("name", READERS)

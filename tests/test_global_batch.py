@@ -2,10 +2,15 @@
 
 import os
 import socket
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import preloaded
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from project import execute
 from test_batch_norm import measured
 from test_training import BREADTH, CLASSES, HEIGHT, problem, run_params, silent, small_network
 from timm.layers import DropPath
@@ -58,14 +63,14 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
             domains = [domain(step + 100 * i, maps) for i, maps in enumerate(MAPS[kind])]
             yield Batch(*(DomainBatch(images[own], labels[own]) for images, labels in domains))
 
-    checkpoint = Checkpoint(folder / "none.pt", "")
+    checkpoint = Checkpoint(Path(tempfile.mkdtemp(dir=folder), "none.pt"), "")
     run = run_params(max_batch_per_device=max_batch_per_device)
     curve = train(objective, batches, run, config, 7, fabric, checkpoint, silent())
     return network.state_dict(), torch.from_numpy(curve.to_numpy())
 
 
 def train_in_process(rank, port, folder):
-    """Train in one of two processes."""
+    """Train in one of two processes and save the results in a folder."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -84,7 +89,12 @@ def of_two(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(train_in_process, (port, folder), nprocs=2)
+    setup = f"import sys; from pathlib import Path; sys.path[1:1] = {sys.path!r}"
+    program = f"{setup}; from test_global_batch import *; train_in_process({{}}, {port}, Path())"
+    preloaded.python()  # started once, not by each thread
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(execute, folder, "python", "-c", program.format(i)) for i in range(2)]
+        [run.result() for run in runs]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -103,10 +113,8 @@ def test_two_processes_train_as_one_does(kind, of_two, tmp_path):
 
 
 def test_two_processes_take_the_statistics_that_one_does(of_two):
-    start, expected = (
-        small_network().state_dict(),
-        measured(small_network(), make_fabric("32-true")),
-    )
+    start = small_network().state_dict()
+    expected = measured(small_network(), make_fabric("32-true"))
     for results in of_two:
         found = results["statistics"]
         assert distance(found, expected) < 1e-3 < 0.01 < distance(start, expected)
@@ -123,6 +131,15 @@ def test_what_is_not_shared_would_show(kind, tmp_path, monkeypatch):
         module.momentum *= 0.9
     other, _ = trained(kind, make_fabric("32-true"), tmp_path, network=momentum)
     assert distance(weights, other) > 1e-3
+
+
+def test_batch_norm_of_several_devices_keeps_what_timms_layers_do_after_it():
+    network = small_network().eval()
+    images = torch.rand(2, 3, HEIGHT, BREADTH)
+    before = network(images).logits
+    share_batch_norm(network, torch.device("cuda"))
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) > 20
+    assert torch.equal(network(images).logits, before)
 
 
 # Pieces
@@ -143,8 +160,8 @@ def test_pieces_make_the_step_of_the_whole_batch(kind, tmp_path, monkeypatch):
     labelled = lambda step, maps: tuple(x % 3 for x in mixed(step, maps))  # noqa: E731
     monkeypatch.setitem(globals(), "domain", labelled)
     changes = {"batch_norm": "frozen"}
-    if kind == "adaptation":  # the pairs of image and class are as many in each piece only without
-        changes |= {"class_mix": 0.0, "distance_weight": 0.0}
+    if kind == "adaptation":  # pairs of image and predicted class are not as many in each piece
+        changes |= {"class_mix": 0.0, "distance_kind": "pixel"}
     results = [
         trained(kind, make_fabric("32-true"), tmp_path, max_batch_per_device=most, **changes)
         for most in (None, 2, 1)

@@ -284,10 +284,10 @@ EDITS = {
 }
 
 
-@pytest.fixture
-def copied(project, tmp_path) -> Path:
-    """A copy of the finished run for edits."""
-    folder = tmp_path / "project"
+@pytest.fixture(scope="module")
+def copied(project, tmp_path_factory) -> Path:
+    """A copy of the finished run for edits, which are taken back."""
+    folder = tmp_path_factory.mktemp("edited") / "project"
     shutil.copytree(project, folder, symlinks=True)
     return folder
 
@@ -299,19 +299,25 @@ def changed(project: Path) -> set[str]:
     return names - {"index", "report"}
 
 
+def test_without_an_edit_nothing_is_changed(copied):
+    assert not changed(copied)
+
+
 @pytest.mark.parametrize("edited", EDITS)
 def test_an_edit_reaches_the_stages_that_it_concerns(edited, copied):
     """An edit of a student's objective, teacher or parameter retrains nothing before it."""
-    assert not changed(copied)
     file, _, section = edited.partition(": ")
     path = copied / file
+    before = path.read_bytes()
     if section:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))
         params[section]["an_option_of_tomorrow"] = 1
         path.write_text(yaml.safe_dump(params, sort_keys=False))
     else:
         path.write_text(path.read_text(encoding="utf-8") + "# An edit.\n")
-    assert changed(copied) == EDITS[edited]
+    found = changed(copied)
+    path.write_bytes(before)
+    assert found == EDITS[edited]
 
 
 def followers(project: Path, names: set[str]) -> set[str]:
@@ -333,11 +339,13 @@ def followers(project: Path, names: set[str]) -> set[str]:
 def test_other_anchors_rerun_no_extraction(key, value, copied):
     """But that of a later round, whose teacher has learnt from them."""
     path = copied / "params.yaml"
-    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before = path.read_bytes()
+    params = yaml.safe_load(before)
     assert params["anchors"].get(key) != value
     params["anchors"][key] = value
     path.write_text(yaml.safe_dump(params, sort_keys=False))
     edited = changed(copied)
+    path.write_bytes(before)
     assert edited == {f"anchors@round{i}" for i in (1, 2)} | STUDENT
     stale = edited | followers(copied, edited)
     assert {"pseudo_label@round1", "adapt@round1", "extract_target@round2"} <= stale

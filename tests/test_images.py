@@ -181,6 +181,23 @@ def test_unreadable_files_are_named(tmp_path, read):
         read(tmp_path)
 
 
+def test_a_jpeg_that_ends_in_zeros_is_refused(tmp_path):
+    """As a download does that was broken off, in a file of the whole length."""
+    buffer, thumbnail = io.BytesIO(), io.BytesIO()
+    Image.fromarray(random((8, 8, 3))).save(thumbnail, "JPEG")  # has an end of its own
+    Image.fromarray(random((64, 64, 3))).save(
+        buffer, "JPEG", exif=b"Exif\0\0" + thumbnail.getvalue()
+    )
+    path, data = tmp_path / "a.jpg", buffer.getvalue()
+    for end in (b"", b"\0" * 100, b"a maker's notes"):
+        path.write_bytes(data + end)
+        assert read_image(path).shape == (64, 64, 3)
+    for share in (0.5, 0.75, 0.95):
+        path.write_bytes(data[: int(share * len(data))].ljust(2 * len(data), b"\0"))
+        with pytest.raises(UserError, match=r"a\.jpg: not a readable image \(it ends early"):
+            read_image(path)
+
+
 @pytest.mark.parametrize("read", [read_image, read_label])
 @pytest.mark.parametrize("form", ["8-bit", "16-bit"])
 def test_truncated_files_are_refused_at_any_length(tmp_path, read, form):

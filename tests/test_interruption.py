@@ -27,7 +27,7 @@ from project import (
 
 from cag.project.repository import repair
 
-KILLS = 6
+KILLS = 4
 UNFINISHED = (".partial", ".previous")
 DEADLINE = 300  # seconds after which something hangs
 SAVE_OFTEN = {"CAG_CHECKPOINT_SECONDS": "0"}

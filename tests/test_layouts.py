@@ -19,8 +19,9 @@ from raw import (
     write_synthia,
 )
 
-from cag.config.datasets import CityscapesSource, CityscapesTarget, GameSource
-from cag.datasets.images import read_image, read_label
+from cag.config.datasets import CityscapesSource, CityscapesTarget, FolderTarget, GameSource
+from cag.datasets.checks import refuse_label_maps
+from cag.datasets.images import read_image, read_label, write_image
 from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import (
     Split,
@@ -32,11 +33,16 @@ from cag.datasets.layouts import (
 )
 from cag.datasets.preparation import Item
 from cag.datasets.prepared import read_manifest
+from cag.deploy.image_files import list_images
+from cag.networks import load_model
+from cag.project.raw_data import check_domain
 from cag.runtime.errors import UserError
-from cag.scenes import render
+from cag.runtime.validation import read_yaml
+from cag.scenes import label_palette, render
 from stages.prepare import prepare
 
 CLASSES = Path(__file__).parent.parent / "classes"
+CITYSCAPES = str(CLASSES / "cityscapes.yaml")
 SIZE = (32, 64)
 
 # Listing
@@ -339,6 +345,78 @@ def test_cityscapes_as_a_source_has_training_labels(tmp_path):
         "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
         "gtFine/train/bochum/bochum_000001_000019_gtFine_labelIds.png",
     ]
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_another_unicode_form_is_said_to_be_so(tmp_path, on_disk, asked):
+    (tmp_path / unicodedata.normalize(on_disk, "für größe") / "images").mkdir(parents=True)
+    folder = tmp_path / unicodedata.normalize(asked, "für größe")
+    if folder.exists():
+        pytest.skip("this disk does not tell the forms apart")
+    for look in (
+        lambda: index_folder(folder, ["images"]),
+        lambda: list_images([str(folder / "images")]),
+        lambda: read_yaml(folder / "images", "", ""),
+        lambda: load_model(folder / "images"),
+    ):
+        with pytest.raises(UserError, match="no such .*; its name .* look the same but have other"):
+            look()
+    with pytest.raises(UserError, match="no such folder; put the data set there"):
+        index_folder(tmp_path / "other", ["images"])
+
+
+FORMS = {"values": lambda x: x, "bright": lambda x: 12 * x, "palette": None}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["labels/{}.png", "images/{}_mask.png", "{}.bmp"])
+def test_label_maps_among_the_targets_images_are_refused(tmp_path, form, place):
+    for index in range(5):
+        image, labels = render("target", 0, index, 64, 128)
+        for path in (tmp_path / f"images/{index}.png", tmp_path / place.format(index)):
+            path.parent.mkdir(exist_ok=True)
+        write_image(tmp_path / f"images/{index}.png", image)
+        picture = Image.fromarray(labels if form == "palette" else FORMS[form](labels))
+        if form == "palette":
+            picture.putpalette(label_palette().tobytes())
+        picture.save(tmp_path / place.format(index))
+    items = list_split(tmp_path, Split("train", "", None))
+    assert len(items) == 10
+    with pytest.raises(
+        UserError, match=f"{place.format(0)}: 5 such files have the names .*images/0"
+    ):
+        refuse_label_maps(items, tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    target = FolderTarget(layout="folder", folder=".", images=".", size=None, class_map=CITYSCAPES)
+    with pytest.raises(UserError, match="which would be trained on; move them"):
+        prepare("target", target, tmp_path, out)
+    (check,) = check_domain("target", target, tmp_path, read_class_map(Path(CITYSCAPES)))
+    assert "would be trained on" in check.problems[0]
+
+
+def test_label_maps_of_two_kinds_do_not_hide_each_other(tmp_path):
+    for index in range(2):
+        image, labels = render("target", 0, index, 64, 128)
+        for name, pixels in {"fine": labels, "coarse": labels // 8, "photographs": image}.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"{name}/{index}.png")
+    with pytest.raises(UserError, match=r"(fine|coarse)/0\.png: 2 such files"):
+        refuse_label_maps(list_split(tmp_path, Split("train", "", None)), tmp_path)
+
+
+def test_photographs_beside_photographs_are_no_label_maps(tmp_path):
+    """Of another camera, in grey, at night; and drawings in which all is flat."""
+    for index in range(3):
+        image, labels = render("target", 0, index, 64, 128)
+        dark = np.random.default_rng(index).integers(0, 16, (64, 128)).astype(np.uint8)
+        folders = {"day": image, "grey": image[..., 1], "night": dark, "black": 0 * dark}
+        for name, pixels in (folders | {"drawn": labels, "redrawn": labels}).items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"{name}/{index}.png")
+    for pair in (folders, ("drawn", "redrawn")):
+        items = [item for item in list_split(tmp_path, Split("train", "", None))]
+        refuse_label_maps([item for item in items if item.image.split("/")[0] in pair], tmp_path)
 
 
 def test_missing_cityscapes_files_are_named_in_full(tmp_path):

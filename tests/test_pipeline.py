@@ -642,13 +642,13 @@ def test_missing_raw_data_is_one_clear_line(tmp_path):
 # Several processes
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "warmup"])
-def test_two_processes_train_and_one_writes(copied, stage):
+@pytest.mark.parametrize(("stage", "variables"), [("pretrain", SEPARATE), ("warmup", {})])
+def test_two_processes_train_and_one_writes(copied, stage, variables):
     """Two processes on the CPU share each batch; the recorded command is the same."""
     params = read_params(copied)
     write_params(copied, merged(params, {stage: {"iterations": 2, "batch_size": 4}}))
     launch = "torchrun --standalone --nproc-per-node=2"
-    printed = dvc(copied, "repro", "--single-item", stage, LAUNCH=launch)
+    printed = dvc(copied, "repro", "--single-item", stage, LAUNCH=launch, **variables)
     assert ran(printed) == [stage]
     assert printed.count(f"{stage}: 2 iterations") == 1
     curve = pd.read_csv(copied / f"data/curves/{stage}.csv")

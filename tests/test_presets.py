@@ -48,7 +48,7 @@ SHRUNK = {
     "target": {"size": SIZE},
     "network": {
         "architecture": "DeepLabV3Plus",
-        "encoder": "mobilenet_v2",
+        "encoder": "tu-test_efficientnet",
         "encoder_weights": None,
         "options": {"decoder_channels": 16},
     },

@@ -257,7 +257,15 @@ def test_an_import_of_the_library_changes_no_handler():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
+@pytest.fixture
+def interrupts_heard():
+    """Ctrl-C reaches this process, also where a shell's background job runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_a_library_swallows_is_still_one(capsys, interrupts_heard):
     def body():
         try:
             os.kill(os.getpid(), signal.SIGINT)

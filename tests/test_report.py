@@ -520,7 +520,7 @@ def test_stage_names_a_damaged_artifact_and_leaves_nothing(project, damaged, tex
 
 
 def test_class_called_none_keeps_its_name(project):
-    for name in ("coverage.csv", "threshold_curves.csv"):
+    for name in ("coverage.csv", "anchors.csv", "threshold_curves.csv"):
         path = project / FOLDERS.rounds / "round1" / name
         path.write_text(path.read_text().replace("train", "None"))
     rounds = {"round1": Round(teacher="warmup", anchors="round1")}

@@ -20,7 +20,7 @@ from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.networks import Network, Normalization
 from cag.config.pseudo_labels import PseudoLabel
-from cag.config.training import Pretrain, Run
+from cag.config.training import MOST_STEPS, Pretrain, Run
 from cag.config.warmup import Warmup
 from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
@@ -80,7 +80,7 @@ def small_network(seed=0, dropout=0.5):
     options = {"decoder_channels": WIDTH, "decoder_aspp_dropout": dropout}
     config = Network(
         architecture="DeepLabV3Plus",
-        encoder="mobilenet_v2",
+        encoder="tu-test_efficientnet",  # of few layers, which take most of the time
         encoder_weights=None,
         options=options,
         normalization=Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
@@ -357,6 +357,13 @@ def test_dropout_is_active_and_the_seeds_alone(tmp_path, fabric):
     assert not same(networks[0], networks[2])
 
 
+def test_nothing_is_allocated_for_steps_to_come(tmp_path, fabric, often):
+    changes = {"batches": interrupted(3), "iterations": MOST_STEPS}
+    with pytest.raises(KeyboardInterrupt):
+        run("supervised", small_network(), fabric, tmp_path / "c.pt", **changes)
+    assert len(Checkpoint(tmp_path / "c.pt", "a").load()["history"]) == 2
+
+
 def test_a_training_cut_off_after_its_last_step_is_complete(tmp_path, fabric, often):
     network, resumed = small_network(), small_network(seed=99)
     curve = run("supervised", network, fabric, tmp_path / "c.pt")
@@ -475,7 +482,7 @@ def test_the_kept_statistics_are_those_of_the_named_domains(kind, batch_norm, ke
         plain = {"class_mix": 0.0, "blur": 0.0} if kind == "online" else {}
         objective, make_batches, _ = problem(kind, network, batch_norm=batch_norm, **plain)
         objective.train()(*make_batches([0]))
-    assert len(momenta) > 50
+    assert len(momenta) > 20
     assert close(statistics(network), statistics(reference))
     assert [module.momentum for module in batch_norms(network)] == momenta
 

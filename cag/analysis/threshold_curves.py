@@ -173,8 +173,10 @@ def read_thresholds(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor]
 
     A file that is missing, damaged or of other classes is a UserError.
     """
-    types = {"rule": str, "class": str, "threshold": float, "pixels": np.int64}
-    missing = dict.fromkeys(("share", "class_threshold", *MEASURES), [""])
+    shares = ("share", "class_threshold", *MEASURES)
+    types = {"rule": str, "class": str, "pixels": np.int64}
+    types |= dict.fromkeys(("threshold", *shares), float)
+    missing = dict.fromkeys(shares, [""])
     with readable(path, "a readable table", "`dvc repro` makes it", "delete it and rerun"):
         # Names are text, whatever they spell.
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)

@@ -1,5 +1,6 @@
 """Commands about models and weights."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -31,17 +32,21 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     The written file is run and compared with the model on random and real images of several sizes.
     The table shows the largest difference of their logits, beside that of the model's own logits to
     the same computed in float64, and the largest logit. The file is kept if they differ by no more
-    than rounding.
+    than rounding. Files of --images that are no images by their extension are named.
 
     \b
     Examples:
       cag export data/models/round3.safetensors --format onnx --out round3.onnx
       cag export data/models/round3.safetensors --format pt2 --out round3.pt2 --images photos
     """
+    from cag.datasets.layouts import describe_files
     from cag.deploy import export as exports
+    from cag.deploy.image_files import other_files
 
     if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
+    if others := other_files(images, out):
+        print(f"left out, no images: {describe_files(others)}", file=sys.stderr)
     with atomic_file(out) as partial:
         rows, compared = [], exports.export(model, form, partial, images)
         for result in compared:

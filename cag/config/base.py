@@ -13,6 +13,7 @@ from cag.runtime.validation import YamlDumper, explain, read_yaml
 
 # A bound keeps a slip of the pen from filling the memory: more than anybody trains with.
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192
+MOST_SCALED_PIXELS, MOST_BATCH_PIXELS = 2**28, 2**32  # of a scaled image, of a whole batch
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1_000_000)]  # of a loss
 Rate = Annotated[float, Field(gt=0, le=1000)]  # of learning

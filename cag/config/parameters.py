@@ -6,6 +6,9 @@ from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.base import (
     ADAPTSEGNET,
+    DOMAINS,
+    MOST_BATCH_PIXELS,
+    MOST_SCALED_PIXELS,
     PAPER,
     RELEASED,
     Name,
@@ -92,6 +95,7 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
             "teacher to 'cached'"
         )
     _check_apart(path, params)
+    _check_products(path, params)
     if params.evaluated and not params.target.has_validation:
         key = "labels" if params.target.layout == "cityscapes" else "val_images"
         raise UserError(f"{path}: target.{key} is null, so `evaluated` must be []")
@@ -111,6 +115,28 @@ def _check_apart(path: str | Path, params: Parameters) -> None:
             target.check_apart(*other)
         except ValueError as error:
             raise UserError(f"{path}: target: {error}") from None
+
+
+def _check_products(path: str | Path, params: Parameters) -> None:
+    """Raise a UserError if values within their bounds multiply to an absurd number of pixels."""
+    sizes = {domain: getattr(params, domain).size for domain in DOMAINS}
+    scales = {"source": 1.0, "target": max(params.extract.target_views.scales)}
+    products = []
+    for domain, size in sizes.items():
+        pixels, what = size[0] * size[1] if size else 0, f"{domain}.size {list(size or ())}"
+        for name in ("pretrain", "warmup", "adapt"):
+            scale = getattr(params, name).augmentation.scale[1]
+            key = f"{name}.augmentation.scale {scale:g}, squared,"
+            products.append((key, what, pixels * scale**2, MOST_SCALED_PIXELS))
+        key = f"extract.batch_size {params.extract.batch_size}"
+        if scales[domain] != 1:
+            key += f" times target_views.scales {scales[domain]:g}, squared,"
+        batch = pixels * params.extract.batch_size * scales[domain] ** 2
+        products.append((key, what, batch, MOST_BATCH_PIXELS))
+    for key, what, pixels, most in products:
+        if pixels > most:
+            problem = f"{key} times {what} is {pixels:,.0f} pixels"
+            raise UserError(f"{path}: {problem}; expected at most {most:,}")
 
 
 def _refer(path: str | Path, key: str, name: str, known: list[str]) -> None:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cag.config.base import (
+    MOST_BATCH_PIXELS,
     PAPER,
     RELEASED,
     BatchSize,
@@ -120,6 +121,15 @@ class Training(Section):
         default=0.0,
     )
     augmentation: Augmentation = about("the random changes of training images", source=RELEASED)
+
+    @model_validator(mode="after")
+    def _batch(self):
+        crop = self.augmentation.crop
+        if (pixels := self.batch_size * crop[0] * crop[1]) > MOST_BATCH_PIXELS:
+            product = f"batch_size {self.batch_size} times augmentation.crop {list(crop)}"
+            limit = f"expected at most {MOST_BATCH_PIXELS:,}"
+            raise ValueError(f"{product} is {pixels:,} pixels; {limit}")
+        return self
 
 
 class Pretrain(Training):

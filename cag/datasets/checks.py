@@ -1,6 +1,17 @@
 """Signs that images are not what they should be."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
 import numpy as np
+
+from cag.datasets.images import read_image
+from cag.datasets.preparation import Item
+from cag.datasets.prepared import evenly_spaced
+from cag.runtime.errors import UserError
+from cag.runtime.files import inside
 
 TURNS = {
     2: "mirrored",
@@ -14,6 +25,8 @@ TURNS = {
 _STEP = 4  # looks at a pixel of so many a side
 _DARK, _BRIGHT, _CONTRAST = 16, 239, 4  # of 0 to 255
 _FEW_COLOURS, _ENOUGH_PIXELS = 32, 1000
+_LOSSY = (".jpg", ".jpeg")  # no label map is stored so
+_LOOKED_AT, _EQUAL_NEIGHBOURS = 4, 0.8  # files of a folder; a share of a label map's pixels
 _QUARTER, _CUT = 63, 0.1  # the highest of 14 bits read as 16; a share of the rows
 
 
@@ -48,6 +61,43 @@ def _is_cut(image: np.ndarray) -> bool:
     last = image[-1, 0]  # (3,)
     other = ~(image == last).all((1, 2))  # (H,)
     return _DARK < last.min() <= last.max() < _BRIGHT and other[::-1].argmax() > _CUT * len(other)
+
+
+def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
+    """Raise a UserError if label maps lie among a folder's images without labels.
+
+    They are losslessly stored, have another image's name, alone or before more of a name (a.jpg and
+    labels/a.png or a_mask.png), and are areas of few values where the other image is none.
+    """
+
+    def is_flat(path: PurePosixPath) -> bool:
+        return _is_flat(read_image(inside(folder, str(path))))
+
+    paths = [PurePosixPath(item.image) for item in items]
+    by_name, alike = defaultdict(list), defaultdict(list)
+    for path in paths:
+        by_name[path.stem].append(path)
+    for path in paths:
+        ends = [i for i, letter in enumerate(path.stem) if not letter.isalnum()]
+        for end in [len(path.stem), *ends] if path.suffix.lower() not in _LOSSY else ():
+            named = by_name.get(path.stem[:end], ())
+            if others := list(islice((other for other in named if other != path), _LOOKED_AT)):
+                alike[path.parent, path.stem[end:]].append((path, others))
+    for pairs in alike.values():
+        looked_at = [pairs[i] for i in evenly_spaced(len(pairs), _LOOKED_AT)]
+        if all(is_flat(path) and not all(map(is_flat, others)) for path, others in looked_at):
+            path, others = pairs[0]
+            problem = f"{len(pairs)} such files have the names of others ({others[0]}) and are"
+            problem += " label maps by their values"
+            remedy = "move them elsewhere, or name a folder in target.images that holds none"
+            raise UserError(f"{folder / path}: {problem}, which would be trained on; {remedy}")
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    """Whether an image uint8 [H, W, 3] consists of areas of 2 to 32 values."""
+    values = len(np.unique(image[::_STEP, ::_STEP].reshape(-1, 3), axis=0))
+    equal = (image[:, 1:] == image[:, :-1]).all(axis=2).mean()
+    return 2 <= values <= _FEW_COLOURS and equal >= _EQUAL_NEIGHBOURS
 
 
 def edges_fit(image: np.ndarray, label: np.ndarray) -> float:

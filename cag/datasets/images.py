@@ -20,6 +20,7 @@ from cag.runtime.errors import UserError, in_one_line, refusal
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = "CAG_MAX_PIXELS"  # the variable that moves the limit of an image's size
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xff\xd9"  # markers of a JPEG
 _GREY, _GREY_ALPHA = 0, 4  # PNG colour types
 _CHANNELS = {_GREY: 1, 2: 3, 3: 1, _GREY_ALPHA: 2, 6: 4}
 # Adam7's passes: the first column and row, and the steps right and down.
@@ -61,6 +62,8 @@ def read_picture(path: Path, turn_by_exif: bool = True) -> Picture:
         image = to_rgb(picture)
         if png:
             _check_rows(picture, png)
+        if picture.format in ("JPEG", "MPO"):
+            _check_end(Path(path).read_bytes())
         if not image.any() and _has_lower_bytes(picture, png):
             raise ValueError(f"its values are below 256; {_UPPER_8}")
     if not turn_by_exif:
@@ -344,6 +347,17 @@ def _check_rows(picture: Image.Image, png: _Png) -> None:
     # Pixels are unpacked a second time only where the last row may be one of them.
     if png.interlaced or not np.any(picture.crop((0, height - 1, width, height))):
         _check_stream(picture.size, png)
+
+
+def _check_end(data: bytes) -> None:
+    """Raise a ValueError if a JPEG has no end, as where a broken download left zeros."""
+    start = 2
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != _START_OF_SCAN:
+        # A segment, such as a thumbnail with an end of its own. Padding may come before it.
+        is_padding = data[start + 1 : start + 2] == b"\xff"
+        start += 1 if is_padding else 2 + int.from_bytes(data[start + 2 : start + 4])
+    if _END_OF_IMAGE not in data[start:]:
+        raise ValueError("it ends early: no end-of-image marker")
 
 
 def _decode_png_16(picture: Image.Image, png: _Png) -> np.ndarray:

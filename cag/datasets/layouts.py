@@ -12,7 +12,7 @@ import pandas as pd
 
 from cag.config.datasets import Source, Target
 from cag.datasets.preparation import Item
-from cag.runtime.errors import UserError, printable
+from cag.runtime.errors import UserError, absent, printable
 from cag.runtime.files import inside
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -135,8 +135,7 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
     """The (posix path below root, bytes) of the visible files below root/below."""
     start = inside(root, below)
     if not start.is_dir():
-        hint = "put the data set there or point the folder elsewhere"
-        raise UserError(f"{start}: no such folder; {hint}")
+        raise absent(start, "folder", "put the data set there or point the folder elsewhere")
     prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
     return _walk(start, prefix, root.resolve(), (start.resolve(),))
 

@@ -34,6 +34,11 @@ def common_size(rows: pd.DataFrame) -> tuple[int, int] | None:
     return (int(sizes[0, 0]), int(sizes[0, 1])) if len(sizes) == 1 else None
 
 
+def most_pixels(rows: pd.DataFrame) -> int:
+    """The pixels of the largest image of a manifest's rows; 0 without any."""
+    return int((rows["height"] * rows["width"]).max()) if len(rows) else 0
+
+
 def read_manifest(folder: Path) -> pd.DataFrame:
     """Read a prepared data set's table of images, with the columns `COLUMNS`.
 

@@ -225,9 +225,17 @@ def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
 
 
 def write_pt2(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:
-    """Write a program that `torch.export.load` reads; its file cag.json holds `metadata`."""
+    """Write a program that `torch.export.load` reads; its file cag.json holds `metadata`.
+
+    A UserError if it cannot be written in this form.
+    """
     with binary_file(path) as file, _quiet():
-        torch.export.save(program, file, extra_files={"cag.json": json.dumps(about)})
+        try:
+            torch.export.save(program, file, extra_files={"cag.json": json.dumps(about)})
+        except OSError:
+            raise
+        except Exception as error:  # the writer raises many kinds
+            raise _failed("this network cannot be written as pt2", error) from None
 
 
 def write_onnx(path: Path, program: torch.export.ExportedProgram, about: dict) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, absent
 
 
 def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
@@ -70,4 +70,4 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
             if match.suffix.lower() in EXTENSIONS and match.is_file():
                 yield match.relative_to(base).with_suffix("").as_posix(), match, False
     else:
-        raise UserError(f"{path}: no such file or folder; check its name")
+        raise absent(path, "file or folder", "check its name")

@@ -16,7 +16,7 @@ from cag.config.base import RULES
 from cag.config.parameters import load_all
 from cag.datasets.images import colorize, read_image, read_label
 from cag.datasets.labels import IGNORE, LabelSpace
-from cag.datasets.prepared import read_label_space, read_manifest
+from cag.datasets.prepared import most_pixels, read_label_space, read_manifest
 from cag.features import read_target_row, read_target_store
 from cag.project.pseudo_labels import LABELS, ROUND, TARGET, chosen_round
 from cag.runtime.errors import UserError
@@ -44,10 +44,11 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     params = load_all()
     config, chosen = params.pseudo_label, _labelled_round(round_name, list(params.rounds))
     folder, classes = Path(ROUND.format(chosen)), read_label_space(SOURCE)
-    store = read_target_store(Path(STORE.format(chosen)), classes.num_classes)
+    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
+    path = Path(STORE.format(chosen))
+    store = read_target_store(path, classes.num_classes, most_pixels(rows))
     index = inspection.find_image(store.names, image)
     name = store.names[index]
-    rows = read_manifest(TARGET).query("split == 'train'").set_index("name")
     if name not in rows.index:
         raise UserError(f"{TARGET}: has no training image {name} any more; run `dvc repro` first")
     row = rows.loc[name]

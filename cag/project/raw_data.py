@@ -14,7 +14,7 @@ import pandas as pd
 from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import Parameters
-from cag.datasets.checks import TURNS, edges_fit, oddity
+from cag.datasets.checks import TURNS, edges_fit, oddity, refuse_label_maps
 from cag.datasets.images import read_image, read_picture
 from cag.datasets.labels import IGNORE, ClassMap
 from cag.datasets.layouts import Split, list_split, passed_over, splits
@@ -26,6 +26,7 @@ from cag.datasets.preparation import (
     void_labels,
 )
 from cag.datasets.prepared import class_difference
+from cag.deploy.export import trace
 from cag.features import source_bytes, target_bytes
 from cag.networks import build, feature_form
 from cag.project.dry_run import Shapes, training_step
@@ -211,7 +212,10 @@ def check_domain(
     checks, listed = [], []
     for split in splits(domain, config):
         try:
-            listed.append((split, list_split(folder, split)))
+            items = list_split(folder, split)
+            if split.labels is None:
+                refuse_label_maps(items, folder)
+            listed.append((split, items))
         except UserError as error:
             checks.append(SplitCheck(split.name, 0, problems=[str(error)]))
     total = sum(len(items) for _, items in listed)
@@ -279,6 +283,15 @@ def step_memory(params: Parameters, num_classes: int) -> int:
     return training_step("adapt", params, network, images, shapes).memory
 
 
+def export_warnings(params: Parameters, num_classes: int) -> list[str]:
+    """Why `cag export` will fail: tried with random weights, as only the architecture matters."""
+    try:
+        trace(build(params.network, num_classes).eval())
+    except UserError as error:
+        return [f"`cag export` of this network will fail: {error}"]
+    return []
+
+
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
     """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
@@ -293,7 +306,7 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    domains, disk, warnings = {}, [], []
+    domains, disk, warnings = {}, [], export_warnings(params, len(names[0]))
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
 from torch import Tensor
 
 from cag.analysis.plots import save_png
@@ -17,7 +19,13 @@ from cag.analysis.threshold_curves import decimal, read_thresholds
 from cag.anchors import read_anchors
 from cag.config.base import RULES
 from cag.datasets.images import read_image, read_label
-from cag.datasets.prepared import common_size, evenly_spaced, read_label_space, read_manifest
+from cag.datasets.prepared import (
+    common_size,
+    evenly_spaced,
+    most_pixels,
+    read_label_space,
+    read_manifest,
+)
 from cag.features import (
     PixelSample,
     TargetStore,
@@ -30,7 +38,7 @@ from cag.features import (
     require_classes,
     sample_pixels,
 )
-from cag.pseudo_labels import Pixels, measure
+from cag.pseudo_labels import COVERAGE, Pixels, measure
 from cag.report import contents
 from cag.report.contents import Features, Maps, Round, Run
 from cag.report.figures import drawable
@@ -42,6 +50,23 @@ from cag.runtime.validation import readable
 
 FEATURES_PER_CLASS = 60  # drawn of each domain
 FEATURE_IMAGES = 200  # target images, evenly spaced, to draw from
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+MEASURES = TypeAdapter(dict[str, FiniteFloat | None], config=ConfigDict(strict=True))
+COUNTS = dict.fromkeys(COVERAGE, np.int64)
+ANCHOR_NUMBERS = {"images": np.int64, "pixels": np.int64}
+ANCHOR_NUMBERS |= dict.fromkeys(("recall", "norm", "distance"), np.float64)
+
+
+class _Scores(BaseModel):
+    """The form of a file of scores."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat | None]
+
+    miou: Share | None
+    iou: dict[str, Share | None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +92,8 @@ def collect(folders: Folders, params) -> Run:
     shown = _evenly(training, params.report.images)
     rounds, maps = {}, {}
     for name in params.rounds:
-        store = read_target_store(folders.features / name / "target.h5", label_space.num_classes)
+        path = folders.features / name / "target.h5"
+        store = read_target_store(path, label_space.num_classes, most_pixels(training))
         path = folders.rounds / name / "anchors.npy"
         anchors = read_anchors(path, label_space.num_classes, store.width)
         features = read_features(folders.features / name, store, anchors, params.seed)
@@ -108,33 +134,43 @@ def read_evaluation(folders: Folders, model: str) -> contents.Evaluation:
         _existing(folders.evaluation / model / name, f"evaluate@{model}")
         for name in ("metrics.json", "confusion.csv")
     )
-    with _readable(confusion, "a confusion matrix"):
-        matrix = pd.read_csv(confusion).iloc[:, 1:].to_numpy(dtype=np.int64)
     with _readable(metrics, "a file of scores"):
         scores = json.loads(metrics.read_text(encoding="utf-8"))
-        _ = scores["miou"], scores["iou"].values()
-    return contents.Evaluation(scores, matrix)
+        _Scores.model_validate(scores)
+    with _readable(confusion, "a confusion matrix"):
+        table = pd.read_csv(confusion).iloc[:, 1:]
+        size, integers = len(scores["iou"]), (table.dtypes == np.int64).all()
+        if table.shape != (size, size) or not integers or (table < 0).any(axis=None):
+            raise ValueError(f"expected numbers of pixels for {size} x {size} classes")
+    return contents.Evaluation(scores, table.to_numpy())
 
 
 def read_measures(folder: Path, model: str) -> dict[str, float | None]:
     """Read a model's measures without labels, by name."""
     path = _existing(folder / f"{model}.json", f"watch@{model}")
     with _readable(path, "a file of measures"):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return MEASURES.validate_python(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
     """Read a round's tables from the folder of all rounds."""
     # A class may be called "none" or "null": names are text, whatever they spell.
     missing = dict.fromkeys(("recall", "norm", "distance", "nearest_anchor"), ["", "nan"])
-    options = {"dtype": dict.fromkeys(("class", "nearest_anchor"), str), "keep_default_na": False}
+    texts = dict.fromkeys(("class", "nearest_anchor"), str)
+    options = {"na_values": missing, "keep_default_na": False}
+    numbers = {"coverage": COUNTS, "anchors": ANCHOR_NUMBERS}
     stages = {"coverage": f"pseudo_label@{name}", "anchors": f"anchors@{name}"}
     paths = [_existing(folder / name / f"{table}.csv", stages[table]) for table in stages]
     tables = []
     for path in paths:
+        kinds = numbers[path.stem]
         with _readable(path, "a table of classes"):
-            tables.append(pd.read_csv(path, na_values=missing, **options))
-            tables[-1]["class"]  # each row is of one
+            table = pd.read_csv(path, dtype=texts | kinds, **options)
+            if absent := [column for column in ("class", *kinds) if column not in table]:
+                raise ValueError(f"it lacks the column {absent[0]}")
+            if tables and list(table["class"]) != list(tables[0]["class"]):
+                raise ValueError(f"its classes are not those of {paths[0].name}")
+            tables.append(table)
     coverage, anchors = tables
     path = folder / name / "threshold_curves.csv"
     thresholds = quantile_thresholds(path, list(coverage["class"]))
@@ -219,7 +255,9 @@ def read_curves(folder: Path, models: Iterable[str]) -> dict[str, pd.DataFrame]:
     for name, path in paths.items():
         if path.is_file():
             with _readable(path, "a learning curve"):
-                curves[name] = pd.read_csv(path)
+                curves[name] = curve = pd.read_csv(path)
+                if len(curve) and not np.isfinite(curve[["iteration", "loss"]]).all(axis=None):
+                    raise ValueError("it has losses that are no numbers")
     return {name: curve for name, curve in curves.items() if len(curve)}
 
 

@@ -3,11 +3,17 @@
 import errno
 import os
 import re
+import unicodedata
+from pathlib import Path
 
 # What to do where the system refuses: no defects of the program.
 _SPACE = "free some space (or delete some files, if there is space), then run it again"
 _HELD = "another program has it open: close it there, then run it again"
 _OTHER_FOLDER = "change that, or use another folder"
+_OTHER_FORM = (
+    "its name and that on the disk look the same but have other Unicode forms (NFC and NFD): "
+    "rename it there, or copy its name from there"
+)
 _TOO_MANY = "close other programs, or allow more open files: `ulimit -n 4096`"
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
@@ -65,6 +71,27 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
     unnamed = "the memory" if number == errno.ENOMEM else "the disk"
     where = getattr(error, "filename", None) or where or unnamed
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
+
+
+def absent(path: str | Path, what: str, remedy: str) -> UserError:
+    """The error that a file or folder is not there, or only under a name that looks the same."""
+    return UserError(f"{path}: no such {what}; {_OTHER_FORM if _in_other_form(path) else remedy}")
+
+
+def _in_other_form(path: str | Path) -> bool:
+    """Whether the first part of a path that is not there is so in another Unicode form."""
+    path = Path(path)
+    parts = (*reversed(path.parents), path)
+    missing = next((part for part in parts if not os.path.exists(part)), Path())
+    try:
+        names = os.listdir(missing.parent)
+    except OSError:
+        return False
+    return any(_same_letters(name, missing.name) for name in names)
+
+
+def _same_letters(*names: str) -> bool:
+    return len({unicodedata.normalize("NFC", name) for name in names}) == 1
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, absent
 
 # Packages that hold an encoder's ImageNet weights as the original's tensors: module, file in it.
 WEIGHTS_PACKAGES = {
@@ -100,10 +100,11 @@ def model_weights_file(weights: str) -> Path:
     """The file of a model from outside; a UserError unless it exists below `weights_root`."""
     path = inside(weights_root(), weights)
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such model (warmup.weights); put it there (`cag weights import` makes one "
-            "of the authors' checkpoint), set CAG_WEIGHTS to its folder, or set it to null"
+        remedy = (
+            "put it there (`cag weights import` makes one of the authors' checkpoint), set "
+            "CAG_WEIGHTS to its folder, or set it to null"
         )
+        raise absent(path, "model (warmup.weights)", remedy)
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cag.runtime.errors import CONTROL, UserError, in_one_line, refusal, shortened
+from cag.runtime.errors import CONTROL, UserError, absent, in_one_line, refusal, shortened
 
 # YAML's plain values as DVC reads and writes them: those of version 1.2, of which 2e-05 is a number
 # and `no` a text. Kind, pattern, first characters.
@@ -112,7 +112,7 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {missing}") from None
+        raise absent(path, "file", missing) from None
     except Exception as error:  # the content of a damaged file raises many kinds
         if (refused := refusal(error, path)) is not None:
             raise refused from None

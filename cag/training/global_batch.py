@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from timm.layers import DropPath
+from timm.layers import BatchNormAct2d, DropPath, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -55,11 +55,13 @@ def mean_over_processes(count: Tensor) -> Tensor:
 def share_batch_norm(network: nn.Module, device: torch.device) -> None:
     """Make batch norm in training use the statistics of all processes' images, in place."""
     if device.type == "cuda":  # torch has no form for a CPU
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        convert_sync_batchnorm(network)  # timm's, which keeps the activations in its own layers
         return
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = _SharedBatchNorm  # has no state of its own
+            activates = isinstance(module, BatchNormAct2d)
+            # These have no state of their own.
+            module.__class__ = _SharedBatchNormAct if activates else _SharedBatchNorm
 
 
 def share_draws(network: nn.Module, share: Share) -> None:
@@ -105,6 +107,14 @@ class _SharedBatchNorm(_BatchNorm):
         if self.affine:
             return torch.addcmul(self.bias.view(shape), centred, (scale * self.weight).view(shape))
         return centred * scale.view(shape)
+
+
+class _SharedBatchNormAct(_SharedBatchNorm):
+    """The same of timm's layers, which end with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x float [B, C, ...] and activate it."""
+        return self.act(self.drop(super().forward(x)))
 
 
 class _AllReduce(torch.autograd.Function):

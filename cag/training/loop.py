@@ -1,11 +1,13 @@
 """One training loop for every stage that trains: schedule, resume, learning curve."""
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -130,7 +132,7 @@ def train(
         objective.network.compile()
     wrapped, *optimizers = fabric.setup(objective, *objective.optimizers(config))
     wrapped.train()
-    history = torch.zeros(config.iterations, len(objective.names))
+    history = array("f")  # the losses of each step so far
     for group in _groups(optimizers):
         group["initial_lr"] = group["lr"]
     start = _resume(checkpoint, objective, optimizers, history)
@@ -148,15 +150,22 @@ def train(
             optimizer.zero_grad()
         objective.after_step()
         if len(pending) == READ_EVERY or step + 1 == config.iterations:
-            history[step + 1 - len(pending) : step + 1] = _read(pending, step, fabric)
-            advance(len(pending), f"loss {history[step, 0]:.3f}")
+            losses = _read(pending, step, fabric)
+            history.extend(losses.flatten().tolist())
+            advance(len(pending), f"loss {losses[-1, 0]:.3f}")
             pending = []
             began = time.monotonic()
             if fabric.is_global_zero and began - saved > interval:
-                checkpoint.save(_state(objective, optimizers, history, step + 1))
+                losses = _by_step(history, objective)
+                checkpoint.save(_state(objective, optimizers, losses, step + 1))
                 saved = time.monotonic()
                 interval = _save_interval(saved - began)
-    return _curve(history, objective.names, config)
+    return _curve(_by_step(history, objective), objective.names, config)
+
+
+def _by_step(history: array, objective: Objective) -> Tensor:
+    """The losses float32 [steps, n] of all steps so far."""
+    return torch.from_numpy(np.array(history, np.float32)).view(-1, len(objective.names))
 
 
 def _groups(optimizers: list[Optimizer]) -> Iterator[dict[str, Any]]:
@@ -252,7 +261,7 @@ def _state(
 
 
 def _resume(
-    checkpoint: Checkpoint, objective: Objective, optimizers: list[Optimizer], history: Tensor
+    checkpoint: Checkpoint, objective: Objective, optimizers: list[Optimizer], history: array
 ) -> int:
     state = checkpoint.load()
     if state is None:
@@ -260,7 +269,7 @@ def _resume(
     objective.load_state_dict(state["objective"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    history.copy_(state["history"])
+    history.extend(state["history"][: state["iteration"]].flatten().tolist())
     return state["iteration"]
 
 
