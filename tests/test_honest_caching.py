@@ -262,6 +262,7 @@ LABELS = {
 WATCHED = {"watch@pretrain", "watch@round2"}
 EDITS = {
     "cag/adaptation.py": STUDENT,
+    "cag/batch_norm.py": STUDENT,
     "cag/losses.py": STUDENT,
     "cag/mixing.py": STUDENT,
     "cag/teacher.py": STUDENT,
