@@ -35,6 +35,7 @@ from cag.analysis.plots import LIGHT, Theme, add_legend, plot_grid, save_png, th
 from cag.commands.terminal import print_rows
 from cag.config.base import Section, dotted, validated
 from cag.config.parameters import load_all
+from cag.config.watch import MEASURES
 from cag.datasets.prepared import evenly_spaced, read_manifest
 from cag.project.experiments import ORACLE_METRICS, POLL_SECONDS, environment, spread
 from cag.project.repository import METRICS, PARAMS, command
@@ -54,6 +55,7 @@ OF_ROUNDS = {"warmup", "extract", "anchors", "pseudo_label", "adapt", "rounds"}
 OF_ORACLE = ("iterations", "batch_size")
 COLUMNS = [*RUN, "model", "miou", "iou", "label_free", "seconds", "fingerprint", "commit"]
 PICTURES = 3  # of a pair
+APART = 1.0  # points of mIoU: two models that differ by less are not told apart
 Cell = tuple[str, str, int]  # a value of each of RUN
 _running: set[subprocess.Popen] = set()
 _stopped = Event()
@@ -289,7 +291,7 @@ def pictures_figure(folder: Path) -> Figure:
             place.set(xticks=[], yticks=[])
             if block + number == 0:
                 place.set_title(name)
-        axes[block * PICTURES, 0].set_ylabel(pair.name.replace("_", " "), fontsize=8)
+        axes[block * PICTURES + PICTURES // 2, 0].set_ylabel(pair.name.replace("_", " "))
     return figure
 
 
@@ -432,7 +434,7 @@ def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     names = list(dict.fromkeys([*COMPARED, *cells["variant"]]))
     return {
         str(pair): rows.pivot(index="variant", columns="seed", values="miou").reindex(names)
-        for pair, rows in cells.groupby("pair", sort=False)
+        for pair, rows in cells.groupby("pair")
     }
 
 
@@ -458,19 +460,41 @@ def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     return rows.reset_index(names="variant").to_dict("records")
 
 
-def correlations(scores: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's rank correlation of each label-free number with the mIoU, a column for each pair.
+def watched_models(scores: pd.DataFrame) -> pd.DataFrame:
+    """The pair, seed, miou and label-free numbers of all different models, a row for each.
 
-    It is over all different models of a pair, at least 3.
+    A number has its sign turned where less of it is better.
     """
     numbers = pd.json_normalize([json.loads(text) for text in scores["label_free"]])
+    numbers = numbers.reindex(columns=list(MEASURES))
+    numbers *= [measure.better for measure in MEASURES.values()]
     models = scores[["pair", "seed", "miou"]].reset_index(drop=True).join(numbers)
-    models = models[numbers.notna().any(axis=1)].drop_duplicates()
+    return models[numbers.notna().any(axis=1)].drop_duplicates()
+
+
+def correlations(models: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each number of `watched_models` with the mIoU, by pair.
+
+    It is over the models of a pair, at least 3. The numbers are the rows, the pairs the columns.
+    """
     columns = {
-        str(pair): rows[["miou", *numbers]].corr("spearman", min_periods=3)["miou"].drop("miou")
-        for pair, rows in models.groupby("pair", sort=False)
+        str(pair): rows[["miou", *MEASURES]].corr("spearman", min_periods=3)["miou"].drop("miou")
+        for pair, rows in models.groupby("pair")
     }
     return pd.DataFrame(columns).dropna(how="all")
+
+
+def ordered_rightly(models: pd.DataFrame) -> pd.DataFrame:
+    """The share in which each number has more for the better of two models, by pair, in %.
+
+    It is over all two models of a pair and a seed whose mIoU differs by at least `APART`. The
+    numbers are the rows, the pairs the columns; the last row counts the twos.
+    """
+    both = models.merge(models, on=["pair", "seed"], suffixes=("", " of the worse"))
+    both = both[both["miou"] - both["miou of the worse"] >= APART]
+    right = {name: 100.0 * (both[name] > both[f"{name} of the worse"]) for name in MEASURES}
+    groups = pd.DataFrame(right).groupby(both["pair"])
+    return groups.mean().assign(**{"twos of models": groups.size()}).T
 
 
 @themed
@@ -517,7 +541,8 @@ def dots_figure(
 def draw() -> None:
     """Print the tables of the scores as Markdown, and write their plots to `docs/images/`."""
     scores = read_scores()
-    tables, related = by_seed(scores), correlations(scores)
+    tables, models = by_seed(scores), watched_models(scores)
+    related = correlations(models)
     if not tables:
         raise UserError(f"{SCORES}: no scores; `python -m benchmarks.adaptation run` makes them")
     for pair, table in tables.items():
@@ -530,16 +555,22 @@ def draw() -> None:
         label = "points over the default"
         figures["adaptation_ablation"] = dots_figure(effects, label, [0], "+.1f")
     if not related.empty:
-        signs = np.sign(related.mean(axis=1))
-        texts = related.assign(weakest=related.mul(signs, axis=0).min(axis=1) * signs)
-        texts = texts.map(_text, form="+.2f").reset_index(names="number")
-        print(f"Rank correlation with the mIoU\n\n{markdown(texts.to_dict('records'))}")
-        lines, label = [-0.7, 0, 0.7], "rank correlation with the mIoU"
+        print_related("Rank correlation with the mIoU", related, "+.2f")
+        print_related("The better of two models has more, %", ordered_rightly(models), ".0f")
+        related.index = related.index.str.replace("_", " ")
+        related.columns = related.columns.str.replace("_", " ")
+        lines, label = [0, 0.7], "rank correlation with the mIoU"
         figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
     if (SCRATCH / "pictures").is_dir():
         figures["adaptation_pictures"] = pictures_figure(SCRATCH / "pictures")
     for name, figure in figures.items():
         save_png(figure, IMAGES / f"{name}.png")
+
+
+def print_related(title: str, table: pd.DataFrame, form: str) -> None:
+    """Print a table of a value for each number and pair, with the least of the pairs."""
+    texts = table.assign(least=table.min(axis=1)).map(_text, form=form)
+    print(f"{title}\n\n{markdown(texts.reset_index(names='number').to_dict('records'))}\n")
 
 
 if __name__ == "__main__":

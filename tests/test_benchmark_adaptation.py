@@ -240,11 +240,22 @@ def test_rank_correlation_by_hand():
         watched("b", "x", {0: (1, 1, 1), 1: (2, 2, 2)}),  # too few
         rows("a", "oracle", {0: 90}),
     )
-    found = adaptation.correlations(scores)
+    found = adaptation.correlations(adaptation.watched_models(scores))
     assert list(found.index) == ["agreement", "entropy"]
-    assert found["a"].tolist() == pytest.approx([0.5, -1.0])
+    assert found["a"].tolist() == pytest.approx([0.5, 1.0])  # less entropy is better
     assert found["b"].isna().all()
-    assert adaptation.correlations(SCORES).empty
+    assert adaptation.correlations(adaptation.watched_models(SCORES)).empty
+
+
+def test_the_better_of_two_models_of_a_seed_by_hand():
+    numbers = [(40, 0.5, 3), (42, 0.7, 2), (44, 0.6, 4), (44.5, 0.1, 9)]  # the last two: too near
+    models = [
+        rows("a", name, {0: miou}, label_free=json.dumps({"agreement": a, "entropy": e}))[0]
+        for name, (miou, a, e) in zip("wxyz", numbers, strict=True)
+    ]
+    models += rows("a", "w", {1: 90}, label_free=json.dumps({"agreement": 0, "entropy": 9}))
+    found = adaptation.ordered_rightly(adaptation.watched_models(table(models)))["a"]
+    assert found["agreement"] == 40 and found["entropy"] == 20 and found["twos of models"] == 5
 
 
 def test_dots_stand_at_the_values_and_the_line_at_their_mean():
@@ -259,12 +270,12 @@ def test_dots_stand_at_the_values_and_the_line_at_their_mean():
 
 
 def test_draw_prints_tables_and_writes_plots_from_the_scores_alone(folder, capsys):
-    run, label_free = Run(("c", "x", 0), {}), [json.dumps({"n": i}) for i in range(3)]
+    run, label_free = Run(("c", "x", 0), {}), [json.dumps({"entropy": -i}) for i in range(3)]
     watched = [rows("a", "w", {i: 40 + i}, label_free=label_free[i])[0] for i in range(3)]
     adaptation.replace_rows(run, [*SCORES.to_dict("records"), *watched])
     adaptation.draw.main([], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "| without mixing " in printed and "| n      | +1.00 |   +1.00 |" in printed
+    assert "| without mixing " in printed and "| entropy | +1.00 | +1.00 |" in printed
     for name in ("adaptation", "adaptation_ablation", "label_free"):
         with Image.open(folder / f"docs/images/{name}.png") as image:
             assert image.width > 400
