@@ -233,6 +233,7 @@ def perform(planned: Run, commit: str, variables: Mapping[str, str], cache: Path
         _git(clone, "checkout", "--quiet", "--force", "--detach", commit)
         (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
         (clone / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # of a killed process
+        (clone / "dvc.lock").unlink(missing_ok=True)  # of one run: DVC's cache knows them all
         shutil.rmtree(clone / RECORDS, ignore_errors=True)  # of other runs
         shutil.copyfile(planned.file(".yaml"), clone / PARAMS)
         with open(log, "w", encoding="utf-8") as output:

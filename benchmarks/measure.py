@@ -6,10 +6,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils import collect_env
 
 from cag.runtime.program import cpu_name
@@ -43,6 +45,24 @@ def alternating_seconds(
 
     times = [[elapsed(function) for function in functions] for _ in range(warm_up + count)]
     return [statistics.median(column) for column in zip(*times[warm_up:], strict=True)]
+
+
+def peak_bytes(function: Function) -> int:
+    """The most memory that a call holds at a moment beyond what there was before, on the CPU.
+
+    PyTorch's profiler sees it. What a kernel takes and at once gives back is its working memory,
+    which is left out; what remains of it is some percent.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    changes = []
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            if changes and changes[-1] == -event.nbytes() > 0:
+                changes.pop()
+            else:
+                changes.append(event.nbytes())
+    return max(accumulate(changes))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch.optim import SGD, AdamW
 
 from benchmarks import ROOT
-from benchmarks.measure import alternating_seconds, cores, machine, table
+from benchmarks.measure import alternating_seconds, cores, machine, peak_bytes, table
 from benchmarks.steps import Problem, Step, ladder, random_problem
 from cag.config.parameters import Parameters, load_all
 from cag.networks import SegmentationNetwork
@@ -29,12 +29,14 @@ RUNGS = {
 def step_rows(problem: Problem, count: int) -> list[dict[str, str]]:
     """Whole steps of each form."""
     forms = list(ladder(RUNGS))
-    durations = alternating_seconds([Step(problem, form) for form in forms], count, warm_up=2)
+    steps = [Step(problem, form) for form in forms]
+    durations = alternating_seconds(steps, count, warm_up=2)
     rows, images = [], 2 * problem.params.adapt.batch_size
-    for form, duration in zip(forms, durations, strict=True):
+    for form, step, duration in zip(forms, steps, durations, strict=True):
         row = {"step": form.name, "ms": f"{1000 * duration:.0f}"}
         row |= {"images/s": f"{images / duration:.1f}"}
-        rows.append(row | {"times released": f"{durations[0] / duration:.2f}"})
+        row |= {"times released": f"{durations[0] / duration:.2f}"}
+        rows.append(row | {"MB": f"{peak_bytes(step) / 1e6:.0f}"})
     return rows
 
 
@@ -61,7 +63,8 @@ def benchmark(params: Parameters, count: int) -> None:
         f"{machine(device)}, {torch.get_num_threads()} threads\n"
         f"{params.network.architecture} on {params.network.encoder}, {config.batch_size} + "
         f"{config.batch_size} crops of {width} x {height}, {config.optimizer}; images of both "
-        f"domains together;\nmedians of {count} steps of each, in turn\n"
+        f"domains together;\nmedians of {count} steps of each, in turn; MB: the most that a step "
+        "holds beyond the weights and the optimizer's state\n"
     )
     problem = random_problem(params, device)
     print(table(step_rows(problem, count)), end="\n\n")

@@ -475,9 +475,7 @@ def _check_self_contained(file: h5py.File) -> None:
             continue
         if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
-        most = (
-            _most_compressed(data) if name in TARGET_ROWS else 1
-        )  # others are written as they are
+        most = _most_compressed(data) if name in TARGET_ROWS else 1  # all else is not compressed
         if data.nbytes > most * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
 

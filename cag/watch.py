@@ -27,7 +27,7 @@ from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress, progress
 from cag.runtime.seeds import mix
 
-MEASURE = "agreement"  # the one that `regressed` compares
+MEASURE = "information"  # the one that `regressed` compares
 BATCH_SIZE = 4
 SURE = 0.9  # the probability above which a pixel is covered
 PIXELS = 2000  # that the neighbourhood density compares with one another

@@ -1,15 +1,14 @@
 """Shapes alone give the FLOP, the images and the memory that a computation would take."""
 
 from copy import deepcopy
-from itertools import accumulate
 
 import pytest
 import torch
 from project import ROOT
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.measure import peak_bytes
 from cag.config.parameters import load_all
 from cag.networks import NetworkOutput, SegmentationNetwork, build
 from cag.prediction import predict
@@ -105,24 +104,11 @@ def test_the_teacher_only_forwards_and_sgd_has_one_state(params):
 
 
 def real_peak(objective, batch):
-    """Bytes that PyTorch's own profiler sees at the worst moment, with what there is before it.
-
-    What a kernel takes and at once gives back is its working memory, which is left out; what
-    remains of it is some percent.
-    """
+    """The memory of a real step at the worst moment, with what there is before it, in bytes."""
     states = sum(2 * parameter.nbytes for parameter in objective.network.parameters())
     known = sum(value.nbytes for value in [*objective.parameters(), *objective.buffers()])
     known += sum(tensor.nbytes for domain in batch.domains for tensor in domain)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        objective(batch)[0].backward()
-    changes = []
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            if changes and changes[-1] == -event.nbytes() > 0:
-                changes.pop()
-            else:
-                changes.append(event.nbytes())
-    return known + states + max(accumulate(changes))
+    return known + states + peak_bytes(lambda: objective(batch)[0].backward())
 
 
 def test_the_memory_is_that_of_a_real_step(params):

@@ -234,7 +234,7 @@ def test_what_a_round_keeps(folders, tmp_path, monkeypatch, capsys, action, wors
     kept = kept_model(*inputs, make_fabric("32-true")).network.classifier.weight
     expected = teacher if worse and action == "keep_teacher" else student
     assert torch.equal(kept, expected.network.classifier.weight)
-    warned = "warning: agreement went from 0.8000 to 0.7000" in capsys.readouterr().err
+    warned = f"warning: {MEASURE} went from 0.8000 to 0.7000" in capsys.readouterr().err
     assert warned == (worse and action in ("warn", "keep_teacher"))
 
 

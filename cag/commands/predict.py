@@ -31,11 +31,8 @@ class PixelSize(click.ParamType):
             return value
         sides = value.replace("x", ",").split(",")
         sizes = [int(side) for side in sides if side.strip().isdecimal() and len(side) < 9]
-        if (
-            len(sizes) != len(sides)
-            or len(sizes) != 2
-            or not all(0 < s <= LONGEST_SIDE for s in sizes)
-        ):
+        two = len(sizes) == len(sides) == 2
+        if not two or not all(0 < side <= LONGEST_SIDE for side in sizes):
             problem = f"{shortened(value, 40)!r} is neither height,width, such as 512,1024, nor own"
             self.fail(f"{problem}; a side has 1 to {LONGEST_SIDE} pixels", param, ctx)
         return sizes[0], sizes[1]
