@@ -235,6 +235,7 @@ def test_names_of_classes_have_one_form_of_accents(tmp_path):
             f"{{name: a, color: [1, 2, 3], values: [{2**32}]}}",
             "values.0 is 4294967296: expected an",
         ),
+        (f"{{name: {'a' * 101}, color: [1, 2, 3], values: [1]}}", "name .* at most 100 characters"),
         (r'{name: "a\x1b[31m", color: [1, 2, 3], values: [1]}', "a control character in"),
         ('{name: "a\tb", color: [1, 2, 3], values: [1]}', "a name has no control characters"),
         ("{name: a, name: b, color: [1, 2, 3], values: [1]}", "key 'name' twice, in lines 3 and 3"),

@@ -332,6 +332,15 @@ def test_a_name_that_no_font_can_draw_is_a_number(name, monkeypatch):
     assert "class 1" in texts and "class 0" not in texts and UNDRAWABLE not in texts
 
 
+@pytest.mark.parametrize("name", ["confusion", "per_class", "thresholds", "quality", "coverage"])
+def test_a_long_name_is_drawn_shortened_with_its_number(name, monkeypatch):
+    monkeypatch.setattr("test_plots.NAMES", ("wide " * 18, "wide " * 20, "train"))
+    drawn = figure(name)
+    plots.png_bytes(drawn)  # without a warning that nothing is left for the plot
+    texts = {text.get_text() for text in drawn.findobj(Text)}
+    assert {"wide wide wide wide wide... (0)", "wide wide wide wide wide... (1)"} <= texts
+
+
 def test_a_title_that_no_font_can_draw_is_spelt():
     picture = {"image": np.zeros((4, 4, 3), np.uint8)}
     drawn = plots.inspection_figure(picture, {}, title=f"photo {UNDRAWABLE}")

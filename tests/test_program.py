@@ -17,6 +17,7 @@ import pytest
 
 import cag.runtime.program
 import cag.runtime.progress
+from cag.commands.terminal import print_rows
 from cag.runtime import environment, interrupts
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
@@ -424,6 +425,21 @@ def test_rank_0_alone_speaks(capsys, monkeypatch, rank, speaks):
         advance()
     out, err = capsys.readouterr()
     assert bool(out) == speaks and err == ""
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_ends_nothing(monkeypatch, closed):
+    """As of a service, or after `>&-`, where Python has None in its place."""
+    printed = []
+    monkeypatch.setattr(sys, closed, None)
+
+    def body():
+        print_rows([{"a": "b"}])
+        printed.append((sys.stdin.isatty(), print("c", file=sys.stderr)))
+
+    run(command(body))
+    getattr(sys, closed).close()
+    assert printed
 
 
 def test_names_in_any_script_are_printed_on_a_terminal_that_lacks_them(monkeypatch):

@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
+from rich.cells import cell_len
 
 from cag.analysis.fonts import FIRST, drawable, fonts_for, legend_columns
 from cag.runtime.files import atomic_file
@@ -169,11 +170,12 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     cell = max(LEAST_CELL, 0.34 * min(1, MANY / len(names)))
-    side, size = 2.6 + cell * len(names), min(9, 50 * cell)
+    ticks, names = range(len(names)), drawable(names)
+    margin = max(2.6, 1.0 + 0.1 * max(map(cell_len, names)))
+    side, size = margin + cell * len(names), min(9, 50 * cell)
     figure, (axes,) = plot_grid(theme, (side, side - 0.8))
     figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
     picture = axes.imshow(share, cmap=theme.colormap, vmin=0, vmax=1)
-    ticks, names = range(len(names)), drawable(names)
     axes.set_xticks(ticks, names, rotation=55, ha="right", rotation_mode="anchor", size=size)
     axes.set_yticks(ticks, names, size=size)
     axes.set(xlabel="prediction", ylabel="truth")
