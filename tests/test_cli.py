@@ -76,6 +76,12 @@ def test_effective_values_are_all_shown_and_defaults_marked(folder, name, capsys
     assert "  class_mix: 1.0\n" in capsys.readouterr().out
 
 
+def test_a_preset_in_another_encoding_is_listed(folder, capsys):
+    (folder / "presets/mine.yaml").write_bytes("# Größe\n\nseed: 1\n".encode("latin-1"))
+    call("preset")
+    assert "mine" in capsys.readouterr().out
+
+
 def test_unknown_preset_names_those_there_are(folder):
     with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, .*scenes"):
         call("preset", "gta")
@@ -131,6 +137,20 @@ def test_init_changes_nothing_where_it_cannot_work(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="git: not found"):
         call("init", str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_init_says_why_git_makes_no_repository(tmp_path, monkeypatch):
+    (tmp_path / "gitconfig").write_text("[damaged\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    with pytest.raises(UserError, match="`git init` failed: .*gitconfig"):
+        call("init", str(tmp_path / "new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["gitconfig"]
+
+
+def test_init_makes_its_repository_whatever_git_works_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))  # as in a hook of git
+    call("init", str(tmp_path / "-new"))
+    assert (tmp_path / "-new/.git/HEAD").exists() and not (tmp_path / "other").exists()
 
 
 def test_below_a_repository_init_makes_a_part_of_it(tmp_path, capsys):

@@ -286,7 +286,7 @@ def test_a_wrong_class_is_named_with_file_and_key(tmp_path, entry, message):
             "classes: [{name: a, color: [1, 2, 3], values: [[1, 2, 3]]}]\nchannel: 0",
             "channel: one channel holds integers",
         ),
-        (f"classes: [{ROAD}]\nsubsets: [road]", r"subsets is \['road'\]: .* a valid dictionary"),
+        (f"classes: [{ROAD}]\nsubsets: [road]", r"subsets is \['road'\]: .* a valid mapping"),
         (f"classes: [{ROAD}]\nsubsets: {{a b: [road]}}", "subsets.a b is 'a b': .* match pattern"),
         (f"classes: [{ROAD}]\nsubsets: {{a: []}}", r"subsets\.a is \[\]: .* at least 1 item"),
         (f"classes: [{ROAD}]\nsubsets: {{a: [sky]}}", r"subsets\.a: 'sky' is no class of this"),
