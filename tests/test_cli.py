@@ -1,5 +1,6 @@
 """The `cag` command: presets, new projects, scenes, summary, and one-line errors."""
 
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import cag.scenes
 from cag import cli
 from cag.commands import project
 from cag.config.parameters import load_all
@@ -179,6 +181,20 @@ def test_scenes_are_written_in_the_folder_layout(tmp_path):
     for look in ("source", "target"):
         for kind in ("images", "labels"):
             assert len(list((tmp_path / "s" / look / kind).glob("*.png"))) == 1
+
+
+def test_scenes_that_fail_leave_nothing(tmp_path, monkeypatch):
+    write, written = cag.scenes.write_dataset, []
+
+    def fail_at_last(folder, *arguments, **options):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(folder, *arguments, **options))
+
+    monkeypatch.setattr("cag.scenes.write_dataset", fail_at_last)
+    with pytest.raises(OSError, match="No space"):
+        call("scenes", str(tmp_path), "--images", "2", "--height", "32", "--width", "64")
+    assert not list(tmp_path.iterdir())
 
 
 def test_summary_without_a_run_says_what_to_do(folder):

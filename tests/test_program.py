@@ -287,6 +287,10 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys, interrupts_he
         (ValueError("I/O error: No space left on device (os error 28)"), "the disk: No space left"),
         (OSError(errno.EMFILE, "Too many open files", "a.h5"), "a.h5: Too many open files; close"),
         (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error; check the disk"),
+        (
+            OSError(errno.ENOSPC, "No space left", "a", None, "b"),
+            "b: No space left on device; free",
+        ),
         (MemoryError(), "the memory: Cannot allocate memory; close other programs"),
     ],
 )

@@ -70,7 +70,9 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
     if number not in REMEDIES:
         return None
     unnamed = "the memory" if number == errno.ENOMEM else "the disk"
-    where = getattr(error, "filename", None) or where or unnamed
+    # Where a copy or a move fails, the second name is what it would be.
+    names = (getattr(error, name, None) for name in ("filename2", "filename"))
+    where = next(filter(None, names), where) or unnamed
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
 
 
