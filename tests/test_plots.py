@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 
@@ -113,6 +114,13 @@ def test_figure_is_drawn_and_its_bytes_repeat(name, theme):
     # Something stands on the background, and the background is the theme's.
     assert (pixels != pixels[0, 0]).any(axis=-1).mean() > 0.005
     assert "#" + bytes(pixels[0, 0]).hex() == theme.surface
+
+
+def test_a_users_matplotlibrc_changes_nothing():
+    expected = plots.png_bytes(figure("confusion"))
+    theirs = {"text.usetex": True, "savefig.bbox": "tight", "savefig.transparent": True}
+    with rc_context({**theirs, "font.family": "serif", "axes.grid": True}):
+        assert plots.png_bytes(figure("confusion")) == expected
 
 
 def test_saved_file_names_no_program_or_date(tmp_path):

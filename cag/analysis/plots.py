@@ -5,6 +5,7 @@ The argument `theme` of a figure gives its colours.
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -13,7 +14,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import style as styles
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -59,8 +60,12 @@ class Theme:
         color, style = self.cycle[number % len(self.cycle)], LINES[number % len(LINES)]
         return {"color": color, "linestyle": style}
 
+    def applied(self) -> AbstractContextManager[None]:
+        """Matplotlib with the settings of its figures, whatever a user's matplotlibrc says."""
+        return styles.context(["default", self.settings()])
+
     def settings(self) -> dict[str, Any]:
-        """Matplotlib's settings for its figures."""
+        """Matplotlib's settings for its figures, where they are not the default."""
         axes = {"facecolor": self.surface, "edgecolor": self.grid, "labelcolor": self.muted}
         axes |= {"labelsize": 9, "titlecolor": self.ink, "axisbelow": True}
         figure = {"facecolor": self.surface, "labelsize": 9, "titlesize": 11}
@@ -98,7 +103,7 @@ class ThemedFigure(Figure):
 
     def draw(self, renderer) -> None:
         """Draw the figure."""
-        with rc_context(self.theme.settings()):
+        with self.theme.applied():
             for text in self.findobj(Text):
                 fonts = fonts_for(text.get_text())
                 if fonts is None:
@@ -114,7 +119,7 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def make(*args: P.args, **kwargs: P.kwargs) -> Figure:
         theme = signature(draw).bind(*args, **kwargs).arguments.get("theme", LIGHT)
-        with rc_context(theme.settings()):
+        with theme.applied():
             return draw(*args, **kwargs)
 
     return make
@@ -382,7 +387,8 @@ def inspection_figure(
 def png_bytes(figure: Figure) -> bytes:
     """Encode a figure as PNG, without the name of the program."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    with styles.context("default"):
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
