@@ -100,6 +100,7 @@ def test_damaged_scores_are_one_line(text, tmp_path, monkeypatch):
         (None, "no such file"),
         ("a: [", "not readable YAML"),
         ("a: [b=1]\nc: []\na: [b=2]", "the key 'a' twice, in lines 1 and 3"),
+        ('1: [b=1]\n"1": [b=2]', "two variants have one name, but for quotes"),
         ("- a=1", "expected names of variants"),
         ("", "expected names of variants"),
         ("{}", "expected names of variants"),
