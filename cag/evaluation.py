@@ -91,5 +91,5 @@ def write_scores(folder: Path, confusion: Tensor, classes: LabelSpace, images: i
     per_class = {"class": classes.names, "iou": iou, "accuracy": class_accuracy.numpy()}
     write_csv(folder / "per_class.csv", pd.DataFrame({**per_class, "pixels": confusion.sum(1)}))
     table = pd.DataFrame(confusion.numpy(), columns=list(classes.names))
-    table.insert(0, "truth", classes.names)
+    table.insert(0, "truth", classes.names, allow_duplicates=True)  # or a class has this name
     write_csv(folder / "confusion.csv", table)

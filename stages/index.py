@@ -1,5 +1,6 @@
 """List the raw files, the weights and the models to score, so that DVC notices changes."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from cag.config.datasets import Source, Target
 from cag.config.parameters import load_all
 from cag.datasets.layouts import index_folder, splits
 from cag.runtime import files
+from cag.runtime.errors import UserError
 from cag.runtime.program import run_stage
 
-INDEX = "data/index/{}.csv"
+DATA, INDEX = Path("data"), "data/index/{}.csv"
 # report needs their folders, even without scored models
 EVALUATED = ("data/evaluation/models.csv", "data/watch/models.txt")
 
@@ -33,10 +35,24 @@ def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFr
     return pd.DataFrame({"path": [path.name for path in paths], "sha256": digests})
 
 
+def require_own_outputs() -> None:
+    """Raise a UserError if outputs would lie elsewhere through a link: DVC refuses them afterwards.
+
+    Raw data and weights are none of its outputs.
+    """
+    outputs = (path for path in DATA.glob("*") if path.name not in ("raw", "weights"))
+    for path in (DATA, *sorted(outputs)):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(".")):
+            problem = "is a link that leaves the project, where DVC takes no outputs"
+            remedy = "put the project on that disk, too (data/raw and data/weights may be links)"
+            raise UserError(f"{path}: {problem}; {remedy}")
+
+
 @click.command(help=__doc__)
 def main() -> None:
     """Write `data/index/{source,target,weights,warmup}.csv` and the lists of evaluated models."""
     params = load_all()
+    require_own_outputs()
     encoder_file = partial(files.encoder_weights_file, params.network.encoder)
     tables = {
         "source": domain_index("source", params.source),

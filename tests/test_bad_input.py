@@ -231,6 +231,17 @@ def test_a_data_folder_elsewhere(project, fails, monkeypatch, tmp_path):
     fails("index", str(tmp_path / "nowhere/city"), "no such folder")
 
 
+@pytest.mark.parametrize("name", ["", "prepared", "raw"])
+def test_outputs_that_a_link_leads_out_of_the_project(project, fails, name, tmp_path, capsys):
+    """DVC refuses them when their stage has run, as after hours of training."""
+    (project / "data" / name).rename(tmp_path / "disk")
+    (project / "data" / name).symlink_to(tmp_path / "disk")
+    if name == "raw":
+        stage("index")
+    else:
+        fails("index", str(Path("data", name)), "a link that leaves the project")
+
+
 def test_no_images(project, fails):
     for path in Path(RAW, "images").iterdir():
         path.unlink()

@@ -1,5 +1,6 @@
 """The `cag` command: presets, new projects, scenes, summary, and one-line errors."""
 
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import cag.scenes
 from cag import cli
 from cag.commands import project
 from cag.config.parameters import load_all
@@ -76,6 +78,12 @@ def test_effective_values_are_all_shown_and_defaults_marked(folder, name, capsys
     assert "  class_mix: 1.0\n" in capsys.readouterr().out
 
 
+def test_a_preset_in_another_encoding_is_listed(folder, capsys):
+    (folder / "presets/mine.yaml").write_bytes("# Größe\n\nseed: 1\n".encode("latin-1"))
+    call("preset")
+    assert "mine" in capsys.readouterr().out
+
+
 def test_unknown_preset_names_those_there_are(folder):
     with pytest.raises(UserError, match="no preset 'gta'; there are camvid_day_to_dusk, .*scenes"):
         call("preset", "gta")
@@ -133,6 +141,20 @@ def test_init_changes_nothing_where_it_cannot_work(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_init_says_why_git_makes_no_repository(tmp_path, monkeypatch):
+    (tmp_path / "gitconfig").write_text("[damaged\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    with pytest.raises(UserError, match="`git init` failed: .*gitconfig"):
+        call("init", str(tmp_path / "new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["gitconfig"]
+
+
+def test_init_makes_its_repository_whatever_git_works_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))  # as in a hook of git
+    call("init", str(tmp_path / "-new"))
+    assert (tmp_path / "-new/.git/HEAD").exists() and not (tmp_path / "other").exists()
+
+
 def test_below_a_repository_init_makes_a_part_of_it(tmp_path, capsys):
     git(tmp_path, "init", "--quiet")
     call("init", str(tmp_path / "team/uda"))
@@ -159,6 +181,20 @@ def test_scenes_are_written_in_the_folder_layout(tmp_path):
     for look in ("source", "target"):
         for kind in ("images", "labels"):
             assert len(list((tmp_path / "s" / look / kind).glob("*.png"))) == 1
+
+
+def test_scenes_that_fail_leave_nothing(tmp_path, monkeypatch):
+    write, written = cag.scenes.write_dataset, []
+
+    def fail_at_last(folder, *arguments, **options):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(folder, *arguments, **options))
+
+    monkeypatch.setattr("cag.scenes.write_dataset", fail_at_last)
+    with pytest.raises(OSError, match="No space"):
+        call("scenes", str(tmp_path), "--images", "2", "--height", "32", "--width", "64")
+    assert not list(tmp_path.iterdir())
 
 
 def test_summary_without_a_run_says_what_to_do(folder):

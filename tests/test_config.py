@@ -318,12 +318,14 @@ def test_a_value_of_another_type_is_named(tmp_path, key, value, layout):
     message = error(tmp_path, key, value, layout)
     assert names(message, key)
     assert f" is {value!r}: " in message
+    assert not re.search("tuple|dictionary", message)  # words of Python, not of YAML
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("seed", -1),
+        ("rounds.round1.teacher", "a" * 51),  # a part of files' names
         ("precision", "fp8"),
         ("source.size.0", 0),
         ("pretrain.learning_rate", -0.1),

@@ -44,6 +44,13 @@ def test_without_subsets_there_is_one_mean(tmp_path):
     assert [key for key in scores if key.startswith("miou")] == ["miou", "miou_3"]
 
 
+def test_a_class_may_have_the_name_of_a_column(tmp_path):
+    space = LabelSpace(("truth", "class", "pixels"), SPACE.palette)
+    write_scores(tmp_path, torch.eye(3, dtype=torch.int64), space, 1)
+    head, *rows = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert head == "truth,truth,class,pixels" and rows[0] == "truth,1,0,0"
+
+
 class Output(NamedTuple):
     """As a network's."""
 

@@ -100,6 +100,7 @@ def test_damaged_scores_are_one_line(text, tmp_path, monkeypatch):
         (None, "no such file"),
         ("a: [", "not readable YAML"),
         ("a: [b=1]\nc: []\na: [b=2]", "the key 'a' twice, in lines 1 and 3"),
+        ('1: [b=1]\n"1": [b=2]', "two variants have one name, but for quotes"),
         ("- a=1", "expected names of variants"),
         ("", "expected names of variants"),
         ("{}", "expected names of variants"),
@@ -207,6 +208,14 @@ def test_a_failing_dvc_command_is_one_line(tmp_path, monkeypatch):
         repository.command("exp", "show")
 
 
+def test_the_error_of_a_dvc_command_is_its_error_and_not_its_last_line(monkeypatch):
+    said = "ERROR: unexpected error - the index is locked\n\nHaving any troubles? Hit us up\n"
+    done = subprocess.CompletedProcess((), 255, "", said)
+    monkeypatch.setattr(repository, "_run", lambda *_, **__: done)
+    with pytest.raises(UserError, match="`dvc exp run` failed: unexpected error - the index is"):
+        repository.command("exp", "run")
+
+
 @pytest.fixture
 def part(tmp_path, monkeypatch):
     """A DVC project in a folder of a larger repository; a tracked file is in its first commit."""
@@ -234,6 +243,19 @@ def test_experiments_of_a_part_of_a_repository_are_read(part, tmp_path):
     assert "outs" in repository.reader(None)("table.csv.dvc")
     repository.fetch("HEAD", "table.csv", tmp_path / "copy.csv")
     assert (tmp_path / "copy.csv").read_text() == "a,b\n"
+
+
+def test_a_parameter_file_that_dvc_cannot_read_is_no_empty_table(part):
+    Path("dvc.yaml").write_text("stages: {}\nparams: [params.yaml]\n")
+    Path("params.yaml").write_text("a: b: c\n")
+    with pytest.raises(UserError, match="DVC: unable to read: 'params.yaml'"):
+        repository.read_experiments()
+
+
+def test_what_git_refuses_is_one_line(part):
+    (part / ".git/config").write_text("[damaged\n")
+    with pytest.raises(UserError, match="git's repository: .*; `git status` may say more"):
+        repository.read_stages()
 
 
 def test_what_dvc_cannot_copy_is_said_before_an_experiment(part):

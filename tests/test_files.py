@@ -212,6 +212,14 @@ def test_a_full_disk_is_an_error_of_the_final_file(tmp_path):
         partial.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "a") and not list(tmp_path.iterdir())
+    with pytest.raises(OSError) as caught, atomic_file(tmp_path / "a") as partial:
+        raise OSError(errno.ENOSPC, "No space left", "source", None, str(partial))  # of a copy
+    assert caught.value.filename == str(tmp_path / "a") and caught.value.filename2 is None
+
+
+def test_a_folder_is_no_new_file():
+    with pytest.raises(IsADirectoryError), atomic_file(Path(".")):
+        pass
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda array, file: np.save(file, array.numpy())])

@@ -10,11 +10,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from raw import png_of_stream, raw_png
 
 from cag.datasets.images import (
     FORMATS,
+    LARGEST_FILE,
     colorize,
     image_size,
     read_image,
@@ -53,6 +54,34 @@ def test_grey_and_rgba_images_become_rgb(tmp_path):
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     assert np.array_equal(read_image(tmp_path / "grey.png"), np.stack([grey] * 3, axis=2))
     assert np.array_equal(read_image(tmp_path / "rgba.png"), rgba[..., :3])
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt", "iCCP"])
+def test_large_texts_and_colour_profiles_have_no_influence(tmp_path, kind):
+    """Of editors, of programs that keep their graph in a picture, and of printers."""
+    pixels, texts = random((8, 12, 3)), PngImagePlugin.PngInfo()
+    profile = random(2_000_000).tobytes() if kind == "iCCP" else None
+    for i in range(70 if kind == "tEXt" else 1):
+        if kind == "iTXt":
+            texts.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+        elif kind != "iCCP":
+            texts.add_text(f"text {i}", "x" * (1_000_000 * (1 + (kind == "zTXt"))), kind == "zTXt")
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path, pnginfo=texts, icc_profile=profile)
+    assert np.array_equal(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_file_far_larger_than_its_image_is_not_read_into_memory(tmp_path, suffix):
+    """As a repaired disk leaves it: with zeros, of which the disk keeps none, after its end."""
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(random((8, 12, 3))).save(path)
+    expected = read_image(path)
+    os.truncate(path, 2**24)
+    assert np.array_equal(read_image(path), expected)
+    os.truncate(path, LARGEST_FILE + 1)
+    with pytest.raises(UserError, match=f"it has {LARGEST_FILE + 1:,} bytes; expected at most"):
+        read_image(path)
 
 
 def test_16_bit_images_keep_their_upper_byte(tmp_path):

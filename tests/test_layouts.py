@@ -419,6 +419,38 @@ def test_photographs_beside_photographs_are_no_label_maps(tmp_path):
         refuse_label_maps([item for item in items if item.image.split("/")[0] in pair], tmp_path)
 
 
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path):
+    """As of a disk that is not there: no name in another Unicode form."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    for look in (
+        lambda: index_folder(link / "city", ["images"]),
+        lambda: list_images([str(link)]),
+        lambda: read_yaml(link, "", ""),
+        lambda: load_model(link / "model.safetensors"),
+    ):
+        with pytest.raises(UserError, match="no such .*; it is, or lies below, a link that leads"):
+            look()
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path):
+    pipe = raw_data(tmp_path) / "images/e.png"
+    os.mkfifo(pipe)
+    for look in (
+        lambda: index_folder(tmp_path),
+        lambda: listed(tmp_path, "images", "labels"),
+        lambda: list_images([str(pipe)]),
+    ):
+        with pytest.raises(UserError, match=f"{pipe}: is no file and no folder, but a pipe"):
+            look()
+
+
+def test_images_of_one_column_have_no_neighbours_to_compare(tmp_path):
+    for name in ("a", "a_mask"):
+        picture(tmp_path / f"images/{name}.png", width=1)
+    refuse_label_maps(listed(tmp_path, "images", None), tmp_path)
+
+
 def test_missing_cityscapes_files_are_named_in_full(tmp_path):
     write_cityscapes(tmp_path, {"train": 1, "val": 2}, SIZE)
     val = splits("target", cityscapes())[1]

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 
@@ -113,6 +114,13 @@ def test_figure_is_drawn_and_its_bytes_repeat(name, theme):
     # Something stands on the background, and the background is the theme's.
     assert (pixels != pixels[0, 0]).any(axis=-1).mean() > 0.005
     assert "#" + bytes(pixels[0, 0]).hex() == theme.surface
+
+
+def test_a_users_matplotlibrc_changes_nothing():
+    expected = plots.png_bytes(figure("confusion"))
+    theirs = {"text.usetex": True, "savefig.bbox": "tight", "savefig.transparent": True}
+    with rc_context({**theirs, "font.family": "serif", "axes.grid": True}):
+        assert plots.png_bytes(figure("confusion")) == expected
 
 
 def test_saved_file_names_no_program_or_date(tmp_path):
@@ -330,6 +338,15 @@ def test_a_name_that_no_font_can_draw_is_a_number(name, monkeypatch):
     plots.png_bytes(drawn)  # without a warning
     texts = {text.get_text() for text in drawn.findobj(Text)}
     assert "class 1" in texts and "class 0" not in texts and UNDRAWABLE not in texts
+
+
+@pytest.mark.parametrize("name", ["confusion", "per_class", "thresholds", "quality", "coverage"])
+def test_a_long_name_is_drawn_shortened_with_its_number(name, monkeypatch):
+    monkeypatch.setattr("test_plots.NAMES", ("wide " * 18, "wide " * 20, "train"))
+    drawn = figure(name)
+    plots.png_bytes(drawn)  # without a warning that nothing is left for the plot
+    texts = {text.get_text() for text in drawn.findobj(Text)}
+    assert {"wide wide wide wide wide... (0)", "wide wide wide wide wide... (1)"} <= texts
 
 
 def test_a_title_that_no_font_can_draw_is_spelt():

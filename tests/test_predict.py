@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -258,9 +260,30 @@ def test_files_that_are_left_out_are_named(model, folder, tmp_path, capsys):
     assert json.loads(printed.out)["left_out"] == left_out
     assert f"left out, no images: 2 .heic ({folder}/one/y.heic, ...), 1 .txt" in printed.err
     assert r"z\x1b]0;.gif" in printed.err and "\x1b" not in printed.err
-    assert other_files([str(folder)], out) == left_out  # classes.json is the command's own
-    assert other_files([f"{folder}/one/**/*.jpg"], out) == [str(folder / "one/two/e.JPG")]
-    assert other_files([f"{folder}/*"], out) == [name for name in left_out if "/one/" not in name]
+    own = [out]
+    assert other_files([str(folder)], own) == left_out
+    assert other_files([f"{folder}/one/**/*.jpg"], own) == [str(folder / "one/two/e.JPG")]
+    assert other_files([f"{folder}/*"], own) == [name for name in left_out if "/one/" not in name]
+    shutil.rmtree(out)
+    for _ in range(2):  # also where the results go to the images: they alone are not named
+        predict(model, folder, "--out", folder, "--json")
+        assert json.loads(capsys.readouterr().out)["left_out"] == left_out
+
+
+def test_what_a_pattern_finds_beside_files_is_named(model, folder, tmp_path, capsys):
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "circle.png").symlink_to("circle.png")
+    os.mkfifo(folder / "pipe.png")
+    predict(model, f"{folder}/*.png", "--out", tmp_path / "out", "--json")
+    left_out = [str(folder / f"{name}.png") for name in ("circle", "gone", "pipe")]
+    assert json.loads(capsys.readouterr().out)["left_out"] == left_out
+
+
+def test_a_pattern_does_not_go_round_in_circles(folder):
+    for name in ("one/back", "one/two/back"):  # to follow both would take 2^40 steps
+        (folder / name).symlink_to("..")
+    with pytest.raises(UserError, match="back: this link leads back to .*; remove it"):
+        list_images([f"{folder}/**/*.png"])
 
 
 def test_files_folders_and_patterns_are_named_below_their_base(folder, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import cag.datasets.prepared
 from cag.datasets.images import write_image, write_label
@@ -44,6 +45,22 @@ def test_items_are_the_stored_pixels_in_the_manifests_order(folder):
         assert image.is_contiguous() and image.shape == (3, 4, 6)
         assert np.array_equal(image.permute(1, 2, 0).numpy(), IMAGES[name])
         assert np.array_equal(labels.numpy(), LABELS[name])
+
+
+@pytest.mark.parametrize("changed", [np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.uint16)])
+def test_labels_that_somebody_changed_are_refused(folder, changed):
+    Image.fromarray(changed).save(folder / "labels/val/a.png")
+    dataset = PreparedImages(folder, "val", with_labels=True)
+    with pytest.raises(UserError, match=r"val/a.png: holds uint\d+ of shape .*; expected uint8 of"):
+        dataset[1]
+
+
+def test_training_labels_have_their_images_size(folder):
+    rows = read_manifest(folder)
+    rows.loc[0, "label"] = rows.loc[1, "label"]  # its own, in the split "val"
+    write_manifest(folder, rows, SPACE)
+    with pytest.raises(UserError, match=r"of shape \(8, 12\); expected uint8 of \(4, 6\)"):
+        PreparedImages(folder, "train", with_labels=True)[0]
 
 
 def test_names_may_hold_line_breaks(folder):

@@ -17,6 +17,7 @@ import pytest
 
 import cag.runtime.program
 import cag.runtime.progress
+from cag.commands.terminal import print_rows
 from cag.runtime import environment, interrupts
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
@@ -286,6 +287,10 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys, interrupts_he
         (ValueError("I/O error: No space left on device (os error 28)"), "the disk: No space left"),
         (OSError(errno.EMFILE, "Too many open files", "a.h5"), "a.h5: Too many open files; close"),
         (OSError(errno.EIO, "Input/output error", "a"), "a: Input/output error; check the disk"),
+        (
+            OSError(errno.ENOSPC, "No space left", "a", None, "b"),
+            "b: No space left on device; free",
+        ),
         (MemoryError(), "the memory: Cannot allocate memory; close other programs"),
     ],
 )
@@ -424,6 +429,21 @@ def test_rank_0_alone_speaks(capsys, monkeypatch, rank, speaks):
         advance()
     out, err = capsys.readouterr()
     assert bool(out) == speaks and err == ""
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_ends_nothing(monkeypatch, closed):
+    """As of a service, or after `>&-`, where Python has None in its place."""
+    printed = []
+    monkeypatch.setattr(sys, closed, None)
+
+    def body():
+        print_rows([{"a": "b"}])
+        printed.append((sys.stdin.isatty(), print("c", file=sys.stderr)))
+
+    run(command(body))
+    getattr(sys, closed).close()
+    assert printed
 
 
 def test_names_in_any_script_are_printed_on_a_terminal_that_lacks_them(monkeypatch):

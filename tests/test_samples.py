@@ -70,6 +70,14 @@ def test_a_sample_is_an_image_with_its_label_maps(samples):
     assert labels[1].unique().tolist() == [10 + number]
 
 
+@pytest.mark.parametrize("changed", [(3, 3), (8, 12, 3)])
+def test_label_maps_that_somebody_changed_are_refused(samples, tmp_path, changed):
+    write_image(tmp_path / "1.png", np.zeros(changed, np.uint8))
+    sample = Sample(samples[0].image, (samples[0].labels[0], tmp_path / "1.png"))
+    with pytest.raises(UserError, match=r"1.png: holds uint8 of .*; expected uint8 of \(8, 12\)"):
+        TrainingSamples([sample], PLAIN, seed=0)[0]
+
+
 def test_each_image_comes_once_in_an_epoch_in_another_order_each_time(samples):
     dataset = TrainingSamples(samples, PLAIN, seed=0)
     read = [numbers(dataset[p][0][None])[0] for p in range(4 * COUNT)]

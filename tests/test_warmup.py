@@ -98,7 +98,7 @@ def test_0_iterations_copy_the_bytes_and_read_no_data(project):
 def test_the_pretrained_model_is_trained_and_target_labels_stay_closed(project, monkeypatch):
     opened = []
     record = lambda path: opened.append(path) or read_label(path)  # noqa: E731
-    monkeypatch.setattr("cag.training.samples.read_label", record)
+    monkeypatch.setattr("cag.datasets.prepared.read_label", record)
     stage()
     source = Path("data/prepared/source/labels/train")
     assert {path.parent for path in opened} == {source}

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 FIRST = "DejaVu Sans"  # comes with matplotlib
 LEGEND_LINE, LEGEND_LETTER, USUAL_LEGEND = 0.19, 0.085, 2.2  # inches
+LONGEST_NAME = 32  # letters: a figure has room for no more
 
 
 @cache
@@ -29,9 +30,12 @@ def fonts_for(text: str) -> tuple[str, ...] | None:
 def drawable(names: Sequence[str]) -> list[str]:
     """The names of classes as a figure can draw them: "class 7" for one whose letters no font has.
 
-    The number is the train id, the place of the class in every table.
+    The number is the train id, the place of the class in every table. A long name is shortened and
+    has it, too.
     """
-    return [name if fonts_for(name) is not None else f"class {i}" for i, name in enumerate(names)]
+    drawn = [name if fonts_for(name) is not None else f"class {i}" for i, name in enumerate(names)]
+    long = [len(name) > LONGEST_NAME for name in drawn]
+    return [f"{n[:24]}... ({i})" if long[i] else n for i, n in enumerate(drawn)]
 
 
 def legend_columns(names: Iterable[str], height: float) -> tuple[int, float]:

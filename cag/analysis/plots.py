@@ -5,6 +5,7 @@ The argument `theme` of a figure gives its colours.
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
@@ -13,7 +14,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import style as styles
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -23,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
+from rich.cells import cell_len
 
 from cag.analysis.fonts import FIRST, drawable, fonts_for, legend_columns
 from cag.runtime.files import atomic_file
@@ -58,8 +60,12 @@ class Theme:
         color, style = self.cycle[number % len(self.cycle)], LINES[number % len(LINES)]
         return {"color": color, "linestyle": style}
 
+    def applied(self) -> AbstractContextManager[None]:
+        """Matplotlib with the settings of its figures, whatever a user's matplotlibrc says."""
+        return styles.context(["default", self.settings()])
+
     def settings(self) -> dict[str, Any]:
-        """Matplotlib's settings for its figures."""
+        """Matplotlib's settings for its figures, where they are not the default."""
         axes = {"facecolor": self.surface, "edgecolor": self.grid, "labelcolor": self.muted}
         axes |= {"labelsize": 9, "titlecolor": self.ink, "axisbelow": True}
         figure = {"facecolor": self.surface, "labelsize": 9, "titlesize": 11}
@@ -97,7 +103,7 @@ class ThemedFigure(Figure):
 
     def draw(self, renderer) -> None:
         """Draw the figure."""
-        with rc_context(self.theme.settings()):
+        with self.theme.applied():
             for text in self.findobj(Text):
                 fonts = fonts_for(text.get_text())
                 if fonts is None:
@@ -113,7 +119,7 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def make(*args: P.args, **kwargs: P.kwargs) -> Figure:
         theme = signature(draw).bind(*args, **kwargs).arguments.get("theme", LIGHT)
-        with rc_context(theme.settings()):
+        with theme.applied():
             return draw(*args, **kwargs)
 
     return make
@@ -169,11 +175,12 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     cell = max(LEAST_CELL, 0.34 * min(1, MANY / len(names)))
-    side, size = 2.6 + cell * len(names), min(9, 50 * cell)
+    ticks, names = range(len(names)), drawable(names)
+    margin = max(2.6, 1.0 + 0.1 * max(map(cell_len, names)))
+    side, size = margin + cell * len(names), min(9, 50 * cell)
     figure, (axes,) = plot_grid(theme, (side, side - 0.8))
     figure.get_layout_engine().set(w_pad=0.15)  # or the square axes push "truth" off the edge
     picture = axes.imshow(share, cmap=theme.colormap, vmin=0, vmax=1)
-    ticks, names = range(len(names)), drawable(names)
     axes.set_xticks(ticks, names, rotation=55, ha="right", rotation_mode="anchor", size=size)
     axes.set_yticks(ticks, names, size=size)
     axes.set(xlabel="prediction", ylabel="truth")
@@ -380,7 +387,8 @@ def inspection_figure(
 def png_bytes(figure: Figure) -> bytes:
     """Encode a figure as PNG, without the name of the program."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    with styles.context("default"):
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -45,7 +45,7 @@ def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
 
     if out.suffix != f".{form}":
         raise UserError(f"--out is {out}; the name of a {form} file ends in .{form}")
-    if others := other_files(images, out):
+    if others := other_files(images, [out]):
         print(f"left out, no images: {describe_files(others)}", file=sys.stderr)
     with atomic_file(out) as partial:
         rows, compared = [], exports.export(model, form, partial, images)

@@ -86,8 +86,9 @@ def predict(
     from cag.deploy.image_files import list_images, other_files
 
     kinds = ["labels"] + ["overlays"] * overlay + ["confidence"] * confidence
-    files = list_images(images, [out / kind for kind in ("labels", "overlays", "confidence")])
-    if others := other_files(images, out):
+    written = [out / kind for kind in ("labels", "overlays", "confidence")]
+    files = list_images(images, written)
+    if others := other_files(images, [*written, out / "classes.json"]):
         print(f"left out, no images: {describe_files(others)}", file=sys.stderr)
     if not model.is_file():  # before torch is loaded
         raise absent(model, "model", "`dvc repro` makes data/models/*.safetensors")

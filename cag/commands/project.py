@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,11 +99,17 @@ def scenes(folder: Path, images: int, height: int, width: int, seed: int) -> Non
     from cag.scenes import write_dataset
 
     require_new(folder)
-    with progress("render scenes", 2 * images, "images") as advance:
-        for domain in ("source", "target"):
-            for index in range(images):
-                write_dataset(folder / domain, domain, seed, 1, height, width, first=index)
-                advance()
+    domains = ("source", "target")
+    try:
+        with progress("render scenes", 2 * images, "images") as advance:
+            for domain in domains:
+                for index in range(images):
+                    write_dataset(folder / domain, domain, seed, 1, height, width, first=index)
+                    advance()
+    except BaseException:
+        for domain in domains:
+            shutil.rmtree(folder / domain, ignore_errors=True)
+        raise
     print(f"{folder}/source and {folder}/target: {images} images and labels each")
 
 

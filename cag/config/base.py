@@ -30,7 +30,7 @@ def _not_too_many(size: tuple[int, int]) -> tuple[int, int]:
 
 
 Pixels = Annotated[tuple[Side, Side], AfterValidator(_not_too_many)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
 BatchNorm = Literal["mixed", "target", "frozen"]
 PAPER, RELEASED, ADAPTSEGNET, OURS = "paper", "released code", "AdaptSegNet", "ours"
 BATCH_NORM = (

@@ -96,8 +96,8 @@ def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
 def _is_flat(image: np.ndarray) -> bool:
     """Whether an image uint8 [H, W, 3] consists of areas of 2 to 32 values."""
     values = len(np.unique(image[::_STEP, ::_STEP].reshape(-1, 3), axis=0))
-    equal = (image[:, 1:] == image[:, :-1]).all(axis=2).mean()
-    return 2 <= values <= _FEW_COLOURS and equal >= _EQUAL_NEIGHBOURS
+    equal = (image[:, 1:] == image[:, :-1]).all(axis=2)
+    return 2 <= values <= _FEW_COLOURS and equal.sum() >= _EQUAL_NEIGHBOURS * equal.size
 
 
 def edges_fit(image: np.ndarray, label: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cag.runtime.errors import UserError, in_one_line, refusal
 
@@ -31,6 +31,9 @@ _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
 _BITS, _PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0  # TIFF tags and a value of the second
 _UPPER_8 = "expected 16 bits, of which the upper 8 are used: save it with 8 bits"
+# Pillow refuses a PNG of larger texts or a larger colour profile; editors and printers make some.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
+LARGEST_FILE = 2**32  # bytes: of a PNG or JPEG, which is read as a whole
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody needs, and of sizes
 
 
@@ -63,7 +66,7 @@ def read_picture(path: Path, turn_by_exif: bool = True) -> Picture:
         if png:
             _check_rows(picture, png)
         if picture.format in ("JPEG", "MPO"):
-            _check_end(Path(path).read_bytes())
+            _check_end(_content(Path(path)))
         if not image.any() and _has_lower_bytes(picture, png):
             raise ValueError(f"its values are below 256; {_UPPER_8}")
     if not turn_by_exif:
@@ -175,7 +178,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         remedy = f"scale it down or cut it up, or set {MAX_PIXELS} to a larger number"
         raise UserError(f"{path}: {limit}; {remedy}") from None
     except Image.UnidentifiedImageError:
-        problem = f"not a readable image (its content is none of {', '.join(FORMATS)})"
+        problem = f"its content is none of {', '.join(FORMATS)}, or its pixels are of a rare kind"
+        problem = f"not a readable image ({problem})"
         raise UserError(f"{path}: {problem}; convert, replace or remove the file") from None
     except Exception as error:  # Pillow raises errors of any type for a damaged file
         if isinstance(error, OSError) and error.errno is not None:  # nothing is said of its content
@@ -330,8 +334,8 @@ def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
     with open(path, "rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
             return
-        data, start = file.read(), 0
-    while start + 12 <= len(data):
+    data, start, kind = _content(path), 8, b""
+    while kind != b"IEND" and start + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, start)
         end = start + 12 + size
         if kind[:1].isupper() and end <= len(data):
@@ -339,6 +343,13 @@ def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
                 raise ValueError(f"its part {kind.decode('latin-1')!r} is damaged")
             yield kind, data[start + 8 : end - 4]
         start = end
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; a ValueError if there are more than any image needs."""
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise ValueError(f"it has {size:,} bytes; expected at most {LARGEST_FILE:,}")
+    return path.read_bytes()
 
 
 def _check_rows(picture: Image.Image, png: _Png) -> None:

@@ -85,7 +85,9 @@ def _composed(name: str) -> str:
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = Annotated[list[Byte], Field(min_length=3, max_length=3), AfterValidator(tuple)]
 ClassName = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_composed)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    AfterValidator(_composed),
 ]
 SubsetName = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = Field(min_length=1, max_length=MAX_CLASSES)

@@ -73,7 +73,8 @@ def index_folder(folder: Path, below: Sequence[str] = ("",)) -> pd.DataFrame:
     """The visible files of sub-folders, as a table: path (posix, below `folder`; sorted), bytes.
 
     Those that other programs put there (`CLUTTER`) are left out, as in all listings. A UserError
-    if a folder is missing or may not be read, or a link leads outside, in a circle or to nothing.
+    if a folder is missing or may not be read, or a link leads outside, in a circle or to nothing,
+    or there is a pipe or the like.
     """
     sizes = dict(entry for part in below for entry in _files(Path(folder), part))
     return pd.DataFrame(sorted(sizes.items()), columns=["path", "bytes"])
@@ -154,6 +155,9 @@ def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[t
                 below.append((entry.name, entry.is_symlink()))
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
+            else:  # a pipe would be waited for
+                problem = "is no file and no folder, but a pipe, a socket or a device"
+                raise UserError(f"{entry.path}: {problem}; remove it")
     for name, is_link in below:
         path = folder / name
         real = path.resolve() if is_link else ancestors[-1] / name

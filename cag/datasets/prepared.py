@@ -79,6 +79,21 @@ def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
     )
 
 
+def read_train_ids(paths: Sequence[Path], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read an image's maps of train ids, uint8 [n, H, W], n >= 1.
+
+    A UserError if one cannot be read or has another form, or not the others' size, nor `size`,
+    (height, width), if given: somebody has changed it since it was written.
+    """
+    maps = [read_label(path) for path in paths]
+    expected = tuple(size or maps[0].shape[:2])
+    for path, labels in zip(paths, maps, strict=True):
+        if labels.dtype != np.uint8 or labels.shape != expected:
+            problem = f"holds {labels.dtype} of shape {labels.shape}; expected uint8 of {expected}"
+            raise UserError(f"{path}: {problem}: it was changed; delete it, then run `dvc repro`")
+    return np.stack(maps)
+
+
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Evenly spaced indices of `count` of `total` images, with the first and the last."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
@@ -133,7 +148,7 @@ class PreparedImages:
 
     def __init__(self, folder: Path, split: str, with_labels: bool):
         self.folder = Path(folder)
-        self.with_labels = with_labels
+        self.with_labels, self.split = with_labels, split
         manifest = read_manifest(self.folder)
         rows = manifest[manifest["split"] == split]
         _check_rows(self.folder / MANIFEST, split, rows, manifest, with_labels)
@@ -149,7 +164,7 @@ class PreparedImages:
         """An image uint8 [3, H, W], its train ids uint8 [h, w] (255 = ignored) or None, its name.
 
         The label map has the image's size, or its own if it was prepared so. A UserError if a file
-        is missing or damaged, or the image is not of the manifest's size.
+        is missing or damaged, or not of the manifest's size.
         """
         import torch  # slow to import, and reading the manifest needs none
 
@@ -161,7 +176,9 @@ class PreparedImages:
             raise UserError(f"{path}: {problem}; prepare the data set again")
         labels = None
         if self.with_labels:
-            labels = torch.from_numpy(read_label(self.folder / self._labels[index]))  # (h, w)
+            size = expected if self.split == "train" else None
+            (labels,) = read_train_ids([self.folder / self._labels[index]], size)
+            labels = torch.from_numpy(labels)  # (h, w)
         return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
 
     def batches(self, size: int, indices: Sequence[int] | None = None) -> list[list[int]]:

@@ -16,7 +16,7 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
     A file is named by its stem; an image in a folder, or of a pattern, by its path below the
     folder, or below the pattern's part without wildcards. Files of an earlier run in the folders
     that the command writes are no input. A UserError if there is nothing of that name, no image,
-    one name for two images, or an image that the command would write over.
+    one name for two images, an image that the command would write over, or a link that leads back.
     """
     folders = [folder.resolve() for folder in written]
     paths: dict[str, Path] = {}
@@ -36,10 +36,11 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
     return sorted(paths.items())
 
 
-def other_files(patterns: Sequence[str], out: Path) -> list[str]:
-    """Files of the folders and patterns that `list_images` passes over, but for those below `out`.
+def other_files(patterns: Sequence[str], written: Sequence[Path]) -> list[str]:
+    """Files of the folders and patterns that `list_images` passes over, but for those `written`.
 
-    They have no image's extension, or the pattern's extension in another case.
+    They have no image's extension, or the pattern's extension in another case, or are links that
+    lead to nothing, pipes and the like. What the command writes are files, or folders of files.
     """
     found: set[Path] = set()
     for text in patterns:
@@ -51,8 +52,10 @@ def other_files(patterns: Sequence[str], out: Path) -> list[str]:
             any_case = re.sub("[A-Za-z]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", end)
             chosen = {match for _, match, _ in _expand(text)}
             matches = glob.iglob(stem + any_case, recursive=True)
-            found |= {match for match in map(Path, matches) if match.is_file()} - chosen
-    return sorted(str(path) for path in found if not path.resolve().is_relative_to(out.resolve()))
+            found |= {match for match in map(Path, matches) if not match.is_dir()} - chosen
+    own = [os.path.realpath(path) for path in written]
+    real = {path: Path(os.path.realpath(path)) for path in found}
+    return sorted(str(p) for p in found if not any(real[p].is_relative_to(part) for part in own))
 
 
 def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
@@ -66,8 +69,21 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
     elif glob.has_magic(text):
         wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
         base = Path(*path.parts[:wild])
+        if "**" in path.parts:
+            _refuse_circles(base)
         for match in map(Path, sorted(glob.glob(text, recursive=True))):
             if match.suffix.lower() in EXTENSIONS and match.is_file():
                 yield match.relative_to(base).with_suffix("").as_posix(), match, False
+    elif os.path.exists(path):
+        raise UserError(f"{path}: is no file and no folder, but a pipe, a socket or a device")
     else:
         raise absent(path, "file or folder", "check its name")
+
+
+def _refuse_circles(base: Path) -> None:
+    """Raise a UserError if a link leads back to a folder that it lies in: `**` would follow it."""
+    for folder, below, _ in os.walk(base):
+        for path in (Path(folder, name) for name in below):
+            real = os.path.realpath(path)
+            if path.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(real):
+                raise UserError(f"{path}: this link leads back to {real}; remove it")

@@ -94,7 +94,10 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         ):
             found = shortened(f"{name}: found {entries!r}", 300)
             raise UserError(f"{path}: {found}; expected a list of key=value")
-    return {str(name): entries for name, entries in content.items()}
+    variants = {str(name): entries for name, entries in content.items()}
+    if len(variants) < len(content):
+        raise UserError(f"{path}: two variants have one name, but for quotes; rename one")
+    return variants
 
 
 def run_experiments(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import yaml
 
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import atomic_file
 
 if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not spend
@@ -55,6 +55,7 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.lock import LockError
     from dvc.repo import Repo
+    from pygit2 import GitError
 
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the error below says it once
     try:
@@ -70,6 +71,9 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
     except DvcException as error:
         _refuse_damage(Path(Repo.find_root(project)))
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    except (GitError, ValueError) as error:  # another user's repository, a damaged configuration
+        problem = in_one_line(error)
+        raise UserError(f"git's repository: {problem}; `git status` may say more") from error
 
 
 def _refuse_damage(root: Path) -> None:
@@ -144,6 +148,8 @@ def _experiments(shown: Sequence[Mapping]) -> Iterator[Experiment]:
     if not shown:
         raise UserError("no commit yet, from which experiments start: `git add .`, `git commit`")
     workspace, *commits = shown
+    if error := workspace.get("error"):
+        raise UserError(f"DVC: {error['msg']}")
     yield _experiment(WORKSPACE, FINISHED, None, workspace["data"])._replace(revision=None)
     for commit in commits:
         for entry in commit["experiments"] or []:
@@ -213,8 +219,10 @@ def command(*arguments: str) -> str:
     """Run a command of DVC in a process of its own; its output, or a UserError if it fails."""
     done = _run(arguments, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason[-1]}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        # What follows the error may be where to ask for help.
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1])
+        raise UserError(f"`dvc {' '.join(arguments)}` failed: {reason.removeprefix('ERROR: ')}")
     return done.stdout
 
 

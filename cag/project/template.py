@@ -40,7 +40,7 @@ def start_project(folder: Path) -> Path:
 
     The folder is new, empty, or a git repository's with none of these files; a `.gitignore` there
     gets more lines. Inside a repository no other is made. A UserError, before anything is written,
-    if something is in the way or git is missing.
+    if something is in the way, or git is missing or fails.
     """
     if shutil.which("git") is None:
         raise UserError("git: not found, but DVC's experiments need it; install git first")
@@ -58,13 +58,22 @@ def start_project(folder: Path) -> Path:
             _copy(source, Path(partial) / name)
         if (folder / GITIGNORE).exists():
             _extend(Path(partial) / GITIGNORE, folder / GITIGNORE)
-        for name in sources:
+        repository = git_root(folder)
+        made = [] if repository else [_new_repository(Path(partial))]
+        for name in [*sources, *made]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(partial) / name, folder / name)
-    repository = git_root(folder)
-    if repository is None:
-        subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     return repository or folder
+
+
+def _new_repository(folder: Path) -> str:
+    """Make a git repository; the name of its folder below this one."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE")}
+    command = ["git", "init", "--quiet", str(folder)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise UserError(f"`git init` failed: {done.stderr.strip() or 'without a word'}")
+    return ".git"
 
 
 def _copy(source: Path, goal: Path) -> None:
@@ -90,7 +99,7 @@ def presets(begun: str = "") -> dict[str, Path]:
 
 def first_comment(path: Path) -> str:
     """The comment that a preset begins with."""
-    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     return " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 

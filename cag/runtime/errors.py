@@ -14,6 +14,7 @@ _OTHER_FORM = (
     "its name and that on the disk look the same but have other Unicode forms (NFC and NFD): "
     "rename it there, or copy its name from there"
 )
+_NO_GOAL = "it is, or lies below, a link that leads to nothing: mend it, or connect its disk"
 _TOO_MANY = "close other programs, or allow more open files: `ulimit -n 4096`"
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
@@ -69,20 +70,26 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
     if number not in REMEDIES:
         return None
     unnamed = "the memory" if number == errno.ENOMEM else "the disk"
-    where = getattr(error, "filename", None) or where or unnamed
+    # Where a copy or a move fails, the second name is what it would be.
+    names = (getattr(error, name, None) for name in ("filename2", "filename"))
+    where = next(filter(None, names), where) or unnamed
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
 
 
 def absent(path: str | Path, what: str, remedy: str) -> UserError:
     """The error that a file or folder is not there, or only under a name that looks the same."""
-    return UserError(f"{path}: no such {what}; {_OTHER_FORM if _in_other_form(path) else remedy}")
-
-
-def _in_other_form(path: str | Path) -> bool:
-    """Whether the first part of a path that is not there is so in another Unicode form."""
     path = Path(path)
     parts = (*reversed(path.parents), path)
     missing = next((part for part in parts if not os.path.exists(part)), Path())
+    if os.path.islink(missing):
+        remedy = _NO_GOAL
+    elif _in_other_form(missing):
+        remedy = _OTHER_FORM
+    return UserError(f"{path}: no such {what}; {remedy}")
+
+
+def _in_other_form(missing: Path) -> bool:
+    """Whether a file or folder that is not there is so in another Unicode form."""
     try:
         names = os.listdir(missing.parent)
     except OSError:

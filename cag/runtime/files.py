@@ -1,6 +1,7 @@
 """Where data lies, and how to write files: atomically, hashed, never outside their folder."""
 
 import csv
+import errno
 import hashlib
 import importlib.util
 import io
@@ -145,8 +146,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except BaseException as error:
         _remove(partial)
-        if isinstance(error, OSError) and error.filename in (None, partial, str(partial)):
-            error.filename = str(path)
+        if isinstance(error, OSError):
+            named = {str(name) for name in (error.filename, error.filename2) if name is not None}
+            if not named or str(partial) in named:
+                error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -179,7 +182,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _own(path: Path, kind: str) -> Path:
-    """A hidden sibling whose name no other process uses."""
+    """A hidden sibling whose name no other process uses; an OSError for a folder such as "."."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _clear(path.parent.absolute())
     return path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.{kind}")
 

@@ -36,6 +36,9 @@ def run(main: click.Command) -> int | None:
     An interruption and a termination raise, so that half-written files are removed; a second Ctrl-C
     does not wait for that. 0 if it only printed its help.
     """
+    for stream in ("stdin", "stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started this program
+            setattr(sys, stream, open(os.devnull, "r" if stream == "stdin" else "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # names in any script, on a terminal of any kind
         sys.stdout.reconfigure(errors="backslashreplace")
     received = []

@@ -165,6 +165,7 @@ def explain(
     if kind == "missing":
         return f"'{key}' is missing" + ("" if parts else f"; {example}")
     message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("valid tuple", "valid list").replace("dictionary", "mapping")
     message = f"{message[0].lower()}{message[1:]}" if kind != "model_type" else "expected a mapping"
     if isinstance(value, dict):
         return f"{key}: {message}" if first["loc"] else message

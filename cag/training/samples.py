@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cag.config.base import RULES
 from cag.config.training import Augmentation
-from cag.datasets.images import read_image, read_label
+from cag.datasets.images import read_image
 from cag.datasets.labels import IGNORE
-from cag.datasets.prepared import read_manifest
+from cag.datasets.prepared import read_manifest, read_train_ids
 from cag.runtime.errors import UserError
 from cag.runtime.seeds import mix
 from cag.training.transforms import apply_seeded, training_transform
@@ -78,7 +78,7 @@ def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
     chosen = samples[:: -(-len(samples) // COUNTED_LABELS)]
 
     def count(sample: Sample) -> np.ndarray:
-        return np.bincount(read_label(sample.labels[0]).ravel(), minlength=IGNORE + 1)
+        return np.bincount(read_train_ids(sample.labels[:1]).ravel(), minlength=IGNORE + 1)
 
     with ThreadPoolExecutor() as pool:
         total = sum(pool.map(count, chosen))
@@ -106,8 +106,9 @@ class TrainingSamples(Dataset):
             self._epoch, self._order = epoch, generator.permutation(len(self.samples))
         sample = self.samples[self._order[offset]]
         image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
-        maps = [torch.from_numpy(read_label(path)) for path in sample.labels]  # (H, W) each
-        labels = torch.stack(maps) if maps else image.new_empty(0, *image.shape[1:])
+        labels = image.new_empty(0, *image.shape[1:])
+        if sample.labels:
+            labels = torch.from_numpy(read_train_ids(sample.labels))  # (n, H, W)
         return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
 
 
