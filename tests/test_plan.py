@@ -179,7 +179,7 @@ def test_steps_are_made_by_the_loop_and_timed_after_the_first(tmp_path, monkeypa
     """With a clock on which each step takes a second."""
     params = load_all(ROOT / "presets/scenes.yaml")
     network = params.network.model_copy(
-        update={"encoder": "mobilenet_v2", "encoder_weights": None, "options": {}}
+        update={"encoder": "tu-test_efficientnet", "encoder_weights": None, "options": {}}
     )
     crop = params.adapt.augmentation.model_copy(update={"crop": (32, 64)})
     params = params.model_copy(
@@ -216,7 +216,7 @@ def test_steps_are_timed_with_weights_that_stay(tmp_path, monkeypatch):
 
     monkeypatch.setattr(speed, "train", train)
     monkeypatch.setattr(speed, "_samples", lambda *_: [])
-    small = {"encoder": "mobilenet_v2", "encoder_weights": None, "options": {}}
+    small = {"encoder": "tu-test_efficientnet", "encoder_weights": None, "options": {}}
     model = build(params.network.model_copy(update=small), 3)
     with pytest.raises(KeyboardInterrupt):
         speed.step_seconds("warmup", params, model, 2, tmp_path, make_fabric("32-true"))
