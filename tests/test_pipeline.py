@@ -18,7 +18,6 @@ from project import (
     dvc,
     execute,
     finished_project,
-    fresh,
     git,
     make_project,
     merged,
@@ -650,7 +649,7 @@ def test_two_processes_train_and_one_writes(copied):
     changes = dict.fromkeys(stages, {"iterations": 2, "batch_size": 4})
     write_params(copied, merged(read_params(copied), changes))
     launch = "torchrun --standalone --nproc-per-node=2"
-    printed = dvc(copied, "repro", "--single-item", *stages, LAUNCH=launch, **fresh())
+    printed = dvc(copied, "repro", "--single-item", *stages, LAUNCH=launch)
     assert ran(printed) == stages
     for stage in stages:
         assert printed.count(f"{stage}: 2 iterations") == 1
