@@ -28,13 +28,14 @@ def tiny_params(rounds: int = 2) -> dict:
         for teacher, student in zip(models, models[1:], strict=False)
     }
     shrunk = {"batch_size": 2, "augmentation": {"crop": SIZE}}
+    classes = {"class_map": "classes/cityscapes_7.yaml"}  # figures have a row for each
     params = scenes_params(
         {
             "evaluated": ["pretrain", models[-1]],
-            "source": {"images": 8, "size": SIZE},
-            "target": {"images": 6, "val_images": 4, "size": SIZE},
+            "source": {**classes, "images": 8, "size": SIZE},
+            "target": {**classes, "images": 6, "val_images": 4, "size": SIZE},
             "network": {
-                "encoder": "mobilenet_v2",
+                "encoder": "tu-test_efficientnet",
                 "encoder_weights": None,
                 "options": {"decoder_channels": 32},
             },
@@ -48,6 +49,8 @@ def tiny_params(rounds: int = 2) -> dict:
                 "probability": 0.2,
             },
             "adapt": {**shrunk, "iterations": 4, "teacher": "cached", "anchor_momentum": None},
+            "evaluate": {"panels": 1},
+            "report": {"images": 4},
         }
     )
     return params | {"rounds": students}

@@ -3,6 +3,7 @@
 # The longest files: they come first, so that two workers end at about the same time. The first one
 # makes the finished project, for which others would wait.
 LONGEST = ("test_extending", "test_presets", "test_pipeline", "test_interruption", "test_resume")
+LONGEST += ("test_honest_caching", "test_training", "test_report")
 
 
 def pytest_collection_modifyitems(items):

@@ -30,18 +30,30 @@ import numpy as np
 
 LIBRARIES = (
     "click",
+    "concurrent.futures.process",
+    "dvc.cachemgr",
     "dvc.cli.parser",
-    "dvc.repo",
+    "dvc.data_cloud",
+    "dvc.repo.reproduce",
+    "dvc.repo.status",
+    "dvc.rwlock",
     "h5py",
+    "hdf5plugin",
+    "jinja2",
     "lightning_fabric",
+    "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "networkx",
     "pandas",
     "PIL.Image",
-    "pydantic",
+    "psutil",
+    "pydantic.main",
     "rich.console",
     "rich.progress",
     "rich.table",
+    "ruamel.yaml",
     "safetensors.torch",
+    "scmrepo.git",
     "segmentation_models_pytorch",
     "torch",
     "torch.utils.data",
@@ -60,10 +72,10 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 @functools.cache
-def python() -> Path:
+def python(libraries: tuple[str, ...] = LIBRARIES) -> Path:
     """A program named python that runs a module (`-m`), code (`-c`) or a file, with arguments.
 
-    If such a process cannot safely be forked, this is Python itself.
+    Its process has imported some libraries. If it cannot safely be forked, this is Python itself.
     """
     if sys.platform != "linux":
         return Path(sys.executable)
@@ -74,7 +86,7 @@ def python() -> Path:
     command.chmod(0o755)
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     server = subprocess.Popen(
-        [sys.executable, __file__, str(folder / "socket")],
+        [sys.executable, __file__, str(folder / "socket"), *libraries],
         env=inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdin=subprocess.PIPE,  # it ends when this does
         stdout=subprocess.PIPE,
@@ -119,7 +131,7 @@ def run(streams: list[int], arguments: list[str], folder: str, variables: dict[s
     os.environ.clear()
     os.environ.update(variables)
     np.random.seed()  # or all forks would draw the same
-    sys.path[0] = folder
+    sys.path[:1] = [folder, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))]
     if arguments[0] == "-u":  # torchrun's
         arguments = arguments[1:]
     if arguments[0] in ("-m", "-c"):
@@ -141,9 +153,9 @@ def kill_after(connection: socket.socket, program: multiprocessing.Process) -> N
     program.kill()
 
 
-def main(address: str) -> None:
+def main(address: str, *libraries: str) -> None:
     """Import the libraries, then fork a program for each request."""
-    for library in LIBRARIES:
+    for library in libraries:
         importlib.import_module(library)
     gc.freeze()  # forks share the pages of what they do not look at
     fork = multiprocessing.get_context("fork")
@@ -157,4 +169,4 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -45,13 +45,23 @@ SEPARATE = {
     "PYTHON_EXEC": sys.executable,  # torchrun's choice
 }
 OUTSIDE = ("CAG_", "DVC_", "GIT_", "LAUNCH", "PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_")
-# A python that is such a process unless its stage ran before with other arguments.
+# A python that is such a process, or one that has imported LARGE alone, unless its stage ran before
+# with other arguments.
 FIRST_SEPARATE = """#!/bin/sh
 case "$*" in
-  *round2*|*"prepare target"*) exec {} "$@" ;;
+  *dvc*|*round2*|*"prepare target"*) exec {} "$@" ;;
+  *stages.index*|*stages.prepare*) exec {} "$@" ;;
   *) exec {} "$@" ;;
 esac
 """
+LARGE = ("torch", "torchvision", "segmentation_models_pytorch")  # which take most of the time
+
+
+def fresh() -> dict[str, str]:
+    """Variables with which each program is a process that has imported LARGE alone."""
+    python = preloaded.python(LARGE)
+    path = os.pathsep.join([str(python.parent), SEPARATE["PATH"]])
+    return {"PATH": path, "PYTHON_EXEC": str(python)}
 
 
 def make_project(folder: Path, rounds: int = 2, replace: Mapping = {}, **changes) -> Path:  # noqa: B006
@@ -77,7 +87,7 @@ def finished_project(folders: pytest.TempPathFactory) -> Path:
     """A project after `dvc repro`, the same for all tests, which change only copies.
 
     The first caller makes it. It has two rounds and a short warm-up. Each program's first run is a
-    separate process.
+    process that has imported nothing but LARGE before.
     """
     shared = folders.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -86,7 +96,8 @@ def finished_project(folders: pytest.TempPathFactory) -> Path:
     with FileLock(shared / "finished.lock"):
         if not record.exists():
             python, folder = (folders.mktemp("finished") / name for name in ("python", "project"))
-            python.write_text(FIRST_SEPARATE.format(preloaded.python(), sys.executable))
+            kinds = preloaded.python(), sys.executable, preloaded.python(LARGE)
+            python.write_text(FIRST_SEPARATE.format(*kinds))
             python.chmod(0o755)
             path = os.pathsep.join([str(python.parent), SEPARATE["PATH"]])
             project = make_project(folder, warmup={"iterations": 2})

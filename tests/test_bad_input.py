@@ -43,7 +43,8 @@ def parameters():
         "val_images": "images",
         "val_labels": "labels",
     }
-    content["network"]["options"] = {"decoder_channels": WIDTH}
+    small = {"encoder": "tu-test_efficientnet", "encoder_weights": None}
+    content["network"] |= small | {"options": {"decoder_channels": WIDTH}}
     content["pretrain"] |= TRAINING
     content["warmup"] |= TRAINING | {"iterations": 0}
     content["adapt"] |= TRAINING
@@ -461,7 +462,6 @@ def test_a_truncated_artifact(project, fails, command, path):
 def test_a_network_that_cannot_take_the_images_is_refused_before_its_training(fails):
     change("network.architecture", "Linear")
     change("network.encoder", "tu-test_vit")
-    change("network.encoder_weights", None)
     change("network.options", {"img_size": 32, "dynamic_img_size": False})
     change("pretrain.augmentation.crop", [32, 32])
     fails("pretrain", "network: cannot take images of 32 x 64 pixels", "another")

@@ -1,7 +1,6 @@
 """The grid of trainings: which runs it has, which are left, and what is drawn of their scores."""
 
 import json
-import sys
 import threading
 from pathlib import Path
 
@@ -302,7 +301,7 @@ def test_one_command_makes_what_is_missing(tmp_path):
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=grid")
     (project / "stages/pretrain.py").write_text("an unfinished edit")
-    arguments = (sys.executable, "-m", "benchmarks.adaptation", "run")
+    arguments = ("python", "-m", "benchmarks.adaptation", "run")
 
     printed = execute(project, *arguments, status=1, PYTHONPATH=str(ROOT))
     log = Path(".scratch/adaptation/tiny-0-broken.log")

@@ -86,7 +86,7 @@ def cag_export(*arguments):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"encoder": "mobilenet_v2"},
+        {"encoder": "mobilenet_v2", "options": {"encoder_depth": 3, "decoder_channels": 16}},
         {"encoder": "tu-tf_efficientnet_lite0"},  # which pads by what its sizes lack
         {"architecture": "DeepLabV3PlusPaper", "encoder": "resnet18"},
         # whose classifier sees neighbours

@@ -1,5 +1,6 @@
 """A step over several processes, or in pieces, is the step of the whole batch."""
 
+import functools
 import os
 import socket
 import sys
@@ -69,6 +70,13 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
     return network.state_dict(), torch.from_numpy(curve.to_numpy())
 
 
+@functools.cache
+def trained_alone(kind):
+    """The weights and the curve of one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(kind, make_fabric("32-true"), folder)
+
+
 def train_in_process(rank, port, folder):
     """Train in one of two processes and save the results in a folder."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
@@ -104,9 +112,9 @@ def distance(first, second):
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_two_processes_train_as_one_does(kind, of_two, tmp_path):
+def test_two_processes_train_as_one_does(kind, of_two):
     start = small_network().state_dict()
-    weights, curve = trained(kind, make_fabric("32-true"), tmp_path)
+    weights, curve = trained_alone(kind)
     for found, found_curve in (results[kind] for results in of_two):
         assert distance(found, weights) < 1e-5 < 0.01 < distance(start, weights)
         assert torch.allclose(found_curve, curve, rtol=1e-4)
@@ -121,9 +129,9 @@ def test_two_processes_take_the_statistics_that_one_does(of_two):
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_what_is_not_shared_would_show(kind, tmp_path, monkeypatch):
+def test_what_is_not_shared_would_show(kind, tmp_path):
     """Other draws or batch-norm statistics change more than another order of sums."""
-    weights, _ = trained(kind, make_fabric("32-true"), tmp_path)
+    weights, _ = trained_alone(kind)
     other, _ = trained(kind, make_fabric("32-true"), tmp_path, network=small_network(dropout=0.4))
     assert distance(weights, other) > 1e-3
     momentum = small_network()

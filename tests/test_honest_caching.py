@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
-from project import SEPARATE, digests, execute, finished_project
+from project import digests, execute, finished_project, fresh
 
 # Runs `python -m ...` so that the project's modules come from the working directory or not at all,
 # wherever else they are installed; writes what the program imported and asked for.
@@ -247,7 +247,7 @@ def test_oracle_trains_on_true_labels_that_no_stage_has(project, tmp_path):
     for name in ("data/prepared", "data/models/pretrain.safetensors", *code):
         copy(project / name, folder / name)
     before = digests(folder / "data")
-    execute(folder, "python", "-m", "stages.oracle", **SEPARATE)
+    execute(folder, "python", "-m", "stages.oracle", **fresh())
     scores = json.loads((folder / "data/oracle/metrics.json").read_text())
     assert scores["images"] == 4 and 0 <= scores["miou"] <= 1
     assert before.items() <= digests(folder / "data").items()
@@ -321,13 +321,16 @@ def test_an_edit_reaches_the_stages_that_it_concerns(edited, copied):
     assert found == EDITS[edited]
 
 
-def followers(project: Path, names: set[str]) -> set[str]:
-    """The stages that read what some stages make, at first or second hand."""
+@pytest.fixture(scope="module")
+def reads(project) -> dict[str, set[str]]:
+    """Of each stage: the stages whose outputs it reads."""
     with Repo(project) as repo:
-        reads = {
-            stage.name: {dependency.name for dependency in repo.index.graph.successors(stage)}
-            for stage in repo.index.stages
-        }
+        graph = repo.index.graph
+        return {stage.name: {one.name for one in graph.successors(stage)} for stage in graph}
+
+
+def followers(reads: dict[str, set[str]], names: set[str]) -> set[str]:
+    """The stages that read what some stages make, at first or second hand."""
     found = set()
     while new := {name for name in reads if reads[name] & (names | found)} - found:
         found |= new
@@ -337,7 +340,7 @@ def followers(project: Path, names: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("key", "value"), [("average", "pixels"), ("min_pixels", 3), ("min_recall", 0.25)]
 )
-def test_other_anchors_rerun_no_extraction(key, value, copied):
+def test_other_anchors_rerun_no_extraction(key, value, copied, reads):
     """But that of a later round, whose teacher has learnt from them."""
     path = copied / "params.yaml"
     before = path.read_bytes()
@@ -348,9 +351,9 @@ def test_other_anchors_rerun_no_extraction(key, value, copied):
     edited = changed(copied)
     path.write_bytes(before)
     assert edited == {f"anchors@round{i}" for i in (1, 2)} | STUDENT
-    stale = edited | followers(copied, edited)
+    stale = edited | followers(reads, edited)
     assert {"pseudo_label@round1", "adapt@round1", "extract_target@round2"} <= stale
     assert not stale & {"prepare@source", "prepare@target", "pretrain", "warmup"}
     assert not stale & {"extract_source@round1", "extract_target@round1"}
-    alone = followers(copied, {"anchors@round1"}) - followers(copied, {"adapt@round1"})
+    alone = followers(reads, {"anchors@round1"}) - followers(reads, {"adapt@round1"})
     assert not [name for name in alone if name.startswith("extract")]

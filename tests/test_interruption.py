@@ -148,7 +148,7 @@ def pretraining(uninterrupted, tmp_path) -> Path:
     for name in ("cag", "stages", "data/prepared/source", "data/index"):
         shutil.copytree(uninterrupted.project / name, folder / name)
     params = read_params(uninterrupted.project)
-    write_params(folder, merged(params, {"pretrain": {"iterations": 40}}))
+    write_params(folder, merged(params, {"pretrain": {"iterations": 80}}))
     return folder
 
 

@@ -27,6 +27,11 @@ CLASSES = {
     "cityscapes_to_idd_lite": 7,
     "scenes_to_cityscapes": 19,
 }
+# Presets that differ from another one in their data alone: the other's students are theirs too.
+LIKE = {
+    "synthia13_to_cityscapes": "gta5_to_cityscapes",
+    "scenes_to_cityscapes": "cityscapes_to_idd_lite",
+}
 # Of the target: images, labels of training images, labels of validation images.
 PLAIN = ("images", "labels/train", "labels/val")
 TARGETS = dict.fromkeys(CLASSES, ("cityscapes", "leftImg8bit", "gtFine/train", "gtFine/val")) | {
@@ -76,6 +81,12 @@ class Finished:
     stages: list[str]
     opened: set[str]  # raw files that any process opened meanwhile
 
+    @property
+    def evaluation(self) -> Path:
+        """The evaluation of its last model."""
+        (folder,) = (self.project / "data/evaluation").glob("*/")
+        return folder
+
 
 def write_raw(name: str, folder: Path) -> None:
     """Write the data sets of a preset, with target training labels."""
@@ -93,9 +104,14 @@ def write_raw(name: str, folder: Path) -> None:
     write_cityscapes(folder / "cityscapes", splits, RAW_SIZE)
 
 
+def preset(name: str) -> dict:
+    """A preset's parameters."""
+    return yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8"))
+
+
 def shrunk(name: str) -> dict:
     """A preset's parameters, shrunk."""
-    params = yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8"))
+    params = preset(name)
     rounds = {"round1": params["rounds"]["round1"]}
     images = {"source": {"images": 4}} if params["source"]["layout"] == "scenes" else {}
     return merged(merged(params, SHRUNK), images) | {"rounds": rounds}
@@ -103,20 +119,33 @@ def shrunk(name: str) -> dict:
 
 @pytest.fixture(scope="module", params=CLASSES)
 def finished(request, tmp_path_factory) -> Finished:
-    """A preset after `dvc repro` on its miniature."""
+    """A preset after `dvc repro` on its miniature; if LIKE another, only of its first network."""
     if sys.platform != "linux":
         pytest.skip("the watch over opened files needs Linux")
     folder = tmp_path_factory.mktemp(request.param)
     write_raw(request.param, folder / "raw")
-    project = make_project(folder / "project", replace=shrunk(request.param))
+    params, target = shrunk(request.param), []
+    if request.param in LIKE:
+        params, target = params | {"evaluated": ["pretrain"]}, ["evaluate@pretrain"]
+    project = make_project(folder / "project", replace=params)
     with watched(folder / "raw") as opened:
-        printed = dvc(project, "repro", CAG_DATA=str(folder / "raw"))
+        printed = dvc(project, "repro", *target, CAG_DATA=str(folder / "raw"))
         return Finished(request.param, project, ran(printed), opened())
 
 
 def test_the_whole_pipeline_ran(finished):
-    assert finished.stages[-1] == "report"
-    assert len(finished.stages) == 14
+    if finished.name in LIKE:
+        assert finished.stages[-2:] == ["pretrain", "evaluate@pretrain"]
+        assert len(finished.stages) == 5
+    else:
+        assert finished.stages[-1] == "report"
+        assert len(finished.stages) == 14
+
+
+@pytest.mark.parametrize(("name", "other"), LIKE.items())
+def test_the_rest_of_the_pipeline_is_that_of_another_preset(name, other):
+    one, two = (merged(preset(n), {"source": None, "target": None}) for n in (name, other))
+    assert merged(one, SHRUNK) == merged(two, SHRUNK)
 
 
 def test_labels_of_target_training_images_are_never_opened(finished):
@@ -136,7 +165,7 @@ def test_labels_of_target_training_images_are_never_opened(finished):
 
 def test_scores_are_under_their_names(finished):
     count = CLASSES[finished.name]
-    scores = json.loads((finished.project / "data/evaluation/round1/metrics.json").read_text())
+    scores = json.loads((finished.evaluation / "metrics.json").read_text())
     expected = {f"miou_{count}"} | ({"miou_13_of_16"} if count == 16 else set())
     assert {key for key in scores if key.startswith("miou_")} == expected
     assert scores["images"] == VALIDATION
@@ -148,9 +177,9 @@ def test_scores_are_under_their_names(finished):
 
 
 def test_evaluation_is_at_the_original_resolution(finished):
-    predictions = list((finished.project / "data/evaluation/round1/predictions").rglob("*.png"))
+    predictions = list((finished.evaluation / "predictions").rglob("*.png"))
     assert {read_label(path).shape for path in predictions} == {RAW_SIZE}
-    confusion = pd.read_csv(finished.project / "data/evaluation/round1/confusion.csv")
+    confusion = pd.read_csv(finished.evaluation / "confusion.csv")
     manifest = read_manifest(finished.project / "data/prepared/target").query("split == 'val'")
     labels = [read_label(finished.project / "data/prepared/target" / p) for p in manifest["label"]]
     assert confusion.iloc[:, 1:].to_numpy().sum() == sum((label < 255).sum() for label in labels)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from benchmarks import ROOT
 from cag.analysis import plots
@@ -43,16 +44,25 @@ FOLDERS = stage.FOLDERS
 SCORES = {"pretrain": 0.3126, "warmup": 0.3349, "round1": 0.4871}
 
 
+BLANK = pictures._encoded(Image.new("RGB", (4, 4)), format="PNG")
+
+
 @pytest.fixture(autouse=True)
-def coarse_figures(monkeypatch):
-    """Draw figures small: most tests look at the rest of the page."""
-    monkeypatch.setattr(plots, "DPI", 20)
+def blank_figures(monkeypatch):
+    """Figures are made, but not drawn: most tests look at the rest of the page."""
+    monkeypatch.setattr(plots, "png_bytes", lambda figure: BLANK)
+
+
+def draw_figures(patch, drawn=plots.png_bytes):
+    """Draw figures, small."""
+    patch.setattr(plots, "png_bytes", drawn)
+    patch.setattr(plots, "DPI", 20)
 
 
 @pytest.fixture(scope="module")
 def whole_page():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DPI", 20)
+        draw_figures(patch)
         return report_page(make_run())
 
 
@@ -261,7 +271,8 @@ def test_dollar_signs_in_texts_stay():
     assert "$body costs $5" in report_page(run)
 
 
-def test_page_repeats(whole_page):
+def test_page_repeats(whole_page, monkeypatch):
+    draw_figures(monkeypatch)
     assert report_page(make_run()) == whole_page
 
 
@@ -294,7 +305,7 @@ def test_page_of_a_target_without_labels():
 
 
 def test_page_stays_below_five_megabytes(monkeypatch):
-    monkeypatch.undo()  # figures at their real size
+    monkeypatch.undo()  # figures are drawn at their real size
     run = make_run(size=(128, 256))  # noise: the worst picture to compress
     rounds = {f"round{number}": run.rounds["round1"] for number in (1, 2, 3)}
     maps = run.training[0].pseudo_labels["round1"]
@@ -443,7 +454,9 @@ def test_stage_shows_the_measures_without_labels(project):
     assert "agreement ↑" in page and "entropy ↓" in page
 
 
-def test_stage_gives_the_same_bytes_twice(project):
+def test_stage_gives_the_same_bytes_twice(project, monkeypatch):
+    draw_figures(monkeypatch)
+
     def written():
         run_stage()
         return {path.name: path.read_bytes() for path in (project / "data/report").iterdir()}

@@ -15,7 +15,7 @@ from cag.deploy import export
 from cag.features import read_target_store
 from cag.networks import load_model
 
-SIZE, PHOTOGRAPH, CLASSES = (48, 96), (70, 130), 19  # no side is a multiple of a photograph's
+SIZE, PHOTOGRAPH, CLASSES = (48, 96), (70, 130), 7  # no side is a multiple of a photograph's
 STAGES = ("index", "prepare source", "prepare target", "pretrain", "warmup")
 STAGES += ("extract_source round1 warmup", "extract_target round1 warmup round1")
 STAGES += ("anchors round1 round1", "pseudo_label round1", "adapt round1 warmup")

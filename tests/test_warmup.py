@@ -49,7 +49,7 @@ def project(tmp_path, monkeypatch):
     for variable in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     content = yaml.safe_load((ROOT / "presets/scenes.yaml").read_text(encoding="utf-8"))
-    content["network"] |= {"encoder": "mobilenet_v2", "options": {"decoder_channels": 16}}
+    content["network"] |= {"encoder": "tu-test_efficientnet", "options": {"decoder_channels": 16}}
     Path("params.yaml").write_text(yaml.safe_dump(content))
     change(iterations=2, batch_size=2, class_balance=0.0)
     change(augmentation=content["warmup"]["augmentation"] | {"crop": list(SIZE)})

@@ -211,7 +211,7 @@ def small_model(seed):
     """A model of random weights."""
     config = Network(
         architecture="FPN",
-        encoder="mobilenet_v2",
+        encoder="tu-test_efficientnet",
         encoder_weights=None,
         normalization=Normalization(mean=(0.5,) * 3, std=(0.25,) * 3),
     )
