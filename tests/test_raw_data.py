@@ -413,3 +413,15 @@ def test_a_network_that_cannot_be_exported_is_named_before_it_is_trained(monkeyp
         "`cag export` of this network will fail: this network cannot be traced"
     )
     assert "try the other --format, or train another network.architecture" in warning
+
+
+def test_weights_that_only_the_hub_has_are_named_before_they_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    network = load_all(ROOT / "presets/camvid_day_to_dusk.yaml").network
+    (warning,) = cag.project.raw_data.weights_warnings(network)
+    file = tmp_path / "mobilenet_v2_imagenet.safetensors"
+    assert str(file) in warning and "`pretrain` will ask the hub" in warning
+    file.touch()
+    others = [{}, {"encoder_weights": None}, {"encoder": "tu-tf_efficientnet_lite0"}]
+    for update in others:  # a file, none, an installed package
+        assert cag.project.raw_data.weights_warnings(network.model_copy(update=update)) == []

@@ -130,7 +130,8 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     are never opened. Problems are listed; the exit status is then 1. Files that are no images are
     named, and images that EXIF data turn are counted. Warnings, which leave the exit status 0:
     images that are nearly black, dark, nearly white, of one or few colours, or cut off; label maps
-    that fit turned images better the other way; a network that `cag export` cannot trace.
+    that fit turned images better the other way; a network that `cag export` cannot trace; weights
+    of an encoder that only the hub has.
 
     \b
     Examples:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
+from cag.config.networks import Network
 from cag.config.parameters import Parameters
 from cag.datasets.checks import TURNS, edges_fit, oddity, refuse_label_maps
 from cag.datasets.images import read_image, read_picture
@@ -32,7 +33,7 @@ from cag.networks import build, feature_form
 from cag.project.dry_run import Shapes, training_step
 from cag.runtime.devices import best_precision
 from cag.runtime.errors import UserError
-from cag.runtime.files import data_root, free_bytes, inside, used_bytes
+from cag.runtime.files import data_root, encoder_weights_file, free_bytes, inside, used_bytes
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 from cag.training.global_batch import pieces
@@ -292,6 +293,19 @@ def export_warnings(params: Parameters, num_classes: int) -> list[str]:
     return []
 
 
+def weights_warnings(network: Network) -> list[str]:
+    """That the encoder's weights are neither a file nor in a package, so that the hub is asked."""
+    name = network.encoder_weights
+    if name is None or name.endswith(".safetensors"):
+        return []
+    path = encoder_weights_file(network.encoder, name)
+    if path.exists():
+        return []
+    found = f"{name!r} of {network.encoder} is neither the file {path} nor in an installed package"
+    remedy = "without a network, put the file there, or take an encoder with a package"
+    return [f"network.encoder_weights: {found}: `pretrain` will ask the hub; {remedy}"]
+
+
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
     """Check the raw data of the domain `name`, or of both; `is_part`: see `check_domain`.
 
@@ -306,7 +320,8 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     names = [class_map.label_space.names for class_map in class_maps.values()]
     problems = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    domains, disk, warnings = {}, [], export_warnings(params, len(names[0]))
+    warnings = [*weights_warnings(params.network), *export_warnings(params, len(names[0]))]
+    domains, disk = {}, []
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":
