@@ -358,6 +358,27 @@ def test_progress_ends_in_a_line_with_the_rate(capsys, clock):
     assert capsys.readouterr() == ("extract: 6 images in 1.5 s, 4.0 images/s\n", "")
 
 
+def test_without_a_bar_progress_is_said_every_minute(capsys, clock):
+    """As in a log, where nothing would show that a long training goes on."""
+    with progress("pretrain", 400, "iterations") as advance:
+        advance(100, resumed=True)
+        for loss in ("0.9", "0.8", "0.7"):
+            clock.now += 40
+            advance(20, f"loss {loss}")
+        err = capsys.readouterr().err
+    assert err == "pretrain: 140 of 400 iterations, 0.5 iterations/s loss 0.8\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"), [(2, "0.5 runs/s"), (20, "3.0 runs/min"), (1200, "3.0 runs/h")]
+)
+def test_slow_work_has_a_rate_by_the_minute_or_hour(capsys, clock, seconds, rate):
+    with progress("grid", 1, "runs") as advance:
+        clock.now += seconds
+        advance()
+    assert capsys.readouterr().out == f"grid: 1 runs in {seconds}.0 s, {rate}\n"
+
+
 def test_resumed_units_do_not_count_for_the_rate(capsys, clock):
     with progress("pretrain", 100, "iterations") as advance:
         advance(90, resumed=True)
@@ -378,7 +399,7 @@ def test_the_share_of_waiting_is_said(capsys, clock):
             clock.now += 4
             advance()
             assert image == "image"
-    said = "extract: 3 images in 16.0 s, 0.2 images/s, 25 % waiting for data\n"
+    said = "extract: 3 images in 16.0 s, 11.2 images/min, 25 % waiting for data\n"
     assert capsys.readouterr() == (said, "")
 
 
