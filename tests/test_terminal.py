@@ -32,6 +32,16 @@ def test_numbers_stand_to_the_right_and_text_to_the_left(capsys):
     print_rows([])
 
 
+def test_decimal_points_stand_below_each_other(capsys):
+    numbers = [5.21, 15.304, 5.0, None]
+    print_rows([{"class": "a", "distance": number} for number in numbers])
+    print_rows([{"rate": 2e-05}, {"rate": 0.001}])
+    lines = capsys.readouterr().out.splitlines()
+    places = [lines[1].index("."), lines[2].index("."), lines[3].index("5") + 1]
+    assert len(set(places)) == 1 and "15.3" in lines[2]
+    assert lines[6:] == [" 2e-05 ", " 0.001 "]
+
+
 def test_json_has_null_for_what_is_no_number(capsys):
     print_json({"a": float("nan"), "b": np.arange(2), "c": ("é",)})
     printed = capsys.readouterr().out

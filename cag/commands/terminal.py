@@ -15,6 +15,7 @@ from rich.text import Text
 from cag.runtime.files import as_json
 
 FILE_WIDTH = 200  # characters: a file is wide enough for every column
+_PLAIN = re.compile(r"[+-]?\d+(\.\d+)?|")
 _NUMBER = re.compile(r"[+-]?(\d|nan|no gap)|$")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -23,19 +24,22 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def print_rows(
     rows: Sequence[Mapping[str, Any]], title: str | None = None, styles: Mapping[str, str] = {}
 ) -> None:
-    """Print rows as a table; the first one's keys are the heads, numbers stand to the right.
+    """Print rows as a table; the first one's keys are the heads, numbers have one decimal point.
 
     `styles` are colours of cells by their text. Cells are plain text, whatever they spell.
     """
-    table = Table(box=None, title=title, title_justify="left")
+    table, columns = Table(box=None, title=title, title_justify="left"), []
     for key in rows[0] if rows else ():
         texts = [_text(row[key]) for row in rows]
         numbers = any(texts) and all(map(_NUMBER.match, texts))
         no_wrap = numbers or not any(" " in text for text in texts)
         justify = "right" if numbers else "left"
         table.add_column(key, justify=justify, no_wrap=no_wrap, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(text, styles.get(text, "")) for text in map(_text, row.values())))
+        shown = _aligned(texts) if numbers else texts
+        cells = zip(shown, texts, strict=True)
+        columns.append([Text(cell, styles.get(text, "")) for cell, text in cells])
+    for cells in zip(*columns, strict=True):
+        table.add_row(*cells)
     width = None if sys.stdout.isatty() else FILE_WIDTH
     Console(width=width, markup=False, emoji=False).print(table)
 
@@ -53,6 +57,14 @@ def print_json(value: Any) -> None:
 def stdout_for_json(as_json: bool) -> AbstractContextManager:
     """A context in which all that is printed goes to stderr, if stdout is for JSON."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _aligned(numbers: Sequence[str]) -> list[str]:
+    """Numbers with spaces behind, so that on the right of a column their points are in line."""
+    if any(not _PLAIN.fullmatch(number) for number in numbers):
+        return list(numbers)
+    behind = [len(number) - number.find(".") if "." in number else 0 for number in numbers]
+    return [n + " " * (max(behind) - b) for n, b in zip(numbers, behind, strict=True)]
 
 
 def _text(value: Any) -> str:
