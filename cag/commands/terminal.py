@@ -15,7 +15,7 @@ from rich.text import Text
 from cag.runtime.files import as_json
 
 FILE_WIDTH = 200  # characters: a file is wide enough for every column
-_PLAIN = re.compile(r"[+-]?\d+(\.\d+)?|")
+_PLAIN = re.compile(r"-?\d+(\.\d{1,6})?")
 _NUMBER = re.compile(r"[+-]?(\d|nan|no gap)|$")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -24,20 +24,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def print_rows(
     rows: Sequence[Mapping[str, Any]], title: str | None = None, styles: Mapping[str, str] = {}
 ) -> None:
-    """Print rows as a table; the first one's keys are the heads, numbers have one decimal point.
+    """Print rows as a table; the first one's keys are the heads, numbers stand to the right.
 
     `styles` are colours of cells by their text. Cells are plain text, whatever they spell.
     """
     table, columns = Table(box=None, title=title, title_justify="left"), []
     for key in rows[0] if rows else ():
-        texts = [_text(row[key]) for row in rows]
+        texts = _texts([row[key] for row in rows])
         numbers = any(texts) and all(map(_NUMBER.match, texts))
         no_wrap = numbers or not any(" " in text for text in texts)
         justify = "right" if numbers else "left"
         table.add_column(key, justify=justify, no_wrap=no_wrap, overflow="fold")
-        shown = _aligned(texts) if numbers else texts
-        cells = zip(shown, texts, strict=True)
-        columns.append([Text(cell, styles.get(text, "")) for cell, text in cells])
+        columns.append([Text(text, styles.get(text, "")) for text in texts])
     for cells in zip(*columns, strict=True):
         table.add_row(*cells)
     width = None if sys.stdout.isatty() else FILE_WIDTH
@@ -59,12 +57,16 @@ def stdout_for_json(as_json: bool) -> AbstractContextManager:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _aligned(numbers: Sequence[str]) -> list[str]:
-    """Numbers with spaces behind, so that on the right of a column their points are in line."""
-    if any(not _PLAIN.fullmatch(number) for number in numbers):
-        return list(numbers)
-    behind = [len(number) - number.find(".") if "." in number else 0 for number in numbers]
-    return [n + " " * (max(behind) - b) for n, b in zip(numbers, behind, strict=True)]
+def _texts(values: Sequence[Any]) -> list[str]:
+    """A column's texts; its floats have equally many decimals, those of four significant digits."""
+    texts = list(map(_text, values))
+    floats = [isinstance(value, float) for value in values]
+    shown = [text for text, is_float in zip(texts, floats, strict=True) if is_float]
+    if not all(map(_PLAIN.fullmatch, shown)):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in shown), default=0)
+    columns = zip(values, texts, floats, strict=True)
+    return [f"{value:.{decimals}f}" if is_float else text for value, text, is_float in columns]
 
 
 def _text(value: Any) -> str:

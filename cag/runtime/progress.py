@@ -65,8 +65,9 @@ class Progress:
 def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Progress]:
     """A progress bar with a rate, then one line that stays.
 
-    Where no bar can be drawn there is a line every minute instead. `what` is the work, e.g. "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for
-    the record; None: 1 if the unit is images, else 0.
+    Where no bar can be drawn there is a line every minute instead. `what` is the work, e.g.
+    "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for the record; None: 1 if
+    the unit is images, else 0.
     """
     rate = "{task.fields[rate]} {task.fields[note]}"
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
