@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from cag.runtime.errors import UserError, in_one_line, refusal
+from cag.runtime.errors import UserError, in_one_line, refusal, refuse_special
 
 # By name, so that no other of Pillow's decoders (EPS would start Ghostscript) sees a user's file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
@@ -165,6 +165,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image of the known formats; any error, also of the body, becomes a UserError."""
     try:
         _set_limit()
+        refuse_special(path)
         with Image.open(path, formats=FORMATS) as picture:
             yield picture
     except UserError:
