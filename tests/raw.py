@@ -75,6 +75,36 @@ def png_of_stream(
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def raw_tiff(array: np.ndarray, bits: int, **tags: int) -> bytes:
+    """A TIFF made by hand from numbers [H, W] or [H, W, C], in one strip, without compression.
+
+    Values of tags are given as tag_262=0. With tag_284=2 the channels lie one after another.
+    """
+    array = array.reshape(*array.shape[:2], -1)
+    height, width, count = array.shape
+    rows = array.reshape(height, -1)
+    if tags.get("tag_284") == 2:
+        rows = array.transpose(2, 0, 1).reshape(-1, width)
+    if bits < 8 or bits == 12:
+        ones = (rows[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+        strip = b"".join(np.packbits(row.reshape(-1)).tobytes() for row in ones)
+    else:
+        strip = rows.astype(f"<i{bits // 8}").tobytes()
+    planes = count if tags.get("tag_284") == 2 else 1
+    starts = [8 + i * len(strip) // planes for i in range(planes)]
+    entries = {256: [width], 257: [height], 258: [bits] * count, 259: [1], 262: [1], 273: starts}
+    entries |= {277: [count], 278: [height], 279: [len(strip) // planes] * planes}
+    entries |= {int(name[4:]): [value] for name, value in tags.items()}
+    body, fields = strip + bytes(len(strip) % 2), b""
+    for tag, values in sorted(entries.items()):
+        content = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            content, body = struct.pack("<I", 8 + len(body)), body + content
+        fields += struct.pack("<HHI", tag, 4, len(values)) + content
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(body))
+    return start + body + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
 def write_gta5(folder: Path, count: int, size: tuple[int, int], mismatched: int = 0) -> None:
     """GTA5: images/ and labels/, palette PNGs of label ids.
 

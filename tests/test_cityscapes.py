@@ -185,7 +185,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(project):
     (project / "classes.yaml").write_text(CLASSES)
     path = project / "data/rounds/round2/pseudo_labels/anchor/night/c.png"
     write_image(path, np.zeros((3, 4), np.uint8))
-    refused(r"c.png: height and width are \(3, 4\), the image has \(6, 8\)")
+    refused(r"c.png: holds uint8 of shape \(3, 4\); expected uint8 of \(6, 8\)")
     path.unlink()
     refused("c.png: no such pseudo-label map; run `dvc repro`")
     (project / "data/prepared/target/images/train/a.png").unlink()

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
-from raw import png_of_stream, raw_png
+from raw import png_of_stream, raw_png, raw_tiff
 
 from cag.datasets.images import (
     FORMATS,
@@ -187,6 +187,66 @@ def test_labels_of_every_png_form_give_their_stored_values(
     raw = read_label(tmp_path / "a.png")
     assert raw.dtype == dtype
     assert np.array_equal(raw, stored if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "white"), [(bits, white) for bits in (1, 2, 4, 8, 16) for white in (0, 1)] + [(12, 1)]
+)
+def test_grey_tiffs_are_labels_as_stored_and_images_as_shown(tmp_path, bits, white):
+    """`white` is the photometric interpretation; 0: the number 0 is white."""
+    stored, path, most = random((5, 7), 2**bits, np.uint16), tmp_path / "a.tif", 2**bits - 1
+    stored[0, 0] = most
+    path.write_bytes(raw_tiff(stored, bits, tag_262=white))
+    assert np.array_equal(read_label(path), stored)
+    shown = stored if white else most - stored
+    expected = shown >> bits - 8 if bits >= 8 else shown * 255 // most
+    assert np.array_equal(read_image(path)[..., 1], expected)
+
+
+@pytest.mark.parametrize("form", ["P1", "P4"])
+def test_bits_of_a_netpbm_file_are_labels_as_stored(tmp_path, form):
+    """The number 1 is black."""
+    stored, path = random((5, 7), 2), tmp_path / "a.ppm"
+    packed = np.packbits(stored, axis=1).tobytes()
+    path.write_bytes(f"{form}\n7 5\n".encode() + packed)
+    if form == "P1":
+        path.write_text(f"P1\n7 5\n{' '.join(map(str, stored.ravel()))}\n")
+    assert np.array_equal(read_label(path), stored)
+    assert np.array_equal(read_image(path)[..., 0], 255 * (1 - stored))
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "low", "high"),
+    [(8, 2, -128, 127), (16, 2, -(2**15), 2**15 - 1), (32, 2, -(2**31), 7), (32, 1, 0, 2**32 - 1)],
+)
+def test_a_tiffs_numbers_keep_their_sign(tmp_path, bits, kind, low, high):
+    stored = np.array([[low, -1 if low else 0, 0], [1, 7, high]])
+    (tmp_path / "a.tif").write_bytes(raw_tiff(stored, bits, tag_339=kind))
+    assert read_label(tmp_path / "a.tif").astype(np.int64).tolist() == stored.tolist()
+
+
+def test_colours_of_a_tiff_that_pillow_changes_are_no_labels(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(raw_tiff(random((5, 7, 3), 2**16, np.uint16), 16, tag_262=2))
+    assert read_image(path).shape == (5, 7, 3)
+    with pytest.raises(UserError, match=r"a\.tif: .*its colours have 16 bits.*save it as PNG"):
+        read_label(path)
+    colors = random((5, 7, 4))
+    path.write_bytes(raw_tiff(colors, 8, tag_262=2, tag_338=1))
+    with pytest.raises(UserError, match=r"a\.tif: .*multiplied by its alpha; save it without"):
+        read_label(path)
+    colors[..., 3] = 255
+    path.write_bytes(raw_tiff(colors, 8, tag_262=2, tag_338=1))
+    assert np.array_equal(read_label(path), colors[..., :3])
+
+
+def test_channels_one_after_another_are_an_image_or_refused(tmp_path):
+    path, colors = tmp_path / "a.tif", random((5, 7, 3))
+    path.write_bytes(raw_tiff(colors, 8, tag_262=2, tag_284=2))
+    assert np.array_equal(read_image(path), colors)
+    path.write_bytes(raw_tiff(colors.astype(np.uint16) << 8, 16, tag_262=2, tag_284=2))
+    with pytest.raises(UserError, match=r"a\.tif: .*16-bit channels lie one after another"):
+        read_image(path)
 
 
 def test_negative_labels_are_kept(tmp_path):

@@ -55,6 +55,16 @@ def test_labels_that_somebody_changed_are_refused(folder, changed):
         dataset[1]
 
 
+def test_train_ids_beyond_the_classes_are_refused(folder):
+    labels = LABELS["a"].copy()
+    labels[0, :2] = SPACE.num_classes, 254
+    write_label(folder / "labels/val/a.png", labels, SPACE.palette_array)
+    dataset = PreparedImages(folder, "val", with_labels=True)
+    expected = f"holds the train id 254; expected 0 to {SPACE.num_classes - 1}, or 255: it was"
+    with pytest.raises(UserError, match=rf"val/a\.png: {expected} changed; delete it, then"):
+        dataset[1]
+
+
 def test_training_labels_have_their_images_size(folder):
     rows = read_manifest(folder)
     rows.loc[0, "label"] = rows.loc[1, "label"]  # its own, in the split "val"

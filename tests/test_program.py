@@ -5,20 +5,23 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
 import psutil
 import pytest
+from project import ROOT
 
 import cag.runtime.program
 import cag.runtime.progress
 from cag.commands.terminal import print_rows
-from cag.runtime import environment, interrupts
+from cag.runtime import environment, interrupts, start
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
 from cag.runtime.program import RECORDS, read_records, run, run_stage
@@ -215,10 +218,10 @@ def test_other_seconds_are_refused(monkeypatch, text):
 
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     (tmp_path / "programs").mkdir()
-    start = "from cag.runtime.interrupts import end_at_once\nend_at_once()\n"
+    prepare = "from cag.runtime.start import prepare\nprepare()\n"
     # A library that swallows it.
     swallow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(60)\nexcept:\n"
-    (tmp_path / "programs/__init__.py").write_text(start)
+    (tmp_path / "programs/__init__.py").write_text(prepare)
     (tmp_path / "programs/stage.py").write_text(f"{swallow}    raise ImportError\n")
     with subprocess.Popen(
         [sys.executable, "-m", "programs.stage"],
@@ -252,10 +255,37 @@ def test_workers_end_with_a_killed_parent_and_leave_ctrl_c_to_it():
     worker.wait(timeout=30)
 
 
-def test_an_import_of_the_library_changes_no_handler():
+def test_an_import_of_the_library_changes_nothing_in_another_program(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "mine")
     before = signal.getsignal(signal.SIGINT)
-    interrupts.end_at_once()  # sys.argv is no program of ours
+    start.prepare()  # sys.argv is no program of ours
     assert signal.getsignal(signal.SIGINT) is before
+    assert os.environ["MPLBACKEND"] == "mine"
+
+
+def test_a_file_in_the_projects_folder_hides_no_library(tmp_path):
+    project, installed = tmp_path / "project", tmp_path / "installed"
+    for name in ("cag", "stages"):
+        shutil.copytree(ROOT / name, project / name)
+    installed.mkdir()
+    (installed / "cag.py").write_text("raise ImportError('not the cag of this project')")
+    for name in ("random", "signal", "copy", "yaml", "pandas", "click"):
+        (project / f"{name}.py").write_text("raise ImportError('not this file')")
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, installed, "")))}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.prepare", "--help"],
+        cwd=project,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "Usage: " in done.stdout
+
+
+def test_a_backend_that_matplotlib_does_not_know_ends_nothing():
+    code = "import sys; sys.argv = ['cag']; import cag.commands, matplotlib.figure"
+    variables = os.environ | {"MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
 
 
 @pytest.fixture
@@ -333,6 +363,17 @@ def test_what_the_disk_refuses_is_one_line_and_status_1(capsys, tmp_path):
         assert caught.value.code == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {said}")
+
+
+def test_a_deleted_folder_is_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as caught:
+        run(command(lambda: Path("a").absolute()))
+    assert caught.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the current folder has been deleted")
 
 
 def test_wrong_usage_is_clicks_to_explain(capsys, monkeypatch):

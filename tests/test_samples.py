@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from raw import picture
 
 from cag.config.training import Augmentation, Photometric
 from cag.datasets.images import read_label, write_image, write_label
@@ -189,7 +190,9 @@ def prepared(folder: Path, rows) -> Path:
 def test_labelled_samples_are_the_splits_in_the_manifests_order(tmp_path):
     folder = prepared(tmp_path, [("val", "c", True), ("train", "b/x", True), ("train", "a", True)])
     assert labelled_samples(folder) == [
-        Sample(folder / f"images/train/{n}.png", (folder / f"labels/train/{n}.png",))
+        Sample(
+            folder / f"images/train/{n}.png", (folder / f"labels/train/{n}.png",), SPACE.num_classes
+        )
         for n in ("b/x", "a")
     ]
     assert [s.image.stem for s in labelled_samples(folder, "val")] == ["c"]
@@ -233,6 +236,10 @@ def test_pseudo_labels_come_anchor_rule_first_and_replace_the_truth(tmp_path):
     (sample,) = pseudo_labelled_samples(folder, tmp_path / "maps")
     assert sample.image == folder / "images/train/d/a.png"
     assert [int(read_label(path).max()) for path in sample.labels] == [0, 1]
+    write_label(maps[1], np.full((8, 12), SPACE.num_classes, np.uint8), SPACE.palette_array)
+    picture(sample.image)
+    with pytest.raises(UserError, match=r"d/a\.png: holds the train id \d; expected 0 to \d, or"):
+        TrainingSamples([sample], PLAIN, seed=0)[0]
     maps[1].unlink()
     with pytest.raises(UserError, match=r"probability/d/a\.png: no such pseudo-label map"):
         pseudo_labelled_samples(folder, tmp_path / "maps")

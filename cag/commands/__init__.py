@@ -1,5 +1,5 @@
 """The commands of `cag`, by what they are about; `cag.cli` puts them together."""
 
-from cag.runtime.interrupts import end_at_once
+from cag.runtime.start import prepare
 
-end_at_once()
+prepare()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from cag.runtime.errors import UserError, in_one_line, refusal
+from cag.runtime.errors import UserError, in_one_line, refusal, refuse_special
 
 # By name, so that no other of Pillow's decoders (EPS would start Ghostscript) sees a user's file.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
@@ -29,7 +29,9 @@ _PASSES += [(0, 1, 1, 2)]
 _ORIENTATION, _SHORT = 0x0112, 3  # an EXIF tag and a tag's type
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _UNDONE_BY = {6: 8, 8: 6}  # the other orientations undo themselves
-_BITS, _PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0  # TIFF tags and a value of the second
+# TIFF tags, and values of them.
+_BITS, _PHOTOMETRIC, _PLANES, _EXTRA, _KIND = 258, 262, 284, 338, 339
+_MIN_IS_WHITE, _APART, _MULTIPLIED, _UNSIGNED, _SIGNED = 0, 2, 1, 1, 2
 _UPPER_8 = "expected 16 bits, of which the upper 8 are used: save it with 8 bits"
 # Pillow refuses a PNG of larger texts or a larger colour profile; editors and printers make some.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
@@ -104,9 +106,10 @@ def resize(
 def read_label(path: Path, colors: bool = False) -> np.ndarray:
     """Read the raw values of a label map: integers [H, W], or uint8 or uint16 colours [H, W, 3].
 
-    Palette PNGs give their indices, or with `colors` their colours; low-bit grey PNGs their
-    unscaled values, 16-bit PNGs all 16 bits; alpha is dropped. A UserError if the file cannot be
-    read, holds no integers or several pages, or is of a lossy format, which changes label values.
+    Values are those that the file holds, whatever they look like: of a palette the indices, or with
+    `colors` the colours; of grey with few bits, or whose 0 is white, the numbers; of 16-bit PNGs
+    all 16 bits; alpha is dropped. A UserError if the file cannot be read, holds no integers or
+    several pages, or is of a form that changes label values, as lossy formats do.
     """
     with _opened(path) as picture:
         png = _read_png(Path(path))
@@ -165,6 +168,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image of the known formats; any error, also of the body, becomes a UserError."""
     try:
         _set_limit()
+        refuse_special(path)
         with Image.open(path, formats=FORMATS) as picture:
             yield picture
     except UserError:
@@ -232,12 +236,17 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     """The pixels of a picture as they are stored, uint8 [H, W, 3]."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    is_apart = _first(picture, _PLANES) == _APART and picture.info.get("compression") == "raw"
+    if is_apart and _first(picture, _BITS) == 16:  # Pillow takes their bytes for pixels
+        raise ValueError("its 16-bit channels lie one after another; save it compressed")
     if picture.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255
         values = np.asarray(picture).astype(np.int64)
+        if _first(picture, _BITS) == 12:
+            values <<= 4
         low, high = values.min(), values.max()
         if low < 0 or high > 0xFFFF or 0 < high < 256:
             raise ValueError(f"its values are {low} to {high}; {_UPPER_8}")
-        if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == _MIN_IS_WHITE:
+        if _first(picture, _PHOTOMETRIC) == _MIN_IS_WHITE:
             values = 0xFFFF - values  # Pillow does so with 8 bits alone
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if "transparency" in picture.info:  # Pillow warns when a palette's alpha is dropped at once
@@ -249,7 +258,13 @@ def _has_lower_bytes(picture: Image.Image, png: _Png | None) -> bool:
     """Whether a colour picture has 16 bits and, as far as is known, lower bytes other than 0."""
     if png:
         return png.is_wide_color and _decode_png_16(picture, png).any()
-    return picture.mode[0] != "I" and getattr(picture, "tag_v2", {}).get(_BITS, (8,))[0] == 16
+    return picture.mode[0] != "I" and _first(picture, _BITS) == 16
+
+
+def _first(picture: Image.Image, tag: int) -> int | None:
+    """The first value of a TIFF's tag; None if it has none, or is of another format."""
+    value = getattr(picture, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _is_lossy(path: Path, picture: Image.Image) -> bool:
@@ -280,11 +295,40 @@ def _decode_label(picture: Image.Image, png: _Png | None, colors: bool) -> np.nd
         _check_rows(picture, png)
     if colors and picture.mode == "P":
         return _rgb(picture)
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    if png and png.color_type == _GREY and png.depth in (2, 4):
-        array //= 255 // (2**png.depth - 1)  # Pillow spreads low-bit grey over 0..255
+    if picture.mode in ("1", "L"):
+        depth = png.depth if png else _first(picture, _BITS) or 8
+        return _stored_grey(array, depth, _is_inverted(picture), _first(picture, _KIND))
+    if picture.mode == "I" and _first(picture, _KIND) == _UNSIGNED:
+        array = array.view(np.uint32)
+    if picture.format == "TIFF":
+        _check_colors(picture, array)
     return _drop_alpha(array)
+
+
+def _is_inverted(picture: Image.Image) -> bool:
+    """Whether Pillow has exchanged black and white in grey of up to 8 bits."""
+    if picture.format == "PPM":
+        return picture.mode == "1"
+    return picture.format == "TIFF" and not _first(picture, _PHOTOMETRIC)
+
+
+def _stored_grey(array: np.ndarray, depth: int, is_inverted: bool, kind: int | None) -> np.ndarray:
+    """The numbers uint8 or int8 [H, W] of so many bits behind grey that Pillow shows, [H, W]."""
+    if array.dtype == bool:
+        return (array ^ is_inverted).astype(np.uint8)
+    if is_inverted:
+        array = 255 - array
+    if depth in (2, 4):
+        array = array // (255 // (2**depth - 1))  # Pillow spreads low-bit grey over 0..255
+    return array.view(np.int8) if kind == _SIGNED else array
+
+
+def _check_colors(picture: Image.Image, array: np.ndarray) -> None:
+    """Raise a ValueError if Pillow has changed a TIFF's colours [H, W, ...]."""
+    if picture.mode[0] != "I" and _first(picture, _BITS) == 16:
+        raise ValueError("its colours have 16 bits, which are read from PNG alone; save it as PNG")
+    if _first(picture, _EXTRA) == _MULTIPLIED and (array[..., -1] != 255).any():
+        raise ValueError("its colours are multiplied by its alpha; save it without alpha")
 
 
 def _check_largest(picture: Image.Image) -> None:

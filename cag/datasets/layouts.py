@@ -12,7 +12,7 @@ import pandas as pd
 
 from cag.config.datasets import Source, Target
 from cag.datasets.preparation import Item
-from cag.runtime.errors import UserError, absent, printable
+from cag.runtime.errors import UserError, absent, printable, refuse_special
 from cag.runtime.files import inside
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -155,9 +155,8 @@ def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[t
                 below.append((entry.name, entry.is_symlink()))
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
-            else:  # a pipe would be waited for
-                problem = "is no file and no folder, but a pipe, a socket or a device"
-                raise UserError(f"{entry.path}: {problem}; remove it")
+            else:
+                refuse_special(entry.path)
     for name, is_link in below:
         path = folder / name
         real = path.resolve() if is_link else ancestors[-1] / name

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cag.datasets.images import read_image, read_label
-from cag.datasets.labels import LabelSpace
+from cag.datasets.labels import IGNORE, LabelSpace
 from cag.runtime.errors import UserError, shortened
 from cag.runtime.files import is_local, sha256
 from cag.runtime.validation import readable
@@ -79,17 +79,23 @@ def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
     )
 
 
-def read_train_ids(paths: Sequence[Path], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image's maps of train ids, uint8 [n, H, W], n >= 1.
+def read_train_ids(
+    paths: Sequence[Path], num_classes: int, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read an image's maps of train ids, uint8 [n, H, W], n >= 1: 0 to K - 1, and 255 = ignored.
 
-    A UserError if one cannot be read or has another form, or not the others' size, nor `size`,
-    (height, width), if given: somebody has changed it since it was written.
+    A UserError if one cannot be read or has another form, other train ids, or not the others' size,
+    nor `size`, (height, width), if given: somebody has changed it since it was written.
     """
-    maps = [read_label(path) for path in paths]
+    maps, problem = [read_label(path) for path in paths], None
     expected = tuple(size or maps[0].shape[:2])
     for path, labels in zip(paths, maps, strict=True):
         if labels.dtype != np.uint8 or labels.shape != expected:
             problem = f"holds {labels.dtype} of shape {labels.shape}; expected uint8 of {expected}"
+        elif (unknown := (labels >= num_classes) & (labels != IGNORE)).any():
+            known = f"0 to {num_classes - 1}, or {IGNORE}"
+            problem = f"holds the train id {labels[unknown].max()}; expected {known}"
+        if problem:
             raise UserError(f"{path}: {problem}: it was changed; delete it, then run `dvc repro`")
     return np.stack(maps)
 
@@ -142,8 +148,8 @@ class PreparedImages:
     """One split ("train" or "val") of a prepared data set, in the manifest's order, for PyTorch.
 
     Has the images' `names` and `sizes`, (height, width) in pixels. Without `with_labels` no label
-    map is ever opened. A UserError if the manifest is missing or broken or lacks the split or a
-    wanted label.
+    map is ever opened, and `num_classes` is None. A UserError if the manifest is missing or broken
+    or lacks the split or a wanted label.
     """
 
     def __init__(self, folder: Path, split: str, with_labels: bool):
@@ -154,6 +160,8 @@ class PreparedImages:
         _check_rows(self.folder / MANIFEST, split, rows, manifest, with_labels)
         self.names: list[str] = rows["name"].tolist()
         self.sizes: list[tuple[int, int]] = list(zip(rows["height"], rows["width"], strict=True))
+        # K, of which the label maps' train ids are.
+        self.num_classes = read_label_space(self.folder).num_classes if with_labels else None
         self._images: list[str] = rows["image"].tolist()
         self._labels: list[str] = rows["label"].tolist()
 
@@ -177,7 +185,8 @@ class PreparedImages:
         labels = None
         if self.with_labels:
             size = expected if self.split == "train" else None
-            (labels,) = read_train_ids([self.folder / self._labels[index]], size)
+            path = self.folder / self._labels[index]
+            (labels,) = read_train_ids([path], self.num_classes, size)
             labels = torch.from_numpy(labels)  # (h, w)
         return image.permute(2, 0, 1).contiguous(), labels, self.names[index]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over
-from cag.runtime.errors import UserError, absent
+from cag.runtime.errors import UserError, absent, refuse_special
 
 
 def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
@@ -18,7 +18,7 @@ def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[t
     that the command writes are no input. A UserError if there is nothing of that name, no image,
     one name for two images, an image that the command would write over, or a link that leads back.
     """
-    folders = [folder.resolve() for folder in written]
+    folders = [os.path.realpath(folder) for folder in written]  # resolve() raises for a circle
     paths: dict[str, Path] = {}
     for text in patterns:
         for name, path, chosen in _expand(text):
@@ -74,9 +74,8 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
         for match in map(Path, sorted(glob.glob(text, recursive=True))):
             if match.suffix.lower() in EXTENSIONS and match.is_file():
                 yield match.relative_to(base).with_suffix("").as_posix(), match, False
-    elif os.path.exists(path):
-        raise UserError(f"{path}: is no file and no folder, but a pipe, a socket or a device")
     else:
+        refuse_special(path)
         raise absent(path, "file or folder", "check its name")
 
 

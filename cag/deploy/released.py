@@ -15,7 +15,7 @@ from torch import Tensor
 from cag.config.networks import Network, Normalization
 from cag.datasets.labels import read_class_map
 from cag.networks import build, load_weights, save_model
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, refuse_special
 from cag.runtime.files import atomic_file, binary_file
 
 
@@ -102,6 +102,7 @@ def _described(content: Any) -> str:
 
 
 def _load(path: Path) -> Any:
+    refuse_special(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cag.datasets.images import read_label, write_image
+from cag.datasets.images import write_image
 from cag.datasets.labels import IGNORE, LabelSpace, read_class_map
-from cag.datasets.prepared import read_label_space, read_manifest
+from cag.datasets.prepared import read_label_space, read_manifest, read_train_ids
 from cag.deploy import cityscapes
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_folder, inside, require_new, write_csv, write_json
@@ -56,7 +56,8 @@ def export_cityscapes(
 
         def write(pair: tuple[Any, str]) -> np.ndarray:
             row, new = pair
-            maps = [_read_map(inside(place, f"{row.name}.png"), row) for place in label_folders]
+            paths = [inside(place, f"{row.name}.png") for place in label_folders]
+            maps = [_read_map(path, classes.num_classes, row) for path in paths]
             train_ids = cityscapes.either(*maps) if len(maps) == 2 else maps[0]
             _put(TARGET / row.image, folder / cityscapes.image_path(new, SPLIT), copy)
             written = {"labelTrainIds": train_ids}
@@ -91,14 +92,10 @@ def _decoding(path: Path, classes: LabelSpace) -> np.ndarray | None:
     return None if is_identity else decoding
 
 
-def _read_map(path: Path, row: Any) -> np.ndarray:
+def _read_map(path: Path, num_classes: int, row: Any) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such pseudo-label map; run `dvc repro` first")
-    labels = read_label(path)
-    if labels.shape != (row.height, row.width):
-        problem = f"height and width are {labels.shape}, the image has {(row.height, row.width)}"
-        raise UserError(f"{path}: {problem}; run `dvc repro` first")
-    return labels
+    return read_train_ids([path], num_classes, (row.height, row.width))[0]
 
 
 def _put(source: Path, goal: Path, copy: bool) -> None:

@@ -231,7 +231,8 @@ def _run(
 ) -> subprocess.CompletedProcess:
     # Names in any script pass through DVC's streams, whatever the terminal can show.
     variables = {**environment, "PYTHONIOENCODING": "utf-8"}
-    program = [sys.executable, "-m", "dvc", *arguments]
+    # -P: a file such as random.py in this folder is no library of DVC's.
+    program = [sys.executable, "-P", "-m", "dvc", *arguments]
     return subprocess.run(program, env=variables, check=False, **options)
 
 

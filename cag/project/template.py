@@ -13,7 +13,7 @@ from typing import Any
 from cag.config.base import as_yaml, read_parameters
 from cag.config.parameters import load_all
 from cag.project.repository import git_root
-from cag.runtime.errors import UserError
+from cag.runtime.errors import UserError, refuse_special
 from cag.runtime.files import atomic_file, require_new
 
 PACKAGES = Path(__file__).resolve().parents[2]
@@ -86,6 +86,7 @@ def _copy(source: Path, goal: Path) -> None:
 
 def _extend(ours: Path, theirs: Path) -> None:
     """Put the lines of a file that is there before the template's."""
+    refuse_special(theirs)
     form = {"encoding": "utf-8", "errors": "surrogateescape"}  # keeps the bytes of any other
     kept, added = (path.read_text(**form).splitlines() for path in (theirs, ours))
     lines = [*kept, *(line for line in added if line not in kept), ""]
@@ -94,7 +95,8 @@ def _extend(ours: Path, theirs: Path) -> None:
 
 def presets(begun: str = "") -> dict[str, Path]:
     """The presets here whose names begin so, by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob(f"{begun}*.yaml"))}
+    paths = sorted(PRESETS.glob(f"{begun}*.yaml"))
+    return {path.stem: path for path in paths if path.is_file()}
 
 
 def first_comment(path: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ REMEDIES = {
         (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN),
         "check the disk or the network drive, then try again",
     ),
+    errno.ELOOP: "it is, or lies below, a link that leads back to itself: remove that link",
     errno.ENOMEM: "close other programs, or take fewer or smaller images at a time",
     errno.EFBIG: "allow larger files (`ulimit -f`), or use another disk",
     errno.ENAMETOOLONG: "use a shorter name",
@@ -74,6 +76,17 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
     names = (getattr(error, name, None) for name in ("filename2", "filename"))
     where = next(filter(None, names), where) or unnamed
     return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]}")
+
+
+def refuse_special(path: str | Path) -> None:
+    """Raise a UserError for a pipe, a socket or a device: who reads one may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # who reads it says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        problem = "is no file and no folder, but a pipe, a socket or a device"
+        raise UserError(f"{path}: {problem}; put a file in its place, or remove it")
 
 
 def absent(path: str | Path, what: str, remedy: str) -> UserError:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from cag.runtime.errors import UserError, absent
+from cag.runtime.errors import UserError, absent, refuse_special
 
 # Packages that hold an encoder's ImageNet weights as the original's tensors: module, file in it.
 WEIGHTS_PACKAGES = {
@@ -136,9 +136,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling path that becomes `path` on success and is removed on failure.
 
     Parent folders are made. The sibling's name is this process's own, .<name>.*.partial: tell its
-    writer the format. An OSError names `path`.
+    writer the format. An OSError names `path`. A UserError for a device or the like, such as
+    /dev/stdout, which the file would take the place of.
     """
     path = Path(path)
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _own(path, "partial")
     try:
@@ -259,7 +261,8 @@ class _Lenient(io.RawIOBase):
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 (hex) of a file, read in blocks."""
+    """The SHA-256 (hex) of a file, read in blocks; a UserError for a pipe or the like."""
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -279,8 +282,9 @@ def existing(path: Path) -> Path:
 def check_access(path: Path) -> None:
     """Raise the system's own OSError if a file cannot be opened and read.
 
-    The library of safetensors calls any such file missing.
+    The library of safetensors calls any such file missing. A UserError for a pipe or the like.
     """
+    refuse_special(path)
     with open(path, "rb") as file:
         file.read(1)
 

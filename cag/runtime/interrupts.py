@@ -2,25 +2,12 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 from typing import NoReturn
 
 MESSAGE = "interrupted; the next run goes on where it can"
-
-
-def end_at_once() -> None:
-    """Let Ctrl-C end this program with one line while it imports its libraries.
-
-    Those may swallow a KeyboardInterrupt or turn it into another error. Changes nothing for who
-    imports this library in a program of their own.
-    """
-    started = os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".exe")
-    # runpy calls it "-m" until it runs the module
-    if started in ("-m", "cag") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:

@@ -52,6 +52,7 @@ def run(main: click.Command) -> int | None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a shell's background jobs
         previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
+        _check_folder()
         return main.main(standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         _interrupted()
@@ -189,6 +190,15 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def _check_folder() -> None:
+    """Raise a UserError if the working directory is gone: libraries in C would end the process."""
+    try:
+        os.getcwd()
+    except OSError:
+        hint = "`cd` to one that is there, then run it again"
+        raise UserError(f"the current folder has been deleted; {hint}") from None
 
 
 def _interrupted() -> NoReturn:

@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cag.runtime.errors import CONTROL, UserError, absent, in_one_line, refusal, shortened
+from cag.runtime.errors import (
+    CONTROL,
+    UserError,
+    absent,
+    in_one_line,
+    refusal,
+    refuse_special,
+    shortened,
+)
 
 # YAML's plain values as DVC reads and writes them: those of version 1.2, of which 2e-05 is a number
 # and `no` a text. Kind, pattern, first characters.
@@ -108,6 +116,7 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
     It says the `kind` of content, with its article, and the remedy for a missing or broken file.
     """
     try:
+        refuse_special(path)
         yield
     except UserError:
         raise

@@ -15,7 +15,7 @@ from cag.config.base import RULES
 from cag.config.training import Augmentation
 from cag.datasets.images import read_image
 from cag.datasets.labels import IGNORE
-from cag.datasets.prepared import read_manifest, read_train_ids
+from cag.datasets.prepared import read_label_space, read_manifest, read_train_ids
 from cag.runtime.errors import UserError
 from cag.runtime.seeds import mix
 from cag.training.transforms import apply_seeded, training_transform
@@ -29,6 +29,7 @@ class Sample:
 
     image: Path
     labels: tuple[Path, ...]
+    num_classes: int = IGNORE  # K, of which the maps' train ids are
 
 
 def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
@@ -41,7 +42,8 @@ def labelled_samples(folder: Path, split: str = "train") -> list[Sample]:
         raise UserError(
             f"{folder}: the split '{split}' has images without labels; prepare it again"
         )
-    return [Sample(folder / r.image, (folder / r.label,)) for r in rows.itertuples()]
+    count = read_label_space(folder).num_classes
+    return [Sample(folder / r.image, (folder / r.label,), count) for r in rows.itertuples()]
 
 
 def unlabelled_samples(folder: Path) -> list[Sample]:
@@ -54,9 +56,9 @@ def pseudo_labelled_samples(folder: Path, pseudo_labels: Path) -> list[Sample]:
 
     A UserError names a missing pseudo-label map.
     """
-    rows = _rows(folder, "train")
+    rows, count = _rows(folder, "train"), read_label_space(folder).num_classes
     samples = [
-        Sample(folder / image, tuple(pseudo_labels / rule / f"{name}.png" for rule in RULES))
+        Sample(folder / image, tuple(pseudo_labels / rule / f"{name}.png" for rule in RULES), count)
         for name, image in zip(rows["name"], rows["image"], strict=True)
     ]
     missing = [path for sample in samples for path in sample.labels if not path.is_file()]
@@ -78,7 +80,8 @@ def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
     chosen = samples[:: -(-len(samples) // COUNTED_LABELS)]
 
     def count(sample: Sample) -> np.ndarray:
-        return np.bincount(read_train_ids(sample.labels[:1]).ravel(), minlength=IGNORE + 1)
+        train_ids = read_train_ids(sample.labels[:1], num_classes)
+        return np.bincount(train_ids.ravel(), minlength=IGNORE + 1)
 
     with ThreadPoolExecutor() as pool:
         total = sum(pool.map(count, chosen))
@@ -108,7 +111,9 @@ class TrainingSamples(Dataset):
         image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
         labels = image.new_empty(0, *image.shape[1:])
         if sample.labels:
-            labels = torch.from_numpy(read_train_ids(sample.labels))  # (n, H, W)
+            labels = torch.from_numpy(
+                read_train_ids(sample.labels, sample.num_classes)
+            )  # (n, H, W)
         return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
 
 
