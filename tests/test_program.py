@@ -5,7 +5,6 @@ import fcntl
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 import click
 import psutil
 import pytest
-from project import ROOT
 
 import cag.runtime.program
 import cag.runtime.progress
@@ -261,25 +259,6 @@ def test_an_import_of_the_library_changes_nothing_in_another_program(monkeypatch
     start.prepare()  # sys.argv is no program of ours
     assert signal.getsignal(signal.SIGINT) is before
     assert os.environ["MPLBACKEND"] == "mine"
-
-
-def test_a_file_in_the_projects_folder_hides_no_library(tmp_path):
-    project, installed = tmp_path / "project", tmp_path / "installed"
-    for name in ("cag", "stages"):
-        shutil.copytree(ROOT / name, project / name)
-    installed.mkdir()
-    (installed / "cag.py").write_text("raise ImportError('not the cag of this project')")
-    for name in ("random", "signal", "copy", "yaml", "pandas", "click"):
-        (project / f"{name}.py").write_text("raise ImportError('not this file')")
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, installed, "")))}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.prepare", "--help"],
-        cwd=project,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "") and "Usage: " in done.stdout
 
 
 def test_a_backend_that_matplotlib_does_not_know_ends_nothing():
