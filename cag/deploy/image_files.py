@@ -60,6 +60,8 @@ def other_files(patterns: Sequence[str], written: Sequence[Path]) -> list[str]:
 
 def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
     """Name and path of each image, and whether it was named itself."""
+    if not text:
+        raise UserError("a name of images is empty, as of a variable that is not set; name them")
     path = Path(text)
     if os.path.isdir(path):  # Path.is_dir() raises for a name that is too long
         for item in list_split(path, Split("", "", None)):
