@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over
+from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over, refuse_depth
 from cag.runtime.errors import UserError, absent, refuse_special
 
 
@@ -82,8 +82,12 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
 
 
 def _refuse_circles(base: Path) -> None:
-    """Raise a UserError if a link leads back to a folder that it lies in: `**` would follow it."""
+    """Raise a UserError if a link leads back to a folder that it lies in: `**` would follow it.
+
+    Also if folders are too deep, in which `**` would take very long.
+    """
     for folder, below, _ in os.walk(base):
+        refuse_depth(Path(folder), len(Path(folder).parts) - len(base.parts))
         for path in (Path(folder, name) for name in below):
             real = os.path.realpath(path)
             if path.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(real):
