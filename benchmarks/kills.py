@@ -147,7 +147,7 @@ def main(kills: int, seed: int, until: tuple[str, ...]) -> None:
                     shutil.rmtree(project)
                     shutil.copytree(untouched, project)
                     tally["whole runs"] += tally.pop("ended")
-                longest = seconds / 2 if tally["kills"] < kills else DEADLINE
+                longest = seconds / 4 if tally["kills"] < kills else DEADLINE
                 tally += kill_once(project, until, moments, longest)
                 check(project, expected, whole=bool(tally["ended"]))
                 tally["repaired files"] += mended(project)

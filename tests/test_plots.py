@@ -237,11 +237,17 @@ def test_inspection_marks_the_pixel_in_each_picture():
 
 
 def test_sweep_draws_what_is_known_against_the_parameter():
-    scores, precision, coverage = figure("sweep").axes
+    drawn = figure("sweep")
+    scores, precision, coverage = drawn.axes
     np.testing.assert_allclose(scores.lines[0].get_xydata(), [[1, 0.2], [2, 0.3]])
     np.testing.assert_allclose(coverage.lines[1].get_xydata(), [[1, 0.6]])
-    assert coverage.lines[1].get_label() == "round1 anchor (agreement True)"
-    assert not precision.lines
+    assert not precision.lines and scores.get_xticks().tolist() == [1, 2]
+    legend = dict(
+        zip(map(Text.get_text, drawn.legends[0].texts), drawn.legends[0].get_lines(), strict=True)
+    )
+    assert list(legend) == ["round1", "round1 anchor", "agreement True"]
+    assert legend["round1 anchor"].get_color() == coverage.lines[1].get_color()
+    assert legend["agreement True"].get_linestyle() == coverage.lines[1].get_linestyle() == "--"
 
 
 def test_panel_places_each_picture_in_its_cell():

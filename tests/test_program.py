@@ -5,7 +5,6 @@ import fcntl
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 import click
 import psutil
 import pytest
-from project import ROOT
 
 import cag.runtime.program
 import cag.runtime.progress
@@ -263,25 +261,6 @@ def test_an_import_of_the_library_changes_nothing_in_another_program(monkeypatch
     assert os.environ["MPLBACKEND"] == "mine"
 
 
-def test_a_file_in_the_projects_folder_hides_no_library(tmp_path):
-    project, installed = tmp_path / "project", tmp_path / "installed"
-    for name in ("cag", "stages"):
-        shutil.copytree(ROOT / name, project / name)
-    installed.mkdir()
-    (installed / "cag.py").write_text("raise ImportError('not the cag of this project')")
-    for name in ("random", "signal", "copy", "yaml", "pandas", "click"):
-        (project / f"{name}.py").write_text("raise ImportError('not this file')")
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (project, installed, "")))}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.prepare", "--help"],
-        cwd=project,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "") and "Usage: " in done.stdout
-
-
 def test_a_backend_that_matplotlib_does_not_know_ends_nothing():
     code = "import sys; sys.argv = ['cag']; import cag.commands, matplotlib.figure"
     variables = os.environ | {"MPLBACKEND": "nonsense"}
@@ -399,6 +378,27 @@ def test_progress_ends_in_a_line_with_the_rate(capsys, clock):
     assert capsys.readouterr() == ("extract: 6 images in 1.5 s, 4.0 images/s\n", "")
 
 
+def test_without_a_bar_progress_is_said_every_minute(capsys, clock):
+    """As in a log, where nothing would show that a long training goes on."""
+    with progress("pretrain", 400, "iterations") as advance:
+        advance(100, resumed=True)
+        for loss in ("0.9", "0.8", "0.7"):
+            clock.now += 40
+            advance(20, f"loss {loss}")
+        err = capsys.readouterr().err
+    assert err == "pretrain: 140 of 400 iterations, 0.5 iterations/s loss 0.8\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"), [(2, "0.5 runs/s"), (20, "3.0 runs/min"), (1200, "3.0 runs/h")]
+)
+def test_slow_work_has_a_rate_by_the_minute_or_hour(capsys, clock, seconds, rate):
+    with progress("grid", 1, "runs") as advance:
+        clock.now += seconds
+        advance()
+    assert capsys.readouterr().out == f"grid: 1 runs in {seconds}.0 s, {rate}\n"
+
+
 def test_resumed_units_do_not_count_for_the_rate(capsys, clock):
     with progress("pretrain", 100, "iterations") as advance:
         advance(90, resumed=True)
@@ -419,7 +419,7 @@ def test_the_share_of_waiting_is_said(capsys, clock):
             clock.now += 4
             advance()
             assert image == "image"
-    said = "extract: 3 images in 16.0 s, 0.2 images/s, 25 % waiting for data\n"
+    said = "extract: 3 images in 16.0 s, 11.2 images/min, 25 % waiting for data\n"
     assert capsys.readouterr() == (said, "")
 
 

@@ -86,6 +86,15 @@ def test_everything_wrong_is_listed(tmp_path):
     assert check(tmp_path, complete=5).problems == found.problems[1:]
 
 
+def test_unknown_label_values_are_one_problem(tmp_path):
+    raw_data(tmp_path, "abcdefghijkl")
+    for number, name in enumerate("abcdefghij"):
+        label(tmp_path / f"labels/{name}.png", value=90 + number)
+    problem, *_ = check(tmp_path).problems
+    assert problem.startswith(f"{tmp_path / 'labels/a.png'}: label values 90 (in 1 images), 91 (")
+    assert "97 (in 1 images) and 2 more not in the class map; list each under" in problem
+
+
 def test_several_sizes_are_wrong_once_where_there_must_be_one(tmp_path):
     raw_data(tmp_path, ("a", "b", "c"))
     for name in ("b", "c"):

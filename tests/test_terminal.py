@@ -32,6 +32,15 @@ def test_numbers_stand_to_the_right_and_text_to_the_left(capsys):
     print_rows([])
 
 
+def test_the_floats_of_a_column_have_equally_many_decimals(capsys):
+    distances, rates = [5.21, 15.304, 5.0, None], [2e-05, 0.001]
+    print_rows([{"distance": value, "n": 1} for value in distances])
+    print_rows([{"rate": value} for value in rates])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:5] == ["5.21  1", "15.30  1", "5.00  1", "1"]
+    assert lines[6:] == ["2e-05", "0.001"]
+
+
 def test_json_has_null_for_what_is_no_number(capsys):
     print_json({"a": float("nan"), "b": np.arange(2), "c": ("é",)})
     printed = capsys.readouterr().out

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -330,22 +331,28 @@ def sweep_figure(
     """
     kinds = {"mIoU": ".miou", "precision": ".precision.", "coverage": ".coverage."}
     figure, plots = plot_grid(theme, (11.5, 5), len(kinds), len(kinds))
+    lines, by_style, values = {}, {}, set()
     for number, (group, rows) in enumerate(groups):
-        for axes, (title, part) in zip(plots, kinds.items(), strict=True):
+        style = {"linestyle": LINES[number % len(LINES)], "marker": "os^Dv"[number % 5]}
+        values.update(rows[parameter])
+        if group:
+            by_style[group] = Line2D([], [], color=theme.ink, **style)
+        for axes, part in zip(plots, kinds.values(), strict=True):
             for i, key in enumerate(key for key in rows if part in key):
-                values, color = rows[key].astype(float), theme.cycle[i % len(theme.cycle)]
-                if values.notna().any():
-                    name = key.replace(part, " ").strip() if part != ".miou" else key[: -len(part)]
-                    label = f"{name} ({group})" if group else name
-                    style = LINES[number % len(LINES)] + "os^Dv"[number % 5]
-                    axes.plot(rows[parameter], values, style, color=color, label=label)
-            axes.set_title(title, fontsize=11)
-            axes.set_xlabel(parameter)
-    for axes in plots:
+                result, color = rows[key].astype(float), theme.cycle[i % len(theme.cycle)]
+                if result.notna().any():
+                    axes.plot(rows[parameter], result, color=color, **style)
+                    name = key.replace(part, " ") if part != ".miou" else key[: -len(part)]
+                    lines.setdefault(name, Line2D([], [], color=color))
+    for axes, title in zip(plots, kinds, strict=True):
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel(parameter)
+        if len(values) <= 8:
+            axes.set_xticks(sorted(values))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(True)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    if lines := lines | by_style:
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

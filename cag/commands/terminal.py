@@ -17,6 +17,7 @@ from rich.text import Text
 from cag.runtime.files import as_json
 
 FILE_WIDTH = 200  # characters: a file is wide enough for every column
+_PLAIN = re.compile(r"-?\d+(\.\d{1,6})?")
 _NUMBER = re.compile(r"[+-]?(\d|nan|no gap)|$")
 
 
@@ -41,15 +42,16 @@ def print_rows(
 
     `styles` are colours of cells by their text. Cells are plain text, whatever they spell.
     """
-    table = Table(box=None, title=title, title_justify="left")
+    table, columns = Table(box=None, title=title, title_justify="left"), []
     for key in rows[0] if rows else ():
-        texts = [_text(row[key]) for row in rows]
+        texts = _texts([row[key] for row in rows])
         numbers = any(texts) and all(map(_NUMBER.match, texts))
         no_wrap = numbers or not any(" " in text for text in texts)
         justify = "right" if numbers else "left"
         table.add_column(key, justify=justify, no_wrap=no_wrap, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(text, styles.get(text, "")) for text in map(_text, row.values())))
+        columns.append([Text(text, styles.get(text, "")) for text in texts])
+    for cells in zip(*columns, strict=True):
+        table.add_row(*cells)
     width = None if sys.stdout.isatty() else FILE_WIDTH
     Console(width=width, markup=False, emoji=False).print(table)
 
@@ -67,6 +69,18 @@ def print_json(value: Any) -> None:
 def stdout_for_json(as_json: bool) -> AbstractContextManager:
     """A context in which all that is printed goes to stderr, if stdout is for JSON."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """A column's texts; its floats have equally many decimals, those of four significant digits."""
+    texts = list(map(_text, values))
+    floats = [isinstance(value, float) for value in values]
+    shown = [text for text, is_float in zip(texts, floats, strict=True) if is_float]
+    if not all(map(_PLAIN.fullmatch, shown)):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in shown), default=0)
+    columns = zip(values, texts, floats, strict=True)
+    return [f"{value:.{decimals}f}" if is_float else text for value, text, is_float in columns]
 
 
 def _text(value: Any) -> str:

@@ -43,6 +43,7 @@ COMPLETE |= {("cityscapes", "train"): 2975, ("cityscapes", "val"): 500}
 PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 SEVERAL_PAGES = "of several pages or frames, of which only the first is read,"
+_SHOWN_UNKNOWN = 8  # label values in a message
 _BETTER = 1.2  # so many times the steepness at labels' borders shows that images lie otherwise
 
 
@@ -177,16 +178,21 @@ def _check_item(item: Item, folder: Path, split: Split, class_map: ClassMap) -> 
 def _add_values(
     result: SplitCheck, values: dict, folder: Path, class_map: ClassMap, absent_is_wrong: bool
 ) -> None:
-    names, rows, present = class_map.label_space.names, [], set()
+    names, rows, present, unknown = class_map.label_space.names, [], set(), []
     for value, (pixels, images, label) in values.items():
         train_id = class_map.train_id(value)
         present.add(train_id)
         name = {None: UNKNOWN, IGNORE: IGNORED}.get(train_id) or names[train_id]
         rows.append([value, name, pixels, images, label])
         if train_id is None:
-            hint = "list it under a class's 'values' or under 'ignore'"
-            problem = f"label value {value} (in {images} images) not in the class map; {hint}"
-            result.problems.append(f"{folder / label}: {problem}")
+            unknown.append((f"{value} (in {images} images)", folder / label))
+    if unknown:
+        texts, (path, *_) = zip(*unknown, strict=True)
+        more = f" and {len(texts) - _SHOWN_UNKNOWN} more" if len(texts) > _SHOWN_UNKNOWN else ""
+        noun, one = ("label value", "it") if len(texts) == 1 else ("label values", "each")
+        problem = f"{noun} {', '.join(texts[:_SHOWN_UNKNOWN])}{more} not in the class map"
+        hint = f"list {one} under a class's 'values' or under 'ignore'"
+        result.problems.append(f"{path}: {problem}; {hint}")
     table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]

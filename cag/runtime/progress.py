@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.progress import Progress as RichProgress
 
 T = TypeVar("T")
 _END = object()
+SAID_EVERY = 60.0  # seconds between the lines where no bar can be drawn, such as in a log
+PERIODS = {"s": 1, "min": 60, "h": 3600}  # seconds
 finished_bars: list[Progress] = []  # the progress bars of this process
 
 
@@ -50,7 +53,9 @@ class Progress:
     def rate(self, unit: str) -> str:
         """The rate until now, and the share of the time spent waiting."""
         seconds = max(time.monotonic() - self.began, 1e-9)
-        rate = f"{self.done / seconds:.1f} {unit}/s"
+        speeds = {name: self.done / seconds * period for name, period in PERIODS.items()}
+        name = next((name for name, speed in speeds.items() if speed >= 0.5), "s")
+        rate = f"{speeds[name]:.1f} {unit}/{name}"
         if self.waited is None:
             return rate
         return f"{rate}, {100 * self.waited / seconds:.0f} % waiting for data"
@@ -60,19 +65,29 @@ class Progress:
 def progress(what: str, total: int, unit: str, images: int | None = None) -> Iterator[Progress]:
     """A progress bar with a rate, then one line that stays.
 
-    `what` is the work, e.g. "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for
-    the record; None: 1 if the unit is images, else 0.
+    Where no bar can be drawn there is a line every minute instead. `what` is the work, e.g.
+    "pretrain", `unit` a plural, e.g. "images". `images` in a unit are for the record; None: 1 if
+    the unit is images, else 0.
     """
     rate = "{task.fields[rate]} {task.fields[note]}"
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
     console = Console(stderr=True)
     # rich prints an empty line where it cannot draw a bar
     console.quiet = not (console.is_interactive and is_main_process())
+    said = time.monotonic()
     with RichProgress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, rate="", note="")
 
         def update(count: int, note: str) -> None:
-            bar.update(task, advance=count, rate=advance.rate(unit), note=note)
+            nonlocal said
+            rate = advance.rate(unit)
+            bar.update(task, advance=count, rate=rate, note=note)
+            if console.is_interactive or not is_main_process():
+                return
+            if time.monotonic() - said >= SAID_EVERY:
+                said, done = time.monotonic(), bar.tasks[0].completed
+                text = f"{what}: {done} of {total} {unit}, {rate} {note}"
+                print(text.rstrip(), file=sys.stderr, flush=True)
 
         advance = Progress(update, int(unit == "images") if images is None else images)
         yield advance
