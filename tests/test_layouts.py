@@ -23,7 +23,8 @@ from cag.config.datasets import CityscapesSource, CityscapesTarget, FolderTarget
 from cag.datasets.checks import refuse_label_maps
 from cag.datasets.images import read_image, read_label, write_image
 from cag.datasets.labels import read_class_map
-from cag.datasets.layouts import DEEPEST, (
+from cag.datasets.layouts import (
+    DEEPEST,
     Split,
     describe_files,
     index_folder,
