@@ -13,7 +13,7 @@ from cag import metrics
 from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import PreparedImages
 from cag.networks import SegmentationNetwork
-from cag.prediction import ImageBatch, full_resolution, image_batches, predict
+from cag.prediction import ImageBatch, full_resolution, image_batches, known, predict
 from cag.runtime.files import write_csv, write_json
 from cag.runtime.numbers import percent
 from cag.runtime.overlap import overlapped, to_cpu
@@ -51,7 +51,7 @@ def predict_labelled(
 
     def finish(predicted: Predicted) -> Tensor:
         index, label, arrived = predicted
-        (prediction,) = arrived()
+        prediction = known(*arrived())
         on_prediction(index, prediction)
         return metrics.confusion_matrix(prediction, label, network.num_classes)
 

@@ -218,8 +218,9 @@ def _class_mean_terms(
 
 def _divided_while_above_five(terms: Tensor) -> Tensor:
     """Divide each term by 10 until it is at most 5; the division is part of the gradient."""
-    powers = 10.0 ** torch.arange(38, dtype=torch.float64, device=terms.device)  # float32's range
+    powers = 10.0 ** torch.arange(39, dtype=torch.float64, device=terms.device)  # float32's range
     divisions = torch.bucketize(terms.detach().double(), 5 * powers)
+    divisions = divisions.clamp(max=len(powers) - 1)  # NaN and infinity, which the loop reports
     return terms / powers[divisions].float()
 
 

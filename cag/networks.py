@@ -236,6 +236,7 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     try:
         parts = {"encoder_name": config.encoder, "encoder_weights": None, "classes": num_classes}
         model = architecture(**parts, **_defaults(config) | config.options)
+        _check_dilations(model)
         network = SegmentationNetwork(model, config.normalization.mean, config.normalization.std)
     except Exception as error:  # the library checks little: wrong options raise many kinds
         raise UserError(
@@ -245,6 +246,13 @@ def build(config: Network, num_classes: int, pretrained: bool = False) -> Segmen
     if pretrained and config.encoder_weights is not None:
         load_encoder_weights(network.encoder, config.encoder, config.encoder_weights)
     return network
+
+
+def _check_dilations(model: nn.Module) -> None:
+    """Raise a ValueError for what PyTorch finds in a forward pass alone, and not with shapes."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and min(module.dilation) < 1:
+            raise ValueError(f"{name} has the dilation {min(module.dilation)}; expected at least 1")
 
 
 def feature_form(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[int, int]:

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from cag.datasets.labels import IGNORE
 from cag.datasets.prepared import PreparedImages
 from cag.networks import NetworkOutput, upsampled
+from cag.runtime.errors import UserError
 from cag.runtime.overlap import in_order, threads
 
 if TYPE_CHECKING:
     from cag.config.extract import Views
 
+NO_NUMBERS = "the model's outputs are NaN or infinite: it is damaged, or its training failed"
 UPSAMPLED_VALUES = 2**26  # most logits at an image's size that are in memory at a time
 
 
@@ -62,7 +65,7 @@ def full_resolution(
 
     For a large image, some classes are upsampled at a time, with the same result. Takes logits
     [K, h, w] of an image of `size` (H, W); gives classes uint8 [H, W] and, with `confidence`, their
-    probability float32 [H, W].
+    probability float32 [H, W]. All classes are 255 if a logit is NaN or infinite.
     """
     step = max(1, UPSAMPLED_VALUES // (size[0] * size[1]))
     best = classes = total = None
@@ -80,7 +83,15 @@ def full_resolution(
         higher = highest > best
         classes = torch.where(higher, (index + first).byte(), classes)
         best = torch.where(higher, highest, best)
+    classes = classes.masked_fill(~logits.isfinite().all(), IGNORE)  # waits for no device
     return (classes, 1 / total) if confidence else (classes,)
+
+
+def known(classes: Tensor) -> Tensor:
+    """The classes uint8 [H, W] that `full_resolution` gave; a UserError if they are 255."""
+    if (classes == IGNORE).any():
+        raise UserError(NO_NUMBERS)
+    return classes
 
 
 @torch.inference_mode()

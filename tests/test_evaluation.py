@@ -18,6 +18,7 @@ from cag.datasets.preparation import write_manifest
 from cag.datasets.prepared import COLUMNS, PreparedImages
 from cag.evaluation import full_resolution_prediction, in_words, predict_labelled, write_scores
 from cag.runtime.devices import make_fabric
+from cag.runtime.errors import UserError
 from cag.runtime.progress import progress
 
 SPACE = LabelSpace(("road", "wall", "sky"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -100,6 +101,23 @@ def test_counts_are_those_of_a_loop_over_images(images, size, capsys):
     assert np.array_equal(found, expected)
     printed = capsys.readouterr().out
     assert printed.startswith("evaluate: 7 images") and "waiting for data" in printed
+
+
+def test_outputs_that_are_no_numbers_are_no_class(images):
+    """As of finite weights that overflow."""
+
+    class Overflowing(Colours):
+        def forward(self, images: Tensor) -> Output:
+            logits = super().forward(images).logits
+            logits[:, 1, 0, 0] = torch.nan
+            return Output(logits, logits)
+
+    batches, fabric = images.batches(1), make_fabric("32-true")
+    with (
+        pytest.raises(UserError, match="outputs are NaN or infinite"),
+        progress("evaluate", 7, "images") as advance,
+    ):
+        predict_labelled(Overflowing(), images, batches, fabric, advance)
 
 
 def test_parts_of_the_images_add_up(images):

@@ -24,6 +24,7 @@ from cag.datasets.checks import refuse_label_maps
 from cag.datasets.images import read_image, read_label, write_image
 from cag.datasets.labels import read_class_map
 from cag.datasets.layouts import (
+    DEEPEST,
     Split,
     describe_files,
     index_folder,
@@ -442,6 +443,21 @@ def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path):
         lambda: list_images([str(pipe)]),
     ):
         with pytest.raises(UserError, match=f"{pipe}: is no file and no folder, but a pipe"):
+            look()
+
+
+def test_folders_that_are_too_deep_are_one_line(tmp_path):
+    deepest = tmp_path
+    for _ in range(DEEPEST + 2):
+        deepest = deepest / "a"
+        deepest.mkdir()
+    picture(deepest / "b.png")
+    for look in (
+        lambda: index_folder(tmp_path),
+        lambda: list_images([str(tmp_path)]),
+        lambda: list_images([f"{tmp_path}/**/*.png"]),
+    ):
+        with pytest.raises(UserError, match="a/a: more than 100 folders below each other"):
             look()
 
 

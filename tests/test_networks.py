@@ -190,6 +190,7 @@ def test_gradients_reach_every_parameter():
         ({"options": {"decoder_channels": "many"}}, "'decoder_channels': 'many'"),
         ({"options": {"encoder_output_stride": 7}}, "'encoder_output_stride': 7"),
         ({"options": {"decoder_atrous_rates": [6]}}, "'decoder_atrous_rates': [6]"),
+        ({"options": {"decoder_atrous_rates": [0, 2, 3]}}, "has the dilation 0; expected at least"),
         (
             {"architecture": "DPT", "encoder": "tu-vit_small_patch14_dinov2", "options": {}},
             "DPT needs patches of 8, 16 or 32 pixels, not 14: set network.options.patch_size to 16",

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -268,6 +269,29 @@ def test_files_that_are_left_out_are_named(model, folder, tmp_path, capsys):
     for _ in range(2):  # also where the results go to the images: they alone are not named
         predict(model, folder, "--out", folder, "--json")
         assert json.loads(capsys.readouterr().out)["left_out"] == left_out
+
+
+def test_outputs_that_are_no_numbers_are_no_labels(folder, tmp_path, capsys):
+    """As of finite weights that overflow."""
+    network = build(CONFIG, SPACE.num_classes)
+    network.classifier.weight.data[1] = 3e38
+    save_model(tmp_path / "model.safetensors", network.eval(), CONFIG, SPACE)
+    with pytest.raises(UserError, match="5 of 5 images could not be labelled"):
+        predict(tmp_path / "model.safetensors", folder, "--out", tmp_path / "out", "--confidence")
+    assert "a.png: the model's outputs are NaN or infinite" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["classes.json"]
+    with pytest.raises(UserError, match="the model's outputs are NaN or infinite"):
+        Segmenter.from_file(tmp_path / "model.safetensors", "cpu")(folder / "a.png")
+
+
+def test_an_empty_name_is_not_the_current_folder(model, folder, tmp_path, monkeypatch):
+    """As of a variable that is not set."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="a name of images is empty"):
+        predict(model, "", "--out", tmp_path / "out")
+    for arguments in (("predict", str(model), "a.png", "--out", ""), ("init", ""), ("scenes", "")):
+        with pytest.raises(click.BadParameter, match="the name is empty"):
+            cli.cli.main(list(arguments), standalone_mode=False)
 
 
 def test_what_a_pattern_finds_beside_files_is_named(model, folder, tmp_path, capsys):

@@ -301,6 +301,9 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys, interrupts_he
             "b: No space left on device; free",
         ),
         (MemoryError(), "the memory: Cannot allocate memory; close other programs"),
+        (RuntimeError("can't start new thread"), "the system allows no more processes or threads"),
+        (OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "the system allows no more processes"),
+        (OSError(errno.EAGAIN, "Resource", "a.h5"), "a.h5: Resource temporarily unavailable; an"),
     ],
 )
 def test_each_refusal_says_what_to_do(capsys, error, said):

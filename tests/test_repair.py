@@ -102,3 +102,27 @@ def test_while_dvc_runs_one_line_says_so(copy):
     with pytest.raises(UserError, match="DVC is running in this project"):
         pipeline_status(copy)
     assert repair(copy) == []
+
+
+def test_a_project_without_its_files_is_one_line(copy):
+    (copy / "dvc.lock").unlink()
+    os.mkfifo(copy / "dvc.lock")
+    for look in (pipeline_status, repair):
+        with pytest.raises(UserError, match="dvc.lock: is no file and no folder, but a pipe"):
+            look(copy)
+    (copy / "dvc.lock").unlink()
+    pipeline = {"stages": {"one": {"cmd": "echo ${seed}", "params": ["seed"]}}}
+    (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    (copy / "params.yaml").symlink_to("nowhere.yaml")
+    with pytest.raises(
+        UserError, match="params.yaml: no such file; .*a link that leads to nothing"
+    ):
+        pipeline_status(copy)
+    (copy / "dvc.yaml").unlink()
+    with pytest.raises(UserError, match=r"project: has no dvc\.yaml; restore it"):
+        pipeline_status(copy)
+
+
+def test_a_lock_file_nested_too_deep_to_read_is_repaired(copy):
+    (copy / "dvc.lock").write_text("[" * 5000)
+    assert repair(copy)[0].startswith("dvc.lock: kept 0 whole stages")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cag.commands.terminal import json_option, print_json, print_rows
+from cag.commands.terminal import PATH, json_option, print_json, print_rows
 from cag.config.base import RULES
 from cag.runtime.errors import UserError
 
@@ -14,7 +14,7 @@ from cag.runtime.errors import UserError
 @click.argument("image")
 @click.option("--round", "round_name", help="Name or number; the last one with pseudo-labels.")
 @click.option("--xy", help="A pixel X,Y of the prepared image, from 0.")
-@click.option("--out", type=click.Path(path_type=Path), help="PNG; inspect-IMAGE-ROUND.png.")
+@click.option("--out", type=PATH, help="PNG; inspect-IMAGE-ROUND.png.")
 @json_option
 def inspect(
     image: str, round_name: str | None, xy: str | None, out: Path | None, as_json: bool

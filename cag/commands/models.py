@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cag.commands.terminal import print_rows
+from cag.commands.terminal import PATH, print_rows
 from cag.runtime.errors import UserError
 from cag.runtime.files import atomic_file
 
@@ -14,11 +14,11 @@ IMAGES = """Photographs to compare with too: a file, a folder or a pattern; 4 ar
 
 
 @click.command(short_help="A model as ONNX or pt2 for other programs.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option(
     "--format", "form", type=click.Choice(["onnx", "pt2"]), required=True, help="Of the file."
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--out", type=PATH, required=True, help="File to write.")
 @click.option("--images", multiple=True, help=IMAGES)
 def export(model: Path, form: str, out: Path, images: tuple[str, ...]) -> None:
     """Write MODEL for other programs: ONNX, or pt2 for torch.export.load.
@@ -68,8 +68,8 @@ def weights() -> None:
 
 
 @weights.command("import", short_help="Convert the paper's released weights.")
-@click.argument("released", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("released", type=PATH)
+@click.argument("out", type=PATH)
 def import_weights(released: Path, out: Path) -> None:
     """Convert RELEASED, a file of the paper's authors, without running anything in it.
 

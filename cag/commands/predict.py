@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
+from cag.commands.terminal import PATH, json_option, print_json, print_rows, stdout_for_json
 from cag.runtime.errors import UserError, absent, refuse_special, shortened
 
 SHOWN_FAILURES = 30
@@ -39,9 +39,9 @@ class PixelSize(click.ParamType):
 
 
 @click.command(short_help="Label photographs with a model.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--out", type=PATH, required=True, help="Folder to write to.")
 @click.option("--overlay/--no-overlay", default=True, help="Write overlays/ too.")
 @click.option("--confidence", is_flag=True, help="Write confidence/ too.")
 @click.option("--size", type=PixelSize(), help=SIZE)

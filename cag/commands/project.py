@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cag.commands.terminal import json_option, print_json, print_rows, stdout_for_json
+from cag.commands.terminal import PATH, json_option, print_json, print_rows, stdout_for_json
 from cag.config.parameters import load_all
 from cag.project import template
 from cag.runtime.errors import UserError, printable
@@ -24,7 +24,7 @@ PARTIAL = "A part of the data set on purpose: any count will do."
 
 
 @click.command(short_help="Start a project of your own.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 def init(folder: Path) -> None:
     """Start a project in FOLDER: pipeline, parameters, presets, and the code that they run.
 
@@ -82,7 +82,7 @@ def preset(name: str | None, force: bool, effective: bool) -> None:
 
 
 @click.command(short_help="Write built-in scenes as raw data to look at.")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--images", type=COUNT, default=16, show_default=True, help="Images of each look.")
 @click.option("--height", type=SIDE, default=256, show_default=True, help="Pixels.")
 @click.option("--width", type=SIDE, default=512, show_default=True, help="Pixels.")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cag.commands.terminal import PATH
 from cag.config.base import RULES
 
 BOTH = "both"
@@ -21,7 +22,7 @@ def pseudo() -> None:
 
 
 @pseudo.command(short_help="Pseudo-labels for other training programs.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
+@click.option("--out", type=PATH, required=True, help="New folder.")
 @click.option("--format", "layout", **choice("cityscapes"), help="Folder layout.")
 @click.option("--round", "round_name", help="Its name or number. [default: the last]")
 @click.option("--rule", **choice(*RULES, BOTH), help=RULE)

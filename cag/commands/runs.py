@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cag.commands.terminal import json_option, print_json, print_rows
+from cag.commands.terminal import PATH, json_option, print_json, print_rows
 from cag.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def summary(as_json: bool) -> None:
 @click.command(short_help="Several seeds, the oracle, grids of variants.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas.")
 @click.option("--set", "-S", "overrides", multiple=True, help="As `dvc exp run -S key=value`.")
-@click.option("--grid", type=click.Path(path_type=Path), help="YAML file of variants to compare.")
+@click.option("--grid", type=PATH, help="YAML file of variants to compare.")
 @click.option("--jobs", type=JOBS, default=1, show_default=True, help="Experiments at a time.")
 @click.option("--oracle/--no-oracle", default=True, help=WITH_ORACLE)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the scores as CSV too.")
+@click.option("--out", type=PATH, help="Write the scores as CSV too.")
 def results(
     seeds: str,
     overrides: tuple[str, ...],

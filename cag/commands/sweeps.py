@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cag.commands.terminal import json_option, print_json, print_rows
+from cag.commands.terminal import PATH, json_option, print_json, print_rows
 from cag.runtime.files import write_csv
 
 
@@ -14,8 +14,8 @@ def sweep() -> None:
 
 
 @sweep.command(short_help="Compare experiments with other thresholds.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write CSV, all rounds.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the scores against --x as PNG.")
+@click.option("--csv", type=PATH, help="Write CSV, all rounds.")
+@click.option("--plot", type=PATH, help="Draw the scores against --x as PNG.")
 @click.option("--x", help="Parameter to draw against; the first threshold that differs.")
 @click.option("--all-commits", is_flag=True, help="Experiments of earlier commits, too.")
 @json_option

@@ -1,10 +1,12 @@
 """How the commands print: tables for people, JSON for programs."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +20,18 @@ FILE_WIDTH = 200  # characters: a file is wide enough for every column
 _PLAIN = re.compile(r"-?\d+(\.\d{1,6})?")
 _NUMBER = re.compile(r"[+-]?(\d|nan|no gap)|$")
 
+
+class FilePath(click.Path):
+    """A path, but no empty one, which would be the current folder."""
+
+    def convert(self, value, param, ctx):
+        """Make a path of an argument."""
+        if not os.fspath(value):
+            self.fail("the name is empty, as of a variable that is not set", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = FilePath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 

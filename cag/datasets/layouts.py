@@ -21,6 +21,7 @@ CLUTTER = frozenset({"@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recyc
 CLUTTER |= {"$recycle.bin", "system volume information", "lost+found", "network trash folder"}
 CLUTTER |= {"temporary items", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 CLUTTER |= {"@synoresource", "_thumbs"}
+DEEPEST = 100  # folders below each other
 CLUTTER_START, CLUTTER_END = "synophoto_thumb_", ".lrdata"  # the same of a part of a name
 
 
@@ -142,6 +143,7 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
 
 
 def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[tuple[str, int]]:
+    refuse_depth(folder, len(ancestors))
     below = []  # followed last, so that only one folder is open at a time
     with _listed(folder) as entries:
         for entry in entries:
@@ -161,6 +163,13 @@ def _walk(folder: Path, prefix: str, root: Path, ancestors: tuple) -> Iterator[t
         path = folder / name
         real = path.resolve() if is_link else ancestors[-1] / name
         yield from _walk(path, f"{prefix}{name}/", root, (*ancestors, real))
+
+
+def refuse_depth(folder: Path, depth: int) -> None:
+    """Raise a UserError if a folder is more than DEEPEST folders deep."""
+    if depth > DEEPEST:
+        where = f"...{str(folder)[-DEEPEST:]}"
+        raise UserError(f"{where}: more than {DEEPEST} folders below each other; move it higher")
 
 
 def _listed(folder: Path):

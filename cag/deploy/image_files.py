@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over
+from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over, refuse_depth
 from cag.runtime.errors import UserError, absent, refuse_special
 
 
@@ -60,6 +60,8 @@ def other_files(patterns: Sequence[str], written: Sequence[Path]) -> list[str]:
 
 def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
     """Name and path of each image, and whether it was named itself."""
+    if not text:
+        raise UserError("a name of images is empty, as of a variable that is not set; name them")
     path = Path(text)
     if os.path.isdir(path):  # Path.is_dir() raises for a name that is too long
         for item in list_split(path, Split("", "", None)):
@@ -80,8 +82,12 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
 
 
 def _refuse_circles(base: Path) -> None:
-    """Raise a UserError if a link leads back to a folder that it lies in: `**` would follow it."""
+    """Raise a UserError if a link leads back to a folder that it lies in: `**` would follow it.
+
+    Also if folders are too deep, in which `**` would take very long.
+    """
     for folder, below, _ in os.walk(base):
+        refuse_depth(Path(folder), len(Path(folder).parts) - len(base.parts))
         for path in (Path(folder, name) for name in below):
             real = os.path.realpath(path)
             if path.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(real):

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from cag.datasets.images import overlay, read_image, resize, write_image, write_jpeg, write_label
+from cag.datasets.labels import IGNORE
 from cag.deploy.segmenter import SMALLEST_TILE, TILE, WHOLE_PIXELS, Segmenter, Size
-from cag.prediction import full_resolution
+from cag.prediction import NO_NUMBERS, full_resolution
 from cag.runtime.errors import UserError, in_one_line
 from cag.runtime.files import atomic_file, write_json
 from cag.runtime.overlap import in_order, threads, to_cpu
@@ -81,6 +82,8 @@ def label_photographs(
         photograph, arrived = predicted
         try:
             labels, *probability = (part.numpy() for part in arrived())
+            if (labels == IGNORE).any():
+                return photograph.path, f"{photograph.path}: {NO_NUMBERS}"
             for kind in kinds:
                 _write(out, kind, photograph, labels, probability, segmenter.palette)
             return np.bincount(labels.ravel(), minlength=segmenter.num_classes)

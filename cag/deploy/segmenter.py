@@ -14,7 +14,7 @@ from torch import Tensor
 from cag.datasets.images import read_image, resize, to_rgb
 from cag.datasets.labels import LabelSpace
 from cag.networks import SegmentationNetwork, feature_grid, load_model
-from cag.prediction import full_resolution, predict, upsampled
+from cag.prediction import full_resolution, known, predict, upsampled
 from cag.runtime.devices import one_device
 
 WHOLE_PIXELS = 2048 * 2048  # a larger image is predicted in tiles
@@ -83,10 +83,11 @@ class Segmenter:
             tile: See `logits`.
 
         Raises:
-            UserError: The file is missing or not an image.
+            UserError: The file is missing or not an image; or the network's outputs are no numbers.
             ValueError: An array has another form.
         """
-        return full_resolution(*self._logits_and_size(image, size, tile))[0].cpu().numpy()
+        (classes,) = full_resolution(*self._logits_and_size(image, size, tile))
+        return known(classes.cpu()).numpy()
 
     def probabilities(
         self, image: Picture, size: Size | None = None, tile: int | None = None

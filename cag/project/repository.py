@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import yaml
 
-from cag.runtime.errors import UserError, in_one_line
+from cag.runtime.errors import UserError, absent, in_one_line, refuse_special
 from cag.runtime.files import atomic_file
 
 if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not spend
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # DVC takes a second to import, which most commands need not 
 
 # The files that a killed DVC may leave half-written or held, and where a damaged one is kept.
 LOCK, HOLDERS, DAMAGED = "dvc.lock", ".dvc/tmp/rwlock", ".dvc/tmp/dvc.lock.damaged"
-PARAMS, METRICS = "params.yaml", "data/evaluation/{}/metrics.json"
+PIPELINE, PARAMS, METRICS = "dvc.yaml", "params.yaml", "data/evaluation/{}/metrics.json"
 WORKSPACE, FINISHED = "workspace", "finished"
 
 
@@ -58,6 +58,8 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
     from pygit2 import GitError
 
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the error below says it once
+    for name in (PIPELINE, PARAMS, LOCK):
+        refuse_special(project / name)  # for which DVC would wait
     try:
         with Repo(project) as repo:
             yield repo
@@ -71,6 +73,10 @@ def opened(project: Path = Path()) -> Iterator[Repo]:
     except DvcException as error:
         _refuse_damage(Path(Repo.find_root(project)))
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    except FileNotFoundError as error:  # of a link, whose goal DVC takes to be there
+        raise absent(
+            error.filename or project, "file", "restore it, as by `git checkout`"
+        ) from None
     except (GitError, ValueError) as error:  # another user's repository, a damaged configuration
         problem = in_one_line(error)
         raise UserError(f"git's repository: {problem}; `git status` may say more") from error
@@ -97,6 +103,8 @@ def read_stages(project: Path = Path()) -> tuple[Path, list[Stage]]:
     import networkx
 
     with opened(project) as repo:
+        if not repo.index.stages:
+            raise UserError(f"{repo.root_dir}: has no {PIPELINE}; restore it, as by `git checkout`")
         changed, graph = repo.status(), repo.index.graph
         stages = []
         for stage in repo.index.stages:
@@ -289,6 +297,7 @@ def repair(root: Path) -> list[str]:
 
 def _half_lock(root: Path) -> str | None:
     """The text of a dvc.lock that DVC does not accept, unless git has marked conflicts in it."""
+    refuse_special(root / LOCK)
     with suppress(FileNotFoundError):
         text = (root / LOCK).read_text(encoding="utf-8", errors="replace")
         if not _accepted(text) and not re.search("^<{7} ", text, re.MULTILINE):
@@ -302,7 +311,7 @@ def _accepted(text: str) -> bool:
 
     try:
         COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))
-    except (yaml.YAMLError, Invalid):
+    except (yaml.YAMLError, Invalid, RecursionError):
         return False
     return True
 

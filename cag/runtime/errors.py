@@ -32,6 +32,9 @@ REMEDIES = {
     errno.EFBIG: "allow larger files (`ulimit -f`), or use another disk",
     errno.ENAMETOOLONG: "use a shorter name",
 }
+# What Python says of a thread, and of a process, which has no file's name.
+_NO_THREAD = "can't start new thread"
+_NO_PROCESS = f"[Errno {errno.EAGAIN}] {os.strerror(errno.EAGAIN)}"
 # Libraries in C and in Rust say it in their text.
 _NUMBER = re.compile(r"(?:errno =|Errno|os error|Error code) (\d+)")
 
@@ -62,10 +65,13 @@ def shortened(text: str, longest: int) -> str:
 
 
 def refusal(error: Exception, where: object = None) -> UserError | None:
-    """The one line for what the system refused: full disk, no memory; None: another error.
+    """The one line for what the system refused: disk, memory, processes; None: another error.
 
     `where` is the file, if the error does not name one.
     """
+    if str(error) == _NO_THREAD or str(error) == _NO_PROCESS:
+        hint = "close other programs, or allow more: `ulimit -u`, or a container's limit"
+        return UserError(f"the system allows no more processes or threads; {hint}")
     text = _NUMBER.search(str(error))
     number = getattr(error, "errno", None) or (text and int(text[1]))
     number = errno.ENOMEM if isinstance(error, MemoryError) else number
