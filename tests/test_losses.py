@@ -9,6 +9,7 @@ from golden_files import INPUTS, LOSSES, golden_arrays, golden_inputs, golden_lo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import cag.losses
 from cag.losses import (
     AdaptationLoss,
     AdaptationLosses,
@@ -359,3 +360,11 @@ def test_weighted_cross_entropy_is_the_weighted_mean():
     nothing = cross_entropy(logits.requires_grad_(), torch.full((1, 1, 2), 255), weights)
     nothing.backward()
     assert nothing == 0 and not logits.grad.any()
+
+
+def test_terms_that_are_no_numbers_stay_so():
+    """The training loop reports them."""
+    terms = torch.tensor([torch.nan, torch.inf, 3e38, 50.1, 5.0])
+    divided = cag.losses._divided_while_above_five(terms)
+    expected = torch.tensor([torch.nan, torch.inf, 3.0, 0.501, 5.0])
+    torch.testing.assert_close(divided, expected, equal_nan=True)
