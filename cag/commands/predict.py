@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cag.commands.terminal import PATH, json_option, print_json, print_rows, stdout_for_json
-from cag.runtime.errors import UserError, absent, refuse_special, shortened
+from cag.runtime.errors import UserError, absent, shortened
 
 SHOWN_FAILURES = 30
 SIZE = """Predict at this size, or at each image's own.
@@ -91,7 +91,6 @@ def predict(
     if others := other_files(images, [*written, out / "classes.json"]):
         print(f"left out, no images: {describe_files(others)}", file=sys.stderr)
     if not model.is_file():  # before torch is loaded
-        refuse_special(model)
         raise absent(model, "model", "`dvc repro` makes data/models/*.safetensors")
 
     from cag import load

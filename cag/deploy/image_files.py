@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cag.datasets.layouts import EXTENSIONS, Split, list_split, passed_over, refuse_depth
-from cag.runtime.errors import UserError, absent, refuse_special
+from cag.runtime.errors import UserError, absent
 
 
 def list_images(patterns: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, Path]]:
@@ -77,7 +77,6 @@ def _expand(text: str) -> Iterator[tuple[str, Path, bool]]:
             if match.suffix.lower() in EXTENSIONS and match.is_file():
                 yield match.relative_to(base).with_suffix("").as_posix(), match, False
     else:
-        refuse_special(path)
         raise absent(path, "file or folder", "check its name")
 
 

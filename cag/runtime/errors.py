@@ -69,7 +69,7 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
 
     `where` is the file, if the error does not name one.
     """
-    if str(error) == _NO_THREAD or str(error) == _NO_PROCESS:
+    if str(error) in (_NO_THREAD, _NO_PROCESS):
         hint = "close other programs, or allow more: `ulimit -u`, or a container's limit"
         return UserError(f"the system allows no more processes or threads; {hint}")
     text = _NUMBER.search(str(error))
@@ -86,17 +86,28 @@ def refusal(error: Exception, where: object = None) -> UserError | None:
 
 def refuse_special(path: str | Path) -> None:
     """Raise a UserError for a pipe, a socket or a device: who reads one may wait for ever."""
+    if error := _special(path):
+        raise error
+
+
+def _special(path: str | Path) -> UserError | None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # who reads it says why
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        problem = "is no file and no folder, but a pipe, a socket or a device"
-        raise UserError(f"{path}: {problem}; put a file in its place, or remove it")
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    problem = "is no file and no folder, but a pipe, a socket or a device"
+    return UserError(f"{path}: {problem}; put a file in its place, or remove it")
 
 
 def absent(path: str | Path, what: str, remedy: str) -> UserError:
-    """The error that a file or folder is not there, or only under a name that looks the same."""
+    """The error that a file or folder is not there.
+
+    Or only under a name that looks the same, or something else is, such as a pipe.
+    """
+    if error := _special(path):
+        return error
     path = Path(path)
     parts = (*reversed(path.parents), path)
     missing = next((part for part in parts if not os.path.exists(part)), Path())

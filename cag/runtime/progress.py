@@ -82,9 +82,8 @@ def progress(what: str, total: int, unit: str, images: int | None = None) -> Ite
             nonlocal said
             rate = advance.rate(unit)
             bar.update(task, advance=count, rate=rate, note=note)
-            if console.is_interactive or not is_main_process():
-                return
-            if time.monotonic() - said >= SAID_EVERY:
+            in_log = is_main_process() and not console.is_interactive
+            if in_log and time.monotonic() - said >= SAID_EVERY:
                 said, done = time.monotonic(), bar.tasks[0].completed
                 text = f"{what}: {done} of {total} {unit}, {rate} {note}"
                 print(text.rstrip(), file=sys.stderr, flush=True)

@@ -111,9 +111,8 @@ class TrainingSamples(Dataset):
         image = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)
         labels = image.new_empty(0, *image.shape[1:])
         if sample.labels:
-            labels = torch.from_numpy(
-                read_train_ids(sample.labels, sample.num_classes)
-            )  # (n, H, W)
+            maps = read_train_ids(sample.labels, sample.num_classes)
+            labels = torch.from_numpy(maps)  # (n, H, W)
         return apply_seeded(self.transform, image, labels, mix(self.seed, epoch, offset))
 
 
