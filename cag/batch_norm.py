@@ -34,7 +34,13 @@ def take_statistics(
     count = -(-len(chosen) // size)
     batches = plain_batches(images, chosen, size, fabric)
     with closing(batches), progress("batch norm", count, "batches") as advance:
-        move_statistics(network, advance.waiting(batches), share, fabric)
+
+        def counted() -> Iterator[Tensor]:
+            for batch in advance.waiting(batches):
+                yield batch
+                advance()
+
+        move_statistics(network, counted(), share, fabric)
 
 
 def move_statistics(

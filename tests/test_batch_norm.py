@@ -82,6 +82,11 @@ def test_batches_are_full_and_hold_the_middle_of_each_image(fabric):
     assert torch.equal(batches[1][2], batches[0][0])  # the first again
 
 
+def test_progress_counts_the_batches(fabric, capsys):
+    measured(small_network(), fabric, Images([(32, 64)] * 7), batch_size=4)
+    assert capsys.readouterr().out.startswith("batch norm: 2 batches in ")
+
+
 def test_a_single_image_is_enough(fabric):
     expected = measured(small_network(), fabric, Images([(32, 64)] * 1), share=1, batch_size=1)
     assert all(torch.isfinite(value).all() for value in expected.values())
