@@ -122,7 +122,7 @@ def test_the_memory_is_that_of_a_real_step(params):
     labels = [torch.zeros(2, n, HEIGHT, WIDTH, dtype=torch.uint8) for n in LABEL_MAPS["adapt"]]
     batch = Batch(*(DomainBatch(images.clone(), maps) for maps in labels))
     expected = real_peak(objective, batch)
-    assert found <= expected < 1.1 * found
+    assert 0.99 * found < expected < 1.1 * found  # the convolutions' own memory differs by CPU
 
 
 def test_a_frozen_encoder_takes_less_memory_and_fewer_flop(params):

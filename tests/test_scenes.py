@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,20 @@ from stages.prepare import render_scenes
 
 LABEL = {name: label for label, (name, _) in CLASSES.items()}
 COUNT = 40
-DEMO = "f906a23e1fd4173b25af14a1416d5deaa2b14fafb99d1947d54d43a551a6e27f"
 LOOKS = ("source", "target")
 ANY_LOOK = (*LOOKS, "both", "randomised")
+DEMO = {  # mean colour and pixels of each class in the first 40 images of seed 0
+    "source": (
+        (108.918, 123.280, 130.296),
+        (398290, 57574, 334864, 12816, 10689, 40606, 13488, 20995, 61998, 19990)
+        + (170399, 12284, 6006, 85600, 11995, 17515, 11290, 7222, 17099),
+    ),
+    "target": (
+        (111.956, 107.431, 103.806),
+        (453253, 30703, 279034, 10185, 9143, 29857, 7887, 22760, 63785, 13184)
+        + (159986, 15265, 6948, 101117, 15406, 30398, 36694, 7268, 17847),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +155,16 @@ def test_looks_differ_in_colour(scenes):
     assert saturation(scenes["source"]) > 1.5 * saturation(scenes["target"])
 
 
-def test_the_looks_of_the_demo_are_as_they_were():
-    """A change of their bytes changes every published figure of the scenes."""
-    digest = hashlib.sha256()
-    for look in LOOKS:
-        for index in range(30):
-            for array in render(look, 0, index):
-                digest.update(array.tobytes())
-    assert digest.hexdigest() == DEMO
+def test_the_looks_of_the_demo_are_as_they_were(scenes, counts):
+    """A change of them changes every published figure of the scenes.
+
+    Single pixels may differ between processors, which round powers and exponentials differently.
+    """
+    for look, (colour, pixels) in DEMO.items():
+        images = np.stack([image for image, _ in scenes[look]])
+        np.testing.assert_allclose(images.mean((0, 1, 2)), colour, rtol=0, atol=0.01)
+        found = counts[look].sum(0)[list(CLASSES)]
+        np.testing.assert_allclose(found, pixels, rtol=0, atol=0.001 * images[0, ..., 0].size)
 
 
 def test_both_looks_take_turns():
