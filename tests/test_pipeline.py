@@ -477,6 +477,19 @@ def test_nothing_reruns_but_the_index(copied):
     ]
 
 
+def test_what_was_pushed_is_not_made_again_elsewhere(copied, tmp_path):
+    """In a clone with the results of a remote storage and another folder of raw data."""
+    dvc(copied, "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    git(copied, "add", "--all")
+    git(copied, "commit", "--quiet", "--message=results")
+    dvc(copied, "push")
+    git(tmp_path, "clone", "--quiet", str(copied), "clone")
+    clone = tmp_path / "clone"
+    dvc(clone, "pull")
+    assert digests(clone / "data") == digests(copied / "data")
+    assert ran(dvc(clone, "repro", CAG_DATA=str(tmp_path))) == ["index"]
+
+
 def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
     change = ("-S", "pseudo_label.quantile=0.5")
     printed = dvc(copied, "exp", "run", *change, "evaluate@round2")
@@ -568,6 +581,7 @@ def test_experiment_can_be_applied(finished, copied):
     # A file may leave out an option that is off; ++ sets it all the same.
     assert "labels" not in read_params(copied)["oracle"]
     settings = ("-S", "report.images=2", "-S", "++oracle.labels=train/labels")
+    settings += ("-S", "adapt.augmentation.crop=[24,48]")
     stage = "evaluate_pseudo_labels@round1"
     printed = dvc(copied, "exp", "run", "--temp", "--name", "fewer", *settings, stage)
     assert ran(printed) == ["index", stage]
@@ -575,6 +589,7 @@ def test_experiment_can_be_applied(finished, copied):
     dvc(copied, "exp", "apply", "fewer")
     assert read_params(copied)["report"]["images"] == 2
     assert read_params(copied)["oracle"]["labels"] == "train/labels"
+    assert read_params(copied)["adapt"]["augmentation"]["crop"] == [24, 48]
     before, after = digests(finished / "data"), digests(copied / "data")
     changed = {path for path in before if before[path] != after.get(path)}
     assert "pseudo_label_evaluation/round1/samples.h5" in changed

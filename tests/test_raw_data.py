@@ -226,6 +226,23 @@ def test_colours_of_a_palette_are_counted(tmp_path):
     assert sorted(found.values["class"]) == ["road", "sky"]
 
 
+def test_colours_with_transparency_are_counted(tmp_path):
+    picture(tmp_path / "images/a.png")
+    colours = np.array([[128, 64, 128, 7], [70, 130, 180, 255]], np.uint8)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(colours[np.arange(96).reshape(8, 12) % 2]).save(tmp_path / "labels/a.png")
+    found = check(tmp_path, class_map=ClassMap(SPACE, {(128, 64, 128): 0, (70, 130, 180): 1}))
+    assert sorted(found.values["class"]) == ["road", "sky"]
+
+
+def test_a_mask_of_0_and_255_has_two_classes(tmp_path):
+    raw_data(tmp_path, ("a", "b"))
+    label(tmp_path / "labels/a.png", value=0)
+    label(tmp_path / "labels/b.png", value=255)
+    found = check(tmp_path, class_map=ClassMap(SPACE, {0: 0, 255: 1})).values
+    assert dict(zip(found["value"], found["class"], strict=True)) == {0: "road", 255: "sky"}
+
+
 def test_disk_by_hand():
     params = load_all(ROOT / "presets/gta5_to_cityscapes.yaml")
     split = [SplitCheck("train", 10, left_out=2), SplitCheck("val", 4)]
