@@ -777,6 +777,14 @@ def test_anchors_come_back_as_float32_with_their_gaps(tmp_path):
     np.testing.assert_array_equal(found.numpy(), anchors)
 
 
+def test_anchors_of_an_old_form_are_read_without_a_warning(tmp_path):
+    path = tmp_path / "anchors.npy"
+    np.save(path, np.ones((K, D)))
+    shape = f"({K}, {D})".encode()
+    path.write_bytes(path.read_bytes().replace(shape + b", }  ", f"({K}L, {D}L), }}".encode()))
+    assert torch.equal(read_anchors(path, K, D), torch.ones(K, D))
+
+
 @pytest.mark.parametrize(("column", "value"), [(0, np.nan), (slice(None), np.inf)])
 def test_anchors_that_are_no_numbers_are_refused(tmp_path, column, value):
     anchors = np.zeros((K, D))

@@ -249,6 +249,14 @@ def test_channels_one_after_another_are_an_image_or_refused(tmp_path):
         read_image(path)
 
 
+def test_what_a_decoder_notes_is_not_printed(tmp_path, caplog):
+    path = tmp_path / "a.tif"
+    path.write_bytes(raw_tiff(random((5, 7, 3)), 8, tag_262=2, tag_277=300))
+    with pytest.raises(UserError, match=r"a\.tif"):
+        read_image(path)
+    assert caplog.text == ""
+
+
 def test_negative_labels_are_kept(tmp_path):
     stored = np.array([[-1, 7], [33, -1]], np.int32)
     Image.fromarray(stored).save(tmp_path / "a.tif")
