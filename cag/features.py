@@ -37,7 +37,7 @@ PROJECTION_KEYS = Projection._fields  # of a reduced target store, beside TARGET
 # The data sets of all stores: their dtypes and axes: N images, S shards, M sampled pixels, D
 # features, K classes, C stored numbers of a pixel, R directions.
 FORMS = {
-    **{"names": ("O", "N"), "shards": ("O", "S"), "rows": ("i8", "S")},
+    **{"names": ("S", "N"), "shards": ("S", "S"), "rows": ("i8", "S")},
     **{"features": ("f2 i2", "NChw"), "prediction": ("u1", "Nhw"), "probability": ("f4", "Nhw")},
     **{"origin": ("f4", "D"), "directions": ("f4", "RD"), "units": ("f4", "C")},
     **{"class_sums": ("f4", "NKD"), "class_counts": ("i8", "NK")},
@@ -51,7 +51,9 @@ MOST_COMPRESSED = {h5py.h5z.FILTER_DEFLATE: 1_100, hdf5plugin.Zstd.filter_id: 2*
 NUMBER_BYTES, MAPS_BYTES = 1.15, 1.5
 PROBABILITIES = 2**12  # a reduced store rounds a probability to one part of so many
 SHARD_BATCHES, IMAGES_AT_ONCE = 4, 256
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
+HDF5_FORMAT = ("v110", "v110")  # its entries have checksums, as those of older ones have not
+OLDEST_SUPERBLOCK = 2  # the version of such a file's first entry
 # Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
 FILE_ENTRIES, ROW_ENTRIES = 2**16, 2**9
 
@@ -372,7 +374,7 @@ def create_store(path: Path) -> Iterator[h5py.File]:
     with atomic_file(path) as partial:
         with open(partial, "wb") as empty:
             _allocate(empty.fileno(), FILE_ENTRIES)
-        with h5py.File(partial, "w", locking=False) as file:
+        with h5py.File(partial, "w", libver=HDF5_FORMAT, locking=False) as file:
             _reserve(file, 0)
             yield file
         h5py.File(partial, "r+", locking=False).close()  # cuts off what is reserved and unused
@@ -412,11 +414,11 @@ def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py
 
 
 def write_group(file: h5py.File, key: str, name: str, maps: Mapping[str, Tensor]) -> None:
-    """Write an image's name and its maps [h, w] as a group."""
+    """Write an image's name, one text, and its maps [h, w] as a group."""
     arrays = {map_key: pixel_map.cpu().numpy() for map_key, pixel_map in maps.items()}
     _reserve(file, sum(array.nbytes + ROW_ENTRIES for array in arrays.values()))
     group = file.create_group(key)
-    group.attrs["name"] = name
+    _write_texts(group, "name", [name])
     for map_key, array in arrays.items():
         group[map_key] = array
 
@@ -453,6 +455,8 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:
+        if file.id.get_create_plist().get_version()[0] < OLDEST_SUPERBLOCK:
+            raise _damaged(path, "it has no checksums")
         with _readable(file):
             missing = [key for key in keys if key not in file]
         if missing:
@@ -492,15 +496,20 @@ def _check_forms(file: h5py.File, keys: Sequence[str]) -> None:
     sizes = {}
     for key in keys:
         data, (dtypes, axes) = file[key], FORMS[key]
-        allowed = [np.dtype(name) for name in dtypes.split()]
-        if data.dtype not in allowed or data.ndim != len(axes):
-            expected = f"{' or '.join(map(str, allowed))} of {len(axes)} dimensions"
+        kinds = dtypes.split()
+        if not any(_is_of(data.dtype, kind) for kind in kinds) or data.ndim != len(axes):
+            known = ("text of one length" if kind == "S" else np.dtype(kind) for kind in kinds)
+            expected = f"{' or '.join(map(str, known))} of {len(axes)} dimensions"
             raise ValueError(f"{key} is {data.dtype} of shape {data.shape}; expected {expected}")
         for axis, size in zip(axes, data.shape, strict=True):
             other, known = sizes.setdefault(axis, (key, size))
             if size != known or not (size or axis in "MR"):
                 shapes = f"{data.shape}, {other} {file[other].shape}"
                 raise ValueError(f"{key} has the shape {shapes}; they do not belong together")
+
+
+def _is_of(dtype: np.dtype, kind: str) -> bool:
+    return dtype.kind == "S" if kind == "S" else dtype == np.dtype(kind)
 
 
 def read_anchor_statistics(path: Path, num_classes: int) -> Iterator[AnchorStatistics]:
@@ -621,6 +630,11 @@ def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
         raise _damaged(file.filename, f"class {labels.max()} of {num_classes}")
 
 
+def read_group_name(file: h5py.File, key: str) -> str:
+    """Read the image's name of a group that `write_group` wrote; a UserError if it is damaged."""
+    return _read_texts(file, f"{key}/name")[0]
+
+
 def read_names(file: h5py.File) -> list[str]:
     """Read the images' names, in the order of the rows; a UserError if the file is damaged."""
     names = _read_texts(file, "names")
@@ -631,6 +645,8 @@ def read_names(file: h5py.File) -> list[str]:
 
 def _read_texts(file: h5py.File, key: str) -> list[str]:
     with _readable(file):
+        if not _is_of(file[key].dtype, "S"):  # HDF5 trusts the lengths of others, whatever they are
+            raise ValueError(f"{key} has texts of several lengths")
         return [str(text) for text in file[key].asstr()[:]]
 
 
@@ -670,6 +686,9 @@ def _damaged(path: Path | str, problem: str) -> UserError:
     return UserError(f"{path}: damaged HDF5 file ({problem}); delete it and rerun")
 
 
-def _write_texts(file: h5py.File, key: str, texts: Sequence[str]) -> None:
-    _reserve(file, sum(len(text.encode()) + ROW_ENTRIES for text in texts))
-    file.create_dataset(key, data=np.array(texts, dtype=object), dtype=h5py.string_dtype())
+def _write_texts(group: h5py.Group, key: str, texts: Sequence[str]) -> None:
+    """Write texts in UTF-8, all with the space of the longest."""
+    encoded = [text.encode() for text in texts]
+    array = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
+    _reserve(group.file, array.nbytes + ROW_ENTRIES)
+    group[key] = array

@@ -495,7 +495,7 @@ def test_a_shard_lies_in_the_stores_folder(tmp_path, shard):
     write_target(tmp_path, NAMES, 2)
     with h5py.File(tmp_path / "target.h5", "a") as file:
         del file["shards"]
-        file["shards"] = [shard]
+        file["shards"] = np.array([shard.encode()])
     with pytest.raises(UserError, match="outside of the store's folder"):
         read_target_store(tmp_path / "target.h5", K)
 
@@ -742,9 +742,40 @@ def test_each_row_has_one_name(tmp_path, names, expected):
     write_target(tmp_path)
     with h5py.File(tmp_path / "target.h5", "a") as file:
         del file["names"]
-        file["names"] = names
+        file["names"] = np.array([name.encode() for name in names])
     with pytest.raises(UserError, match=expected):
         read_target_store(tmp_path / "target.h5", K)
+
+
+@pytest.mark.parametrize("key", ["names", "shards"])
+def test_texts_whose_lengths_lie_elsewhere_are_refused(tmp_path, key):
+    """HDF5 takes as much memory as a damaged length says, or does not come back."""
+    write_target(tmp_path)
+    with h5py.File(tmp_path / "target.h5", "a") as file:
+        texts = list(file[key].asstr())
+        del file[key]
+        file[key] = texts
+    with pytest.raises(
+        UserError, match=f"{key} is object of shape .*; expected text of one length"
+    ):
+        read_target_store(tmp_path / "target.h5", K)
+
+
+def test_a_store_without_checksums_is_refused(tmp_path):
+    write_target(tmp_path)
+    path = tmp_path / "target.h5"
+    with h5py.File(path) as file, h5py.File(tmp_path / "old.h5", "w", libver="earliest") as old:
+        for key in file:
+            file.copy(key, old)
+    os.replace(tmp_path / "old.h5", path)
+    with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file \(it has no checksums\)"):
+        read_target_store(path, K)
+
+
+def test_names_may_be_long_and_in_any_script(tmp_path):
+    names = ["a", "straße/日本" * 40, "ü"]
+    write_target(tmp_path, names, 2)
+    assert read_target_store(tmp_path / "target.h5", K).names == names
 
 
 def test_a_source_store_is_checked_as_well(tmp_path):

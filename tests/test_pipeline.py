@@ -347,8 +347,9 @@ def test_evaluation_of_pseudo_labels(finished, name):
     with h5py.File(folder / "samples.h5") as file:
         groups = [file[str(i)] for i in range(VALIDATION)]
         assert len(file) == VALIDATION
-        assert [group.attrs["name"] for group in groups] == list(manifest["name"])
-        maps = {key: np.stack([group[key][:] for group in groups]) for key in groups[0]}
+        assert [group["name"].asstr()[0] for group in groups] == list(manifest["name"])
+        keys = set(groups[0]) - {"name"}
+        maps = {key: np.stack([group[key][:] for group in groups]) for key in keys}
     integers = ("nearest", "prediction", "truth")
     assert all(maps[key].dtype == np.uint8 for key in integers)
     floats = ("nearest_distance", "second_distance", "probability")

@@ -26,6 +26,7 @@ from cag.features import (
     open_store,
     read_array,
     read_target_store,
+    write_group,
     write_target_shard,
 )
 from cag.pseudo_labels import anchor_distances
@@ -398,10 +399,8 @@ def write_features(root, names):
 def write_labelled(root, name):
     """Write the maps of one labelled image, as `evaluate_pseudo_labels` does."""
     with create_store(root / FOLDERS.labelled / "round1/samples.h5") as file:
-        group = file.create_group("0")
-        group.attrs["name"] = name
-        for key, value in vars(maps(truth=True)).items():
-            group[key] = value
+        arrays = {key: torch.from_numpy(value) for key, value in vars(maps(truth=True)).items()}
+        write_group(file, "0", name, arrays)
 
 
 def put(path, write):

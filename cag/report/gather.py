@@ -33,6 +33,7 @@ from cag.features import (
     open_store,
     pixel_draws,
     read_array,
+    read_group_name,
     read_target_row,
     read_target_store,
     require_classes,
@@ -242,9 +243,9 @@ def _labelled_maps(path: Path) -> dict[str, Maps]:
         return {}
     maps, fields = {}, (*Pixels._fields, "truth")
     with open_store(path, ()) as file:
-        for key in sorted(file, key=int):
+        for key in sorted(file, key=lambda key: (len(key), key)):
             parts = (read_array(file, f"{key}/{field}").numpy() for field in fields)
-            maps[str(file[key].attrs.get("name"))] = Maps(*parts)
+            maps[read_group_name(file, key)] = Maps(*parts)
     return maps
 
 
