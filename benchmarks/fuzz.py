@@ -301,11 +301,17 @@ def training_state() -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
     return layer, [torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)]
 
 
+def trained_state() -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+    """What a checkpoint holds after two steps."""
+    layer, optimizers = training_state()
+    layer(torch.ones(1, D)).sum().backward()
+    optimizers[0].step()
+    return layer, optimizers
+
+
 def write_checkpoint(folder: Path) -> Path:
     """The checkpoint of a training after two steps."""
-    layer, (optimizer,) = training_state()
-    layer(torch.ones(1, D)).sum().backward()
-    optimizer.step()
+    layer, (optimizer,) = trained_state()
     state = {"objective": layer.state_dict(), "optimizers": [optimizer.state_dict()]}
     state |= {"history": torch.ones(2, 3), "iteration": 2}
     Checkpoint(folder / "checkpoint.pt", "a").save(state)
@@ -314,10 +320,14 @@ def write_checkpoint(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> bool:
     """Resume a training, or start it afresh; whether it was as it had been."""
-    layer, optimizers = training_state()
-    before = layer.weight.clone()
-    start = _resume(Checkpoint(path, "a"), layer, optimizers, array("f"))
-    return start == 2 or (start == 0 and torch.equal(before, layer.weight))
+    (layer, optimizers), history = training_state(), array("f")
+    start = _resume(Checkpoint(path, "a"), layer, optimizers, history)
+    expected, (optimizer,) = trained_state() if start else training_state()
+    return (
+        (start, *history) in ((0,), (2, *[1.0] * 6))
+        and torch.equal(layer.weight, expected.weight)
+        and str(optimizers[0].state_dict()) == str(optimizer.state_dict())
+    )
 
 
 READERS = {

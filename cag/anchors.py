@@ -1,6 +1,5 @@
 """Class sums of features, and the anchors (one feature vector per class) made from them."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -207,10 +206,7 @@ def read_anchors(path: Path, num_classes: int, width: int) -> Tensor:
     A UserError says that the file is missing or damaged, that K or D differs, or that a row holds
     an infinite number, or NaN beside numbers.
     """
-    checked = readable(
-        path, "an undamaged .npy file", "`dvc repro` makes it", "delete it and rerun"
-    )
-    with checked, warnings.catch_warnings(action="ignore"):  # of the header's form
+    with readable(path, "an undamaged .npy file", "`dvc repro` makes it", "delete it and rerun"):
         # It allocates nothing for a declared shape that the file does not hold.
         anchors = np.lib.format.open_memmap(path, mode="r")
     if anchors.shape != (num_classes, width) or anchors.dtype.kind != "f":

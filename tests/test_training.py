@@ -5,6 +5,7 @@ import errno
 import functools
 import warnings
 from contextlib import ExitStack
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -372,7 +373,16 @@ def test_a_training_cut_off_after_its_last_step_is_complete(tmp_path, fabric, of
     assert same(network, resumed) and curve.equals(again)
 
 
-@pytest.mark.parametrize("damage", ["other", "truncated", "text", "none"])
+def turn_a_bit(path):
+    """Change one bit of the weights in a checkpoint."""
+    content = bytearray(path.read_bytes())
+    with ZipFile(path) as archive:
+        weights = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+    content[content.find(weights)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["other", "truncated", "a bit", "text", "none"])
 def test_what_cannot_be_resumed_starts_afresh(tmp_path, fabric, often, damage):
     path, fresh, network = tmp_path / "c.pt", small_network(), small_network()
     run("supervised", fresh, fabric, tmp_path / "fresh.pt")
@@ -381,6 +391,8 @@ def test_what_cannot_be_resumed_starts_afresh(tmp_path, fabric, often, damage):
     assert Checkpoint(path, "a").load()["iteration"] == 2
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "a bit":
+        turn_a_bit(path)
     elif damage == "text":
         path.write_text("no checkpoint")
     elif damage == "none":

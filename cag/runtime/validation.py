@@ -1,6 +1,7 @@
 """Reading and validating files: errors are one line that says what to do."""
 
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,10 +115,12 @@ def readable(path: str | Path, kind: str, missing: str, broken: str = "") -> Ite
     """Turn an error of reading, decoding or parsing a file into a UserError.
 
     It says the `kind` of content, with its article, and the remedy for a missing or broken file.
+    Warnings of libraries are left out: what is damaged is said once.
     """
     try:
         refuse_special(path)
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except UserError:
         raise
     except FileNotFoundError:

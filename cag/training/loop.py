@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -82,12 +83,14 @@ class Checkpoint:
         """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with ZipFile(self.path) as archive:  # PyTorch does not compare the checksums
+                damaged = archive.testzip() is not None
         except Exception as error:  # a damaged file raises many kinds
             if (refused := refusal(error, self.path)) is not None:
                 raise refused from None
             return None  # the training can always start afresh
         known = isinstance(state, dict) and self._identity().items() <= state.items()
-        return state if known else None
+        return state if known and not damaged else None
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file by this state."""
