@@ -406,9 +406,11 @@ def shared_groups(path: Path, processes: Processes, count: int) -> Iterator[h5py
     if processes.main:
         with ExitStack() as stack, create_store(path) as whole:
             files = [stack.enter_context(open_store(part, ())) for part in parts]
-            _reserve(whole, sum(part.stat().st_size for part in parts))
-            for name in map(str, range(count)):
-                next(file for file in files if name in file).copy(name, whole)
+            for key in map(str, range(count)):
+                group, part = whole.create_group(key), next(f for f in files if key in f)[key]
+                _reserve(whole, sum(data.nbytes + ROW_ENTRIES for data in part.values()))
+                for name in part:  # the group as a whole has an order that differs by its file
+                    part.copy(name, group)
         for part in parts:
             part.unlink()
 

@@ -135,7 +135,8 @@ def finished(request, tmp_path_factory) -> Finished:
 
 def test_the_whole_pipeline_ran(finished):
     if finished.name in LIKE:
-        assert finished.stages[-2:] == ["pretrain", "evaluate@pretrain"]
+        # DVC may prepare the target after the pretraining.
+        assert finished.stages[-1] == "evaluate@pretrain" and "pretrain" in finished.stages
         assert len(finished.stages) == 5
     else:
         assert finished.stages[-1] == "report"
