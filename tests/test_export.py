@@ -237,6 +237,17 @@ def test_adaptive_pooling_is_a_product_of_matrices(cells):
         torch.testing.assert_close(copied[0](images), pooling(images))
 
 
+def test_a_swin_transformer_is_refused_at_once(monkeypatch):
+    """Its trace does not end."""
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: pytest.fail("it is traced"))
+    encoder = "tu-swin_tiny_patch4_window7_224"
+    network = build(
+        CONFIG.model_copy(update={"architecture": "FPN", "encoder": encoder, "options": {}}), 3
+    )
+    with pytest.raises(UserError, match=r"Swin transformer cannot be traced .* network\.encoder"):
+        export.trace(network)
+
+
 def test_a_file_that_no_runtime_can_run_is_one_line(monkeypatch):
     def broken(images):
         raise RuntimeError("invalid\nindex")

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.encoders.mix_transformer import Attention
 from timm.layers import Conv2dSame, RotaryEmbeddingDinoV3
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
 from cag.datasets.images import read_image
@@ -33,6 +35,7 @@ TOLERANCE, ROUNDING, AGREEMENT = 1e-4, 10, 0.99
 LEAST_SIDE = 33  # pixels: for smaller images the encoder's last map is one pixel, traced apart
 INPUT = "images: float32 [B, 3, H, W], RGB in [0, 1], H and W above 32; normalised inside"
 OUTPUT = "logits: float32 [B, K, H, W] at the images' size; their argmax over K is the train id"
+_ENDLESS = (SwinTransformerBlock, SwinTransformerV2Block)  # windows whose trace takes hours
 _EXAMPLE = (2, 3, 100, 157)  # no multiple of a network's stride, so that nothing is traced away
 
 Run = Callable[[Tensor], Tensor]  # logits of images float [B, 3, H, W] in [0, 1]
@@ -213,8 +216,13 @@ def comparison_images(patterns: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
 def trace(network: SegmentationNetwork) -> torch.export.ExportedProgram:
     """Trace a network in eval mode on the CPU; batch, height and width (above 32) stay free.
 
-    A UserError if it cannot be traced.
+    A UserError if it cannot be traced, at once for Swin transformers.
     """
+    if any(isinstance(layer, _ENDLESS) for layer in network.modules()):
+        problem = (
+            "the shifted windows of a Swin transformer cannot be traced for images of any size"
+        )
+        raise UserError(f"{problem}; train another network.encoder")
     shapes = {"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     try:
         with _quiet():
