@@ -458,7 +458,7 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
         raise _unreadable(path, error) from None
     with file:
         if file.id.get_create_plist().get_version()[0] < OLDEST_SUPERBLOCK:
-            raise _damaged(path, "it has no checksums")
+            raise _damaged(path, "of an older form, without checksums")
         with _readable(file):
             missing = [key for key in keys if key not in file]
         if missing:
@@ -634,7 +634,10 @@ def require_classes(file: h5py.File, labels: Tensor, num_classes: int) -> None:
 
 def read_group_name(file: h5py.File, key: str) -> str:
     """Read the image's name of a group that `write_group` wrote; a UserError if it is damaged."""
-    return _read_texts(file, f"{key}/name")[0]
+    names = _read_texts(file, f"{key}/name")
+    if len(names) != 1:
+        raise _damaged(file.filename, f"group {key} has {len(names)} names")
+    return names[0]
 
 
 def read_names(file: h5py.File) -> list[str]:

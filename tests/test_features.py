@@ -31,6 +31,7 @@ from cag.features import (
     open_store,
     pixel_draws,
     read_array,
+    read_group_name,
     read_names,
     read_target_images,
     read_target_row,
@@ -768,8 +769,21 @@ def test_a_store_without_checksums_is_refused(tmp_path):
         for key in file:
             file.copy(key, old)
     os.replace(tmp_path / "old.h5", path)
-    with pytest.raises(UserError, match=r"target\.h5: damaged HDF5 file \(it has no checksums\)"):
+    with pytest.raises(
+        UserError, match=r"target\.h5: damaged HDF5 file \(of an older form, without checksums\)"
+    ):
         read_target_store(path, K)
+
+
+def test_a_group_has_one_name(tmp_path):
+    path = tmp_path / "samples.h5"
+    with create_store(path) as file:
+        write_group(file, "0", "straße/日本", {"truth": torch.zeros(2, 3)})
+        file["1/name"] = np.array([], "S3")
+    with open_store(path, ()) as file:
+        assert read_group_name(file, "0") == "straße/日本"
+        with pytest.raises(UserError, match="group 1 has 0 names"):
+            read_group_name(file, "1")
 
 
 def test_names_may_be_long_and_in_any_script(tmp_path):
