@@ -113,9 +113,8 @@ def passed_over(folder: Path, split: Split) -> list[str]:
     Paths are posix, below `folder`. A UserError as for `list_split`.
     """
     below = [split.images] if split.label_suffix else split.folders  # gtFine/ has files of its own
-    files = {PurePosixPath(path) for part in below for path, _ in _files(Path(folder), part)}
-    is_read = {path for path in files if _is_image(path, split.image_suffix)}
-    return sorted(path.as_posix() for path in files - is_read)
+    paths = (path for part in below for path, _ in _files(Path(folder), part))
+    return sorted({p for p in paths if not _is_image(PurePosixPath(p), split.image_suffix)})
 
 
 def _is_image(path: PurePosixPath, suffix: str) -> bool:

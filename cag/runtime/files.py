@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import psutil
+from pandas.api.types import is_numeric_dtype
 
 from cag.runtime.errors import UserError, absent, refuse_special
 
@@ -343,9 +345,9 @@ def _plain(obj: Any) -> Any:
 
 def write_csv(path: Path, dataframe: pd.DataFrame) -> None:
     r"""Write a table atomically: header, no index, lines ended by \n on every system."""
-    form = {"index": False, "lineterminator": "\n"}
-    text = dataframe.to_csv(**form)
-    if "\r" in text:  # in a name; Python quotes that only from 3.13 on
-        text = dataframe.to_csv(**form, quoting=csv.QUOTE_ALL)
+    columns = (column for _, column in dataframe.items() if not is_numeric_dtype(column))
+    texts = chain(dataframe.columns, *columns)
+    # Python quotes a \r in a name only from 3.13 on.
+    quoting = csv.QUOTE_ALL if any("\r" in str(text) for text in texts) else csv.QUOTE_MINIMAL
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        dataframe.to_csv(partial, index=False, lineterminator="\n", quoting=quoting)
