@@ -53,7 +53,7 @@ PROBABILITIES = 2**12  # a reduced store rounds a probability to one part of so 
 SHARD_BATCHES, IMAGES_AT_ONCE = 4, 256
 SHARD_FORMAT = 3
 HDF5_FORMAT = ("v110", "v110")  # its entries have checksums, as those of older ones have not
-OLDEST_SUPERBLOCK = 2  # the version of such a file's first entry
+OLDEST_HEADER = 2  # the version of such a group's entry
 # Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
 FILE_ENTRIES, ROW_ENTRIES = 2**16, 2**9
 
@@ -457,33 +457,44 @@ def open_store(path: Path, keys: Sequence[str]) -> Iterator[h5py.File]:
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:
-        if file.id.get_create_plist().get_version()[0] < OLDEST_SUPERBLOCK:
-            raise _damaged(path, "of an older form, without checksums")
         with _readable(file):
+            _check_self_contained(file)
             missing = [key for key in keys if key not in file]
         if missing:
             raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and rerun")
         with _readable(file):
-            _check_self_contained(file)
             _check_forms(file, keys)
         yield file
 
 
 def _check_self_contained(file: h5py.File) -> None:
     """Raise a ValueError if something in the file lies elsewhere, or is larger than it can be."""
-    links = {}
-    file.visititems_links(lambda name, link: links.update({name: link}))
-    for name, link in links.items():
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link")
-        data = file[name]
-        if isinstance(data, h5py.Group):
-            continue
+    for name, data in _data_sets(file):
         if data.external or data.is_virtual:
             raise ValueError(f"{name} has its data in other files")
         most = _most_compressed(data) if name in TARGET_ROWS else 1  # all else is not compressed
         if data.nbytes > most * data.id.get_storage_size():
             raise ValueError(f"{name} declares the shape {data.shape}, more than the file holds")
+
+
+def _data_sets(group: h5py.Group, deepest: int = 2) -> Iterator[tuple[str, h5py.Dataset]]:
+    """The data sets in a group and in its groups; no link is followed.
+
+    HDF5 takes all memory over a damaged group of its older form, which has no checksum.
+    """
+    if h5py.h5o.get_info(group.id).hdr.version < OLDEST_HEADER:
+        raise ValueError("an older form, without checksums")
+    for key in group:
+        name = f"{group.name}/{key}".lstrip("/")
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is a link")
+        found = group[key]
+        if not isinstance(found, h5py.Group):
+            yield name, found
+        elif deepest > 1:
+            yield from _data_sets(found, deepest - 1)
+        else:
+            raise ValueError(f"{name} is a group in a group")
 
 
 def _most_compressed(data: h5py.Dataset) -> int:

@@ -762,17 +762,29 @@ def test_texts_whose_lengths_lie_elsewhere_are_refused(tmp_path, key):
         read_target_store(tmp_path / "target.h5", K)
 
 
-def test_a_store_without_checksums_is_refused(tmp_path):
+@pytest.mark.parametrize("strategy", [None, "page"])
+def test_a_store_without_checksums_is_refused(tmp_path, strategy):
+    """Nor is one whose first entry alone has a checksum, as with a strategy."""
     write_target(tmp_path)
-    path = tmp_path / "target.h5"
-    with h5py.File(path) as file, h5py.File(tmp_path / "old.h5", "w", libver="earliest") as old:
+    path, form = tmp_path / "target.h5", {"libver": "earliest", "fs_strategy": strategy}
+    with h5py.File(path) as file, h5py.File(tmp_path / "old.h5", "w", **form) as old:
         for key in file:
             file.copy(key, old)
     os.replace(tmp_path / "old.h5", path)
-    with pytest.raises(
-        UserError, match=r"target\.h5: damaged HDF5 file \(of an older form, without checksums\)"
-    ):
+    said = r"target\.h5: damaged HDF5 file \(an older form, without checksums\)"
+    with pytest.raises(UserError, match=said):
         read_target_store(path, K)
+
+
+def test_groups_are_not_followed_in_circles(tmp_path):
+    with create_store(tmp_path / "samples.h5") as file:
+        group = file.create_group("0")
+        group["0"] = group
+    with (
+        pytest.raises(UserError, match="0/0 is a group in a group"),
+        open_store(tmp_path / "samples.h5", ()),
+    ):
+        pass
 
 
 def test_a_group_has_one_name(tmp_path):
