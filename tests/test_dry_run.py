@@ -122,7 +122,9 @@ def test_the_memory_is_that_of_a_real_step(params):
     labels = [torch.zeros(2, n, HEIGHT, WIDTH, dtype=torch.uint8) for n in LABEL_MAPS["adapt"]]
     batch = Batch(*(DomainBatch(images.clone(), maps) for maps in labels))
     expected = real_peak(objective, batch)
-    assert 0.99 * found < expected < 1.1 * found  # the convolutions' own memory differs by CPU
+    # With AVX2 the convolutions take less memory of their own.
+    least = 1 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 0.99
+    assert least * found <= expected < 1.1 * found
 
 
 def test_a_frozen_encoder_takes_less_memory_and_fewer_flop(params):

@@ -38,7 +38,7 @@ _UPPER_8 = "expected 16 bits, of which the upper 8 are used: save it with 8 bits
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**28
 LARGEST_FILE = 2**32  # bytes: of a PNG or JPEG, which is read as a whole
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that nobody needs, and of sizes
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # an error says what it says
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # our own error says what is damaged
 
 
 def read_image(path: Path, turn_by_exif: bool = True) -> np.ndarray:
