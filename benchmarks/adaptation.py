@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import click
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
@@ -53,7 +54,8 @@ COMPARED = [SOURCE, LONG, PAPER, DEFAULT, ORACLE]  # the other variants are abla
 RUN = ["pair", "variant", "seed"]
 OF_ROUNDS = {"warmup", "extract", "anchors", "pseudo_label", "adapt", "rounds"}
 OF_ORACLE = ("iterations", "batch_size")
-COLUMNS = [*RUN, "model", "miou", "iou", "label_free", "seconds", "fingerprint", "commit"]
+SCORED = ["model", "miou", "iou", "label_free", "seconds"]
+COLUMNS = [*RUN, *SCORED, "processor", "fingerprint", "commit"]
 PICTURES = 3  # of a pair
 APART = 1.0  # points of mIoU: two models that differ by less are not told apart
 Cell = tuple[str, str, int]  # a value of each of RUN
@@ -199,7 +201,7 @@ def read_scores() -> pd.DataFrame:
     """The table of `COLUMNS`, a row for each model of each run; empty if there is none.
 
     miou is in %; iou (in %, by class) and label_free (numbers by name) are JSON; seconds are of the
-    model's training, NaN where an earlier run had trained it.
+    model's training, NaN where an earlier run had trained it. The processor is `processor`'s.
     """
     if not SCORES.exists():
         return pd.DataFrame(columns=COLUMNS)
@@ -207,9 +209,16 @@ def read_scores() -> pd.DataFrame:
 
 
 def replace_rows(planned: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a run's rows at the end of the table, instead of its older ones."""
+    """Write a run's rows at the end of the table, instead of its older ones.
+
+    Those with the same parameters from another kind of processor stay.
+    """
     scores = read_scores()
-    kept = scores.drop(planned.rows(scores).index).to_dict("records")
+    older, new = planned.rows(scores), pd.DataFrame(rows)
+    stays = older["fingerprint"].isin(new["fingerprint"])
+    stays &= ~older["processor"].isin(new["processor"])
+    older = older[~stays]
+    kept = scores.drop(older.index).to_dict("records")
     write_csv(SCORES, pd.DataFrame([*kept, *rows], columns=COLUMNS))
 
 
@@ -333,7 +342,15 @@ def _results(planned: Run, commit: str) -> Iterator[dict[str, Any]]:
         iou = json.dumps((100 * classes.dropna()).round(2).to_dict())
         seconds = records.get(stage, {}).get("seconds")
         values = (*planned.cell, model, miou, iou, json.dumps(numbers), seconds)
-        yield dict(zip(COLUMNS, (*values, planned.fingerprint, commit[:12]), strict=True))
+        origin = (processor(), planned.fingerprint, commit[:12])
+        yield dict(zip(COLUMNS, (*values, *origin), strict=True))
+
+
+def processor() -> str:
+    """The kind of processor: two kinds train other weights, by their rounding."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return torch.backends.cpu.get_cpu_capability()  # "AVX2", say
 
 
 def run_all(
@@ -422,29 +439,40 @@ def _text(value: float | None, form: str = ".1f") -> str:
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
-def by_seed(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The mIoU in % of each pair, a row for each variant, a column "seed 0" ...; NaN: missing.
+def by_seed(scores: pd.DataFrame, value: str = "miou") -> dict[str, pd.DataFrame]:
+    """A value of each pair, a row for each variant, a column "seed 0" ...; NaN: missing.
 
-    The first rows are `COMPARED`. A variant's mIoU is that of its last model; that of source only
-    is the default's `pretrain`.
+    The first rows are `COMPARED`. The value is that of a variant's last model: "miou" in %, or
+    "effect", its points over the default with the same seed on the same kind of processor. Source
+    only is the default's `pretrain`. A cell with several kinds of processor has the one of most
+    rows in the table.
     """
-    source = scores[(scores["variant"] == DEFAULT) & (scores["model"] == "pretrain")]
-    last = scores.groupby(RUN, sort=False).tail(1)
+    commonest = list(scores["processor"].value_counts().index)
+    order = scores["processor"].map(commonest.index)
+    rows = scores.loc[order.sort_values(kind="stable").index]
+    source = rows[(rows["variant"] == DEFAULT) & (rows["model"] == "pretrain")]
+    last = rows.groupby([*RUN, "processor"], sort=False).tail(1)
     cells = pd.concat([source.assign(variant=SOURCE), last])
+    same = ["pair", "seed", "processor"]
+    default = cells[cells["variant"] == DEFAULT].set_index(same)["miou"].rename("default")
+    cells = cells.join(default, on=same)
+    cells["effect"] = cells["miou"] - cells["default"]
+    cells = cells.drop_duplicates(RUN)
     cells["seed"] = "seed " + cells["seed"].astype(str)
-    names = list(dict.fromkeys([*COMPARED, *cells["variant"]]))
+    names = list(dict.fromkeys([*COMPARED, *scores["variant"]]))
     return {
-        str(pair): rows.pivot(index="variant", columns="seed", values="miou").reindex(names)
-        for pair, rows in cells.groupby("pair")
+        str(pair): found.pivot(index="variant", columns="seed", values=value).reindex(names)
+        for pair, found in cells.groupby("pair")
     }
 
 
-def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    """The variants of a pair in `by_seed` as text; a gain is a mean over the seeds of both.
+def variant_rows(table: pd.DataFrame, effects: pd.DataFrame) -> list[dict[str, str]]:
+    """The variants of a pair in `by_seed`, with their effects, as text.
 
+    A gain is a mean over the seeds of both.
     "worst" is a seed's least gain over source only, "gap closed" the gain's share of the oracle's.
     """
-    over = {name: table - table.loc[name] for name in (SOURCE, LONG, DEFAULT)}
+    over = {name: table - table.loc[name] for name in (SOURCE, LONG)}
     gap = over[SOURCE].loc[ORACLE].dropna()
     gains = over[SOURCE][gap.index]
     gaps = (gains.notna() * gap).sum(axis=1)  # over the seeds of both
@@ -454,7 +482,7 @@ def variant_rows(table: pd.DataFrame) -> list[dict[str, str]]:
         "over source only": over[SOURCE].mean(axis=1).map(_text, form="+.1f"),
         "worst": over[SOURCE].min(axis=1).map(_text, form="+.1f"),
         "over trained as long": over[LONG].mean(axis=1).map(_text, form="+.1f"),
-        "over the default": over[DEFAULT].mean(axis=1).map(_text, form="+.1f"),
+        "over the default": effects.mean(axis=1).map(_text, form="+.1f"),
         "gap closed, %": (100 * gains.sum(axis=1) / gaps.where(gaps > 0)).map(_text, form=".0f"),
     }
     rows = pd.DataFrame(columns)[table.notna().any(axis=1)]
@@ -542,14 +570,15 @@ def dots_figure(
 def draw() -> None:
     """Print the tables of the scores as Markdown, and write their plots to `docs/images/`."""
     scores = read_scores()
-    tables, models = by_seed(scores), watched_models(scores)
+    tables, effects = by_seed(scores), by_seed(scores, "effect")
+    models = watched_models(scores)
     related = correlations(models)
     if not tables:
         raise UserError(f"{SCORES}: no scores; `python -m benchmarks.adaptation run` makes them")
     for pair, table in tables.items():
-        print(f"{pair}\n\n{markdown(variant_rows(table))}\n")
+        print(f"{pair}\n\n{markdown(variant_rows(table, effects[pair]))}\n")
     compared = {pair: table.loc[COMPARED] for pair, table in tables.items()}
-    effects = {pair: (t - t.loc[DEFAULT]).drop(COMPARED) for pair, t in tables.items()}
+    effects = {pair: effect.drop(COMPARED) for pair, effect in effects.items()}
     effects = {pair: effect for pair, effect in effects.items() if effect.notna().any(axis=None)}
     figures = {"adaptation": dots_figure(compared, "mIoU, %")}
     if effects:

@@ -34,11 +34,13 @@ def grid(**changes) -> Grid:
     return Grid.model_validate(content)
 
 
-def rows(pair, variant, scores, model="round1", fingerprint=OLD, label_free="{}"):
+def rows(
+    pair, variant, scores, model="round1", fingerprint=OLD, label_free="{}", processor="AVX512"
+):
     """Rows of a variant, with the mIoU by seed."""
     return [
         dict(zip(COLUMNS, (pair, variant, seed, model, miou, "{}", label_free), strict=False))
-        | {"fingerprint": fingerprint, "commit": OLD}
+        | {"processor": processor, "fingerprint": fingerprint, "commit": OLD}
         for seed, miou in scores.items()
     ]
 
@@ -155,6 +157,19 @@ def test_a_run_is_done_once_its_parameters_have_scores(folder):
     assert adaptation.states([run], table())[0]["seed 0"] == "missing"
 
 
+def test_scores_of_another_kind_of_processor_stay(folder):
+    run = plan(("a", "x", 0), Variant(), PRESET)
+    mine = {"fingerprint": run.fingerprint, "processor": "AVX2"}
+    adaptation.replace_rows(run, rows("a", "x", {0: 10}))  # of other parameters
+    adaptation.replace_rows(run, rows("a", "x", {0: 20}, fingerprint=run.fingerprint))
+    adaptation.replace_rows(run, rows("a", "x", {0: 30}, **mine))
+    assert adaptation.read_scores()["miou"].tolist() == [20, 30]
+    adaptation.replace_rows(run, rows("a", "x", {0: 31}, **mine))
+    scores = adaptation.read_scores()
+    assert scores["miou"].tolist() == [20, 31] and run.is_done(scores)
+    assert scores["processor"].tolist() == ["AVX512", "AVX2"]
+
+
 def test_fingerprints_and_commits_are_text_even_of_digits(folder):
     run = Run(("a", "x", 0), {})
     adaptation.replace_rows(run, rows("a", "x", {0: 1}, fingerprint="00000012e456"))
@@ -200,7 +215,9 @@ SCORES = table(
 
 def test_table_by_hand():
     tables = adaptation.by_seed(SCORES)
-    found = {row.pop("variant"): list(row.values()) for row in adaptation.variant_rows(tables["a"])}
+    effects = adaptation.by_seed(SCORES, "effect")
+    read = {pair: adaptation.variant_rows(tables[pair], effects[pair]) for pair in "ab"}
+    found = {row.pop("variant"): list(row.values()) for row in read["a"]}
     # mIoU, seeds 0 to 2, over source only, worst, over trained as long, over the default, gap
     assert found == {
         "source only": [
@@ -221,10 +238,27 @@ def test_table_by_hand():
             *("+1.5", "+0.0", "+2.0", "-1.5", "30"),
         ],
     }
-    alone = adaptation.variant_rows(tables["b"])
+    alone = read["b"]
     assert [row["variant"] for row in alone] == ["source only", "the default"]
     assert [row["over source only"] for row in alone] == ["+0.0", "-1.0"]
     assert {row["gap closed, %"] for row in alone} == {""}
+
+
+def test_an_effect_is_over_the_default_of_the_same_kind_of_processor():
+    scores = table(
+        SCORES.to_dict("records"),
+        rows("a", "the default", {0: 30}, "pretrain", processor="AVX2"),
+        rows("a", "the default", {0: 40}, "round2", processor="AVX2"),
+        rows("a", "with blur", {0: 41.5, 1: 50}, processor="AVX2"),
+        rows("a", "without mixing", {1: 1}, processor="AVX2"),
+    )
+    values, effects = (adaptation.by_seed(scores, v)["a"].T for v in ("miou", "effect"))
+    assert values["the default"].tolist() == [43, 47, 45]  # AVX512: of most rows
+    assert values["source only"].tolist() == [40, 42, 44]
+    assert values["with blur"].tolist()[:2] == [41.5, 50]
+    assert effects["with blur"].iloc[0] == 1.5 and pd.isna(effects["with blur"].iloc[1])
+    assert effects["without mixing"].tolist()[1:] == [-2, -1]
+    assert effects["the default"].tolist() == [0, 0, 0]
 
 
 def test_rank_correlation_by_hand():
@@ -311,6 +345,7 @@ def test_one_command_makes_what_is_missing(tmp_path):
     assert (score["pair"], score["variant"], score["model"]) == ("tiny", "the default", "pretrain")
     assert 0 <= score["miou"] <= 100 and score["seconds"] > 0 and len(json.loads(score["iou"])) > 5
     assert git(project, "rev-parse", "HEAD").startswith(score["commit"])
+    assert score["processor"] == adaptation.processor()
 
     kept = project / ".scratch/adaptation/pictures"
     numbers, models = range(adaptation.PICTURES), ("source-only", "the-default", "truth")
