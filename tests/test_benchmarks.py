@@ -124,13 +124,14 @@ def test_the_cpu_benchmark_runs(capsys):
 
 def test_the_network_benchmark_says_what_works_and_why_not(monkeypatch):
     monkeypatch.setattr(networks, "ARCHITECTURES", ("FPN", "Linear"))
-    monkeypatch.setattr(networks, "ENCODERS", {"small": ("tu-test_efficientnet", {})})
-    heads, _, pyramid, linear, reason = networks.rows()
-    assert heads == ["", "small"] and pyramid == ["`FPN`", "128, 4"]
-    assert linear == ["`Linear`", "no (1)"] and reason[0].startswith("1. ")
+    encoders = {"small": ("tu-test_efficientnet", {}), "ViT": ("tu-test_vit", {})}
+    monkeypatch.setattr(networks, "ENCODERS", encoders)
+    heads, _, pyramid, linear, (reason,) = networks.rows()
+    assert heads == ["", "small", "ViT"] and pyramid == ["`FPN`", "128, 4", "no (1)"]
+    assert linear == ["`Linear`", "64, 32", "64, 16"] and reason.startswith("1. Unsupported model")
     large = "tu-test_efficientnet", {}, "FPN", (64, 96)
     monkeypatch.setattr(networks, "LARGE", [large])
-    (*_, row) = networks.memory_rows()
+    *_, row = networks.memory_rows()
     assert row[:4] == ["`FPN`", "`tu-test_efficientnet`", row[2], "64 x 96"]
     assert float(row[2]) > 0 and len(row) == 6
 
