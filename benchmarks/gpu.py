@@ -2,27 +2,35 @@
 
 Checks that it computes what the CPU does. Then measures training steps from the released form to
 ours, feature extraction and pseudo-labelling in images per second, each beside the machine's limit.
-Needs no data: images, labels and weights are random, with the sizes and the network of the preset
-gta5_to_cityscapes. Takes minutes. Exit status 1: a check fails.
+Needs no data: images, labels and weights are random, with the sizes and the network of the presets
+gta5_to_cityscapes and gta5_to_cityscapes_online. Takes minutes. Exit status 1: a check fails.
 """
 
 import gc
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import click
 import torch
+from torch import Tensor, nn
 
 from benchmarks import ROOT, measure, steps
 from cag.config.parameters import Parameters, load_all
-from cag.features import target_bytes
+from cag.features import reduced_row, target_bytes
+from cag.networks import SegmentationNetwork
+from cag.prediction import predict_pixels
+from cag.project.speed import random_projection
+from cag.projection import Projection
 from cag.pseudo_labels import anchor_distances
 from cag.runtime.errors import UserError
 from cag.runtime.program import run
 
 TARGET_SPEEDUP, TARGET_READING = 4, 0.4  # times the released form; of the memory's rate
+COPIED, ON_DEVICE = "from the host", "from the device's memory"
 RUNGS = {
     "+ cached labels": "cached_labels",
     "+ vectorised losses": "vectorised",
@@ -32,12 +40,24 @@ RUNGS = {
     "+ fused optimizer": "fused",
     "+ cudnn.benchmark": "cudnn_benchmark",
     "+ torch.compile": "compiled",
+    "online teacher instead": "online",
 }
+
+
+class Device(NamedTuple):
+    """Takes the place of a Fabric, in one of `measure.PRECISIONS`."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager:
+        """A context of the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16")
 
 
 def preset(small: bool) -> Parameters:
     """The preset's parameters; `small` ones have a network and images for a quick run on a CPU."""
-    params = load_all(ROOT / "presets/gta5_to_cityscapes.yaml")
+    params = load_all(ROOT / "presets/gta5_to_cityscapes_online.yaml")
     if not small:
         return params
     size = (32, 64)
@@ -135,7 +155,7 @@ class Bench:
 
     def _waits_nowhere(self, problem: steps.Problem) -> bool:
         """Whether a step of ours, with its copy to the device, runs without waiting for it."""
-        *_, uncompiled, _ = steps.ladder(RUNGS)
+        *_, uncompiled, _, _ = steps.ladder(RUNGS)
         step, new = steps.Step(problem, uncompiled), measure.host_tensor
         host = [[new(x.shape, x.dtype, self.device).copy_(x) for x in d] for d in problem.batch]
         step()
@@ -155,69 +175,112 @@ class Bench:
         print(f"a step of ours waits for the device nowhere{note}")
         return True
 
+    def _forms(self, width: int) -> dict[str, Projection | None]:
+        """The forms of a target store of so many channels: the preset's, and all channels."""
+        projection = random_projection(steps.CLASSES, width, self.params.extract.directions)
+        return {f"{len(projection.directions)} directions": projection, "all channels": None}
+
     def extraction(self) -> None:
         """Print the rate of feature extraction and the part of the machine that limits it."""
         height, width = self.params.target.size
         batch = self.params.extract.batch_size
-        heading(f"Extraction: {batch} images of {width} x {height}, float16 features to the host")
+        heading(f"Extraction: {batch} images of {width} x {height}, a target store's rows")
         images = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8).to(self.device)
         network = steps.random_network(self.params.network, images[:2] / 255)
         network.to(memory_format=torch.channels_last)
         flops, shape = steps.network_flops(self.params.network, height, width)
-        host = measure.host_tensor((batch, *shape), torch.float16, self.device)
-        copied, stored = host.nbytes / batch, target_bytes(1, *shape)
-        transfers = {
-            "copy": measure.copy_rate(host.to(self.device), host) / copied,
-            "disk": measure.disk_rate(ROOT, 2**20 if self.small else 2**30) / stored,
-        }
-        print(
-            f"An image takes {flops / 1e12:.3g} TFLOP, {copied / 1e6:.4g} MB to the host and "
-            f"{stored / 1e6:.4g} MB of this folder's disk.\n"
-        )
-
-        def extract(precision: str) -> None:
-            inputs = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, precision == "bf16"):
-                features = network(inputs).features
-            host.copy_(features.half().contiguous(), non_blocking=True)
-
+        disk = measure.disk_rate(ROOT, 2**20 if self.small else 2**30)
+        print(f"An image takes {flops / 1e12:.3g} TFLOP of the network.\n")
         rows = []
-        for precision in measure.PRECISIONS:
-            limits = {"matrix rate": self.matrix_rates[precision] / flops, **transfers}
-            with torch.inference_mode(), measure.numerics(precision == "TF32"):
-                rate = batch / measure.seconds(partial(extract, precision), *self.effort)
-            bound = min(limits, key=limits.get)
-            row = {"precision": precision, "images/s": f"{rate:.1f}"}
-            row |= {f"{name} allows": f"{limit:.1f}" for name, limit in limits.items()}
-            rows.append(row | {"bound by": bound, "of that bound": f"{rate / limits[bound]:.0%}"})
+        for form, projection in self._forms(shape[0]).items():
+            directions = None if projection is None else len(projection.directions)
+            stored = target_bytes(1, *shape, directions)
+            for precision in measure.PRECISIONS:
+                with torch.inference_mode(), measure.numerics(precision == "TF32"):
+                    rate, copied, copies = self._extracted(network, images, projection, precision)
+                limits = {"matrix rate": self.matrix_rates[precision] / flops}
+                limits |= {"copy": copies / copied, "disk": disk / stored}
+                bound = min(limits, key=limits.get)
+                row = {"features": f"{form}, {precision}", "images/s": f"{rate:.1f}"}
+                row |= {"MB copied": f"{copied / 1e6:.4g}", "MB of disk": f"{stored / 1e6:.4g}"}
+                row |= {f"{name} allows": f"{limit:.1f}" for name, limit in limits.items()}
+                row |= {"bound by": bound, "of that bound": f"{rate / limits[bound]:.0%}"}
+                rows.append(row)
         print(measure.table(rows))
         print("\nNo features are written: where the disk is the bound, it sets the pace.")
+
+    def _extracted(
+        self,
+        network: SegmentationNetwork,
+        images: Tensor,
+        projection: Projection | None,
+        precision: str,
+    ) -> tuple[float, float, float]:
+        """Images a second to the host, as in `extract_target`; an image's bytes; bytes a second."""
+        views, fabric = self.params.extract.target_views, Device(self.device, precision)
+
+        def rows() -> tuple[Tensor, ...]:
+            row = predict_pixels(network, images, views, fabric)
+            return row if projection is None else reduced_row(*row, projection)
+
+        first = rows()
+        hosts = [measure.host_like(part) for part in first]
+        copied = sum(host.nbytes for host in hosts) / len(images)
+        copies = measure.copy_rate(first[0], hosts[0])
+
+        def to_host() -> None:
+            for host, part in zip(hosts, rows(), strict=True):
+                host.copy_(part, non_blocking=True)
+
+        return len(images) / measure.seconds(to_host, *self.effort), copied, copies
 
     def pseudo_labelling(self) -> None:
         """Print the rate of `anchor_distances`, which takes most of `pseudo_label`'s time."""
         shape = (1, *steps.network_flops(self.params.network, *self.params.target.size)[1])
-        heading(f"Pseudo-labels: anchor_distances on float16 features {shape[1:]}")
-        host = measure.host_tensor(shape, torch.float16, self.device)
-        host.copy_(torch.randn(shape).relu())
-        on_device = torch.empty_like(host, device=self.device)
-        from_host = measure.copy_rate(host, on_device)
-        memory = measure.memory_rate(self.device, 2**20 if self.small else 2**30)
+        heading(f"Pseudo-labels: anchor_distances on features {tuple(shape[1:])}")
+        features = torch.randn(shape, device=self.device).relu()
         anchors = torch.randn(steps.CLASSES, shape[1], device=self.device).relu()
-        print(f"An image has {host.nbytes / 1e6:.4g} MB of features.\n")
+        memory = measure.memory_rate(self.device, 2**20 if self.small else 2**30)
+        rows = []
+        for form, projection in self._forms(shape[1]).items():
+            rows += self._labelled(form, projection, features, anchors, memory)
+        print(measure.table(rows))
+        print(
+            f"\ntarget: all channels from the device's memory at {TARGET_READING:.0%} of its rate"
+        )
 
-        def row(name: str, features: torch.Tensor, limit: float) -> dict[str, str]:
-            def label() -> None:
-                anchor_distances(features.to(self.device, non_blocking=True), anchors)
+    def _labelled(
+        self,
+        form: str,
+        projection: Projection | None,
+        features: Tensor,
+        anchors: Tensor,
+        memory: float,
+    ) -> list[dict[str, str]]:
+        """Rows for features that the host reads and copies, as in `pseudo_label`, and for others.
 
-            duration = measure.seconds(label, *self.effort)
-            read = host.nbytes / duration
-            rates = {"images/s": f"{1 / duration:.1f}", "GB/s": f"{read / 1e9:.3g}"}
-            limits = {"measured rate, GB/s": f"{limit / 1e9:.3g}", "of it": f"{read / limit:.0%}"}
-            return {"features from": name} | rates | limits
+        `memory`: bytes a second of the device's.
+        """
+        if projection is None:
+            stored, read = features.half().cpu(), nn.Identity()
+        else:
+            stored, read = projection.reduce(features).cpu(), projection.coordinates
+            anchors, _ = projection.place(anchors)
+        on_host = read(stored)
+        on_device = on_host.to(self.device)
+        copies = measure.copy_rate(on_host, torch.empty_like(on_device))
 
-        copied = row("host memory, copied", host, from_host)
-        print(measure.table([copied, row("the device's memory", on_device, memory)]))
-        print(f"\ntarget: features from the device's memory at {TARGET_READING:.0%} of its rate")
+        def row(place: str, get: Callable[[], Tensor], limit: float) -> dict[str, str]:
+            duration = measure.seconds(lambda: anchor_distances(get(), anchors), *self.effort)
+            rate = on_host.nbytes / duration
+            rates = {"MB": f"{on_host.nbytes / 1e6:.4g}", "images/s": f"{1 / duration:.1f}"}
+            limits = {"measured rate, GB/s": f"{limit / 1e9:.3g}", "of it": f"{rate / limit:.0%}"}
+            return {"features": f"{form}, {place}"} | rates | {"GB/s": f"{rate / 1e9:.3g}"} | limits
+
+        return [
+            row(COPIED, lambda: read(stored).to(self.device), copies),
+            row(ON_DEVICE, lambda: on_device, memory),
+        ]
 
 
 def heading(text: str) -> None:

@@ -115,6 +115,12 @@ def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
+def host_like(tensor: Tensor) -> Tensor:
+    """A `host_tensor` for copies of a tensor, with its strides, so that its bytes stay in order."""
+    pinned = tensor.device.type == "cuda"
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=pinned)
+
+
 def machine(device: torch.device) -> str:
     """Device, driver and torch in one line."""
     if device.type == "cpu":

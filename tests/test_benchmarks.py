@@ -7,7 +7,7 @@ import torch
 from golden_files import INPUTS, LOSSES, golden_arrays, stored_maps
 from test_gpu import distance
 
-from benchmarks import gpu, kernels, measure, training
+from benchmarks import gpu, kernels, measure, networks, training
 from benchmarks.steps import Form, Step, random_problem, released_labels, released_losses
 from cag.networks import NetworkOutput
 from cag.runtime.errors import UserError
@@ -21,7 +21,9 @@ def test_the_gpu_benchmark_runs_without_one_when_told_to(capsys):
     assert "these figures mean nothing" in lines[1]
     rows = {cells[1].strip(): cells for cells in (x.split("|") for x in lines) if len(cells) > 2}
     assert {"as released", *gpu.RUNGS} <= rows.keys()  # one that failed says so in its name
-    assert {*measure.PRECISIONS, "host memory, copied", "the device's memory"} <= rows.keys()
+    stores = "16 directions", "all channels"  # the small network has 16 channels
+    places = *measure.PRECISIONS, gpu.COPIED, gpu.ON_DEVICE
+    assert {f"{store}, {place}" for store in stores for place in places} <= rows.keys()
     assert any(line.startswith("fastest, ") for line in lines)
 
 
@@ -118,6 +120,20 @@ def test_the_cpu_benchmark_runs(capsys):
     training.benchmark(gpu.preset(small=True), count=1)
     found = capsys.readouterr().out
     assert all(name in found for name in ("as released", *training.RUNGS, "AdamW, fused"))
+
+
+def test_the_network_benchmark_says_what_works_and_why_not(monkeypatch):
+    monkeypatch.setattr(networks, "ARCHITECTURES", ("FPN", "Linear"))
+    encoders = {"small": ("tu-test_efficientnet", {}), "ViT": ("tu-test_vit", {})}
+    monkeypatch.setattr(networks, "ENCODERS", encoders)
+    heads, _, pyramid, linear, (reason,) = networks.rows()
+    assert heads == ["", "small", "ViT"] and pyramid == ["`FPN`", "128, 4", "no (1)"]
+    assert linear == ["`Linear`", "64, 32", "64, 16"] and reason.startswith("1. Unsupported model")
+    large = "tu-test_efficientnet", {}, "FPN", (64, 96)
+    monkeypatch.setattr(networks, "LARGE", [large])
+    *_, row = networks.memory_rows()
+    assert row[:4] == ["`FPN`", "`tu-test_efficientnet`", row[2], "64 x 96"]
+    assert float(row[2]) > 0 and len(row) == 6
 
 
 def clock(*calls):

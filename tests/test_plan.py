@@ -5,6 +5,7 @@ import shutil
 from itertools import count
 from types import SimpleNamespace
 
+import h5py
 import pandas as pd
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from cag.runtime.errors import UserError
 from cag.runtime.files import used_bytes
 
 START, STEP, FORWARD = 5.0, 2.0, 3.0  # seconds of a program's start, a step, a batch forward
+EXTRACTED = {"source": 7.0, "target": 11.0}  # of an image in each domain's extraction
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +40,16 @@ def planned(project):
     """The plan of the finished project, with times of our own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.setattr(plan, "start_seconds", lambda: START)
-        patch.setattr(plan, "step_seconds", lambda *_: STEP)
-        patch.setattr(plan, "forward_seconds", lambda *_: FORWARD)
+        set_times(patch, lambda *_: STEP)
         return plan.make_plan(measured=True)
+
+
+def set_times(patch, step_seconds):
+    """Let a plan have these times instead of measured ones."""
+    patch.setattr(plan, "start_seconds", lambda: START)
+    patch.setattr(plan, "step_seconds", step_seconds)
+    patch.setattr(plan, "forward_seconds", lambda *_: FORWARD)
+    patch.setattr(plan, "extraction_seconds", lambda domain, *_: EXTRACTED[domain])
 
 
 def test_the_disk_is_about_what_the_run_wrote(project, planned):
@@ -79,10 +87,12 @@ def test_the_seconds_are_starts_steps_and_forward_passes(planned):
     seconds = {stage.stage: stage.seconds for stage in planned.stages}
     assert seconds["index"] == 0 < seconds["prepare@source"] < 60
     assert seconds["pretrain"] == START + 30 * STEP
-    assert seconds["adapt@round2"] == START + 4 * STEP
+    # Forward passes are of 8 images; after the last step, 6 pass for the target's statistics.
+    assert seconds["adapt@round2"] == pytest.approx(START + 4 * STEP + 6 / 8 * FORWARD)
     assert seconds["anchors@round1"] == START
-    target = seconds["extract_target@round1"]
-    assert target == pytest.approx(START + 6 / 8 * FORWARD)  # batches of 8
+    assert seconds["extract_source@round1"] == START + 8 * EXTRACTED["source"]
+    assert seconds["extract_target@round1"] == START + 6 * EXTRACTED["target"]
+    assert seconds["evaluate@round2"] == pytest.approx(START + 4 / 8 * FORWARD)
     assert planned.total().seconds == pytest.approx(sum(seconds.values()))
 
 
@@ -130,6 +140,36 @@ def test_devices_share_a_step_and_its_memory(copy):
     assert one.memory > 1.5 * two.memory
 
 
+def test_devices_share_the_time_of_steps_and_images(copy, monkeypatch):
+    """A step takes a second for each image; its batch has 4."""
+    batch = {"batch_size": 4}
+    changes = {"pretrain": batch, "warmup": batch, "adapt": batch | {"on_regression": "warn"}}
+    write_params(copy, merged(read_params(copy), changes))
+    params = load_all()
+    set_times(monkeypatch, lambda training, params, network, images, *_: float(images))
+    names = "pretrain", "extract_target@round1", "evaluate@round1", "watch@round1", "adapt@round1"
+
+    def seconds(devices, **changes):
+        folder = copy / f"times{devices}{len(changes)}"
+        estimator = plan.Estimator(params.model_copy(update=changes), devices, folder)
+        commands = {name: "python" if "watch" in name else "$LAUNCH" for name in names}
+        planned = [estimator.plan(*item, measured=True) for item in commands.items()]
+        return [stage.seconds - START for stage in planned]
+
+    watched, statistics = (8 + 4 * 6) / 8 * FORWARD, 8 / 8 * FORWARD  # 6 images in batches of 4
+    for devices, step in {1: 4, 2: 2, 4: 1}.items():  # of 4 devices, a half of 2 images' step
+        expected = [
+            30 * step,
+            6 * EXTRACTED["target"] / devices,
+            4 / 8 * FORWARD / devices,
+            watched,
+            4 * step + statistics / devices + 2 * watched,  # one process looks for a regression
+        ]
+        assert seconds(devices) == pytest.approx(expected), devices
+    # Single images at a time, which 4 devices normalise together.
+    assert seconds(4, max_batch_per_device=1) == pytest.approx(expected)
+
+
 def test_a_change_of_the_parameters_changes_the_plan(copy, monkeypatch):
     monkeypatch.setattr(plan, "training_step", lambda *_: Work())
     changes = {"extract": {"target_views": {"gammas": [0.8, 1.0], "flip": True}}}
@@ -138,7 +178,8 @@ def test_a_change_of_the_parameters_changes_the_plan(copy, monkeypatch):
     stages = {stage.stage: stage for stage in plan.make_plan().stages}
     assert stages["extract_target@round1"].work.forwarded == pytest.approx(4 * 6)
     assert stages["warmup"].steps == 0 and stages["warmup"].bytes == stages["pretrain"].bytes
-    assert stages["adapt@round1"].work.forwarded == pytest.approx(2 * (8 + 4 * 6))
+    # 6 images for the target's statistics, and two models are measured.
+    assert stages["adapt@round1"].work.forwarded == pytest.approx(6 + 2 * (8 + 4 * 6))
     assert all(stage.seconds is None for stage in stages.values())
 
 
@@ -176,8 +217,9 @@ def test_without_the_data_sets_their_numbers_are_known(tmp_path, monkeypatch):
 # Times
 
 
-def test_steps_are_made_by_the_loop_and_timed_after_the_first(tmp_path, monkeypatch):
-    """With a clock on which each step takes a second."""
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Small parameters and a network of them; their prepared images are in `tmp_path`."""
     params = load_all(ROOT / "presets/scenes.yaml")
     network = params.network.model_copy(
         update={"encoder": "tu-test_efficientnet", "encoder_weights": None, "options": {}}
@@ -193,14 +235,54 @@ def test_steps_are_made_by_the_loop_and_timed_after_the_first(tmp_path, monkeypa
     for name in ("source", "target"):
         config = getattr(params, name).model_copy(update={"size": (32, 64)})
         sample_domain(name, config, tmp_path / name)
-    model = build(params.network, read_label_space(tmp_path / "source").num_classes)
+    return params, build(params.network, read_label_space(tmp_path / "source").num_classes)
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that goes on by a second whenever it is read."""
     ticks = count()
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     monkeypatch.setattr(speed, "SECONDS", 2)
-    fabric = make_fabric("32-true")
+    return ticks
+
+
+def test_steps_are_made_by_the_loop_and_timed_after_the_first(tiny, ticks, tmp_path):
+    (params, model), fabric = tiny, make_fabric("32-true")
     assert speed.step_seconds("adapt", params, model, 2, tmp_path, fabric) == 1
     assert next(ticks) == speed.WARM_UP + 4  # a reading before each step, and after the last
     assert speed.forward_seconds(plan.predict, model, (1, 32, 64), fabric) == 1
+
+
+def test_an_extraction_is_timed_with_all_that_it_does(tiny, ticks, tmp_path, monkeypatch):
+    (params, model), fabric, written = tiny, make_fabric("32-true"), []
+
+    def observed(write):
+        def writing(path, count, rows, **options):
+            write(path, count, rows, **options)
+            with h5py.File(path) as file:
+                written.append({key: (data.dtype.char, data.shape) for key, data in file.items()})
+
+        return writing
+
+    for name in ("write_source_shard", "write_target_shard"):
+        monkeypatch.setattr(speed, name, observed(getattr(speed, name)))
+    for domain, directions in (("source", 3), ("target", 3), ("target", None)):
+        config = params.extract.model_copy(update={"batch_size": 6, "directions": directions})
+        changed = params.model_copy(update={"extract": config})
+        found = speed.extraction_seconds(domain, changed, model, tmp_path, fabric)
+        assert found == 1 / 6  # of a batch's second
+    # Two batches come before the first that is timed, and SECONDS is exceeded after the fourth.
+    assert len(written) == 3 * 4
+    source, reduced, whole = written[::4]
+    assert source["class_sums"][1] == (6, model.num_classes, model.width)
+    assert reduced["features"] == ("h", (6, 3 + 1, 8, 16))
+    assert whole["features"] == ("e", (6, model.width, 8, 16))
+
+
+def test_a_projection_for_measurements_has_the_directions_asked_for():
+    projection = speed.random_projection(19, 256, 40)
+    assert projection.directions.shape == (40, 256) and projection.units.isfinite().all()
 
 
 def test_steps_are_timed_with_weights_that_stay(tmp_path, monkeypatch):

@@ -21,7 +21,14 @@ from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
 from cag.datasets.layouts import Split, list_split
 from cag.deploy.export import FullResolution
 from cag.networks import SegmentationNetwork
-from cag.project.raw_data import COMPLETE, SplitCheck, check_split, disk_needed, network_form
+from cag.project.raw_data import (
+    COMPLETE,
+    SplitCheck,
+    check_split,
+    disk_needed,
+    network_form,
+    step_memory,
+)
 from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -285,6 +292,25 @@ def test_a_network_of_one_size_of_images_is_found_before_any_training():
         network_form(params.model_copy(update={"network": fixed}), 5)
 
 
+def test_the_memory_is_that_of_the_training_that_takes_most():
+    params = load_all(ROOT / "presets/scenes.yaml")
+    small = {"encoder": "tu-test_efficientnet", "encoder_weights": None, "options": {}}
+    network = params.network.model_copy(update=small)
+    params = params.model_copy(update={"network": network, "precision": "bf16-mixed"})
+
+    def most(**changes):
+        sections = {k: getattr(params, k).model_copy(update=v) for k, v in changes.items()}
+        return step_memory(params.model_copy(update=sections), 5)
+
+    adapt = most()
+    assert adapt[1:] == ("adapt", "bf16-mixed")
+    pretrain = most(pretrain={"batch_size": 16})
+    assert pretrain.training == "pretrain" and pretrain.bytes > adapt.bytes
+    assert most(warmup={"batch_size": 8}) == adapt  # of 0 steps
+    warmup = most(warmup={"batch_size": 8, "iterations": 1})
+    assert warmup.training == "warmup" and warmup.bytes > adapt.bytes
+
+
 # The command
 
 
@@ -338,8 +364,9 @@ def test_good_gta5_and_cityscapes(project, capsys):
     assert "train: 3 images\n" in shown and "val: 2 images\n" in shown
     assert "wrong" not in shown
     assert "disk: prepare 0.0 GB, features 0.0 GB in 3 rounds; free 1.0 GB" in shown
-    (memory,) = re.findall(r"memory: a step of adapt (\d+\.\d) GB on one device", shown)
-    assert 0.1 < float(memory) < 13.8  # a small network, and the preset's own
+    form = r"memory: a step of warmup takes most, (\d+\.\d) GB in 32-true on one device; `cag plan`"
+    (memory,) = re.findall(form, shown)
+    assert 0.1 < float(memory) < 14.9  # a small network, and the preset's own
     assert [line.split()[:2] for line in shown.splitlines() if "bicycle" in line][0] == [
         *("33", "bicycle"),
     ]

@@ -146,8 +146,9 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
         prepare, features, free = (f"{n / 1e9:.1f} GB" for n in checked["disk_bytes"].values())
         rounds = f"{len(params.rounds)} rounds"
         print(f"disk: prepare {prepare}, features {features} in {rounds}; free {free}")
-        memory = f"{checked['step_bytes'] / 1e9:.1f} GB"
-        print(f"memory: a step of adapt {memory} on one device; `cag plan` has every stage")
+        memory = f"{checked['step_bytes'] / 1e9:.1f} GB in {checked['step_precision']}"
+        step = f"a step of {checked['step_training']} takes most, {memory} on one device"
+        print(f"memory: {step}; `cag plan` has every stage")
     problems = checked["problems"]
     if as_json:
         print_json(checked)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from cag.batch_norm import IMAGES as IMAGES_OF_STATISTICS
 from cag.config.base import DOMAINS
 from cag.config.parameters import Parameters, load_all
 from cag.config.training import Training
@@ -20,15 +21,16 @@ from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.prediction import predict, predict_pixels
 from cag.project.dry_run import Shapes, Work, forward_pass, training_step
-from cag.project.raw_data import network_form
+from cag.project.raw_data import network_form, trainings
 from cag.project.repository import stage_commands
 from cag.project.sample import sample_domain
-from cag.project.speed import forward_seconds, start_seconds, step_seconds
+from cag.project.speed import extraction_seconds, forward_seconds, start_seconds, step_seconds
 from cag.runtime.devices import best_precision, make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.program import device_name
 from cag.runtime.progress import progress
 from cag.training.global_batch import pieces
+from cag.training.objectives import batch_norms
 from cag.watch import CHANGES
 
 # Typical bytes of a pixel: in a label PNG, in samples.h5, in the panels of an image, its prediction
@@ -37,6 +39,9 @@ LABEL, MEASURED, PANEL = 0.1, 16, 2.5
 TABLE_FIGURES, CONFUSION, REPORT, LINE = 600_000, 150_000, 2_000_000, 60
 WATCHED = 2 + len(CHANGES)  # passes of a target image: as it is, mirrored, in other colours
 LIGHT = ("index", "prepare")  # programs that do not wait for torch
+# Images of a domain that one device takes in place of each device's single one: several devices
+# normalise single images together, which one alone cannot.
+TOGETHER = 2
 
 
 class StagePlan(NamedTuple):
@@ -84,7 +89,9 @@ class Task(NamedTuple):
 
     bytes: float = 0  # of its outputs
     training: str | None = None  # the section of the training that it makes
-    forward: Work = Work()  # beside the training
+    extracted: tuple[str, int] | None = None  # a domain and the number of its images
+    forward: Work = Work()  # beside training and extraction
+    alone: Work = Work()  # the same, of the first process alone
     seconds: float = 0.0  # of work without a network, on all cores
 
 
@@ -93,8 +100,11 @@ class Estimator:
 
     def __init__(self, params: Parameters, devices: int, folder: Path):
         """Take a sample of the data to a folder; UserError: they or the network cannot be had."""
+        most = params.max_batch_per_device
+        if most is not None and devices > 1:
+            params = params.model_copy(update={"max_batch_per_device": max(TOGETHER, most)})
         self.params, self.devices, self.folder = params, devices, folder
-        for training in ("pretrain", *["warmup"] * trains_warmup(params), "adapt"):
+        for training in trainings(params):
             size = getattr(params, training).batch_size
             if size % devices:
                 expected = f"expected a multiple of {devices}, the number of devices"
@@ -113,6 +123,7 @@ class Estimator:
         self.fabric = cache(lambda: make_fabric(params.precision))
         self.step, self.passes = cache(self._step), cache(self._passes)
         self.step_seconds = cache(self._step_seconds)
+        self.extraction_seconds = cache(self._extraction_seconds)
         self.start_seconds = cache(start_seconds)
         self.seconds_of_flop = cache(self._seconds_of_flop)
 
@@ -120,30 +131,39 @@ class Estimator:
         """The plan of a stage, given with its command."""
         name, _, key = stage.partition("@")
         task = TASKS[name](self, key) if name in TASKS else Task()
-        steps, work, seconds, shared = 0, task.forward, None, "LAUNCH" in command
+        steps, seconds, shared = 0, None, "LAUNCH" in command
+        work = task.forward.plus(task.alone)
         if task.training is not None:
             steps = self.config(task.training).iterations
             work = work.plus(self.step(task.training).times(steps))
+        if task.extracted is not None:
+            domain, count = task.extracted
+            work = work.plus(self.passes(domain, "train", domain == "target").times(count))
         if measured:
-            seconds = task.seconds + (0 if name in LIGHT else self.start_seconds())
-            seconds += steps and steps * self.step_seconds(task.training)
-            if task.forward.forward_flop:
-                shares = self.devices if shared else 1
-                seconds += task.forward.forward_flop * self.seconds_of_flop() / shares
+            seconds = self._seconds(task, steps, self.devices if shared else 1)
+            seconds += 0 if name in LIGHT else self.start_seconds()
         return StagePlan(stage, round(task.bytes), steps, work, seconds, shared)
+
+    def _seconds(self, task: Task, steps: int, shares: int) -> float:
+        """A task's time on so many devices, without its start."""
+        seconds = task.seconds
+        if steps:
+            seconds += steps * self.step_seconds(task.training)
+        if task.extracted is not None:
+            domain, count = task.extracted
+            seconds += count * self.extraction_seconds(domain) / shares
+        if flop := task.forward.forward_flop / shares + task.alone.forward_flop:
+            seconds += flop * self.seconds_of_flop()
+        return seconds
 
     def config(self, training: str) -> Training:
         """The section of a training."""
         return getattr(self.params, training)
 
     def _images_at_once(self, training: str) -> int:
-        """A device's images of a domain in a step.
-
-        Of several devices at least 2: they normalise a batch of single images together, which one
-        device alone cannot.
-        """
+        """A device's images of a domain in a step; of several devices at least TOGETHER."""
         share = self.config(training).batch_size // self.devices
-        return share if self.devices == 1 else max(2, share)
+        return share if self.devices == 1 else max(TOGETHER, share)
 
     def _step(self, training: str) -> Work:
         images = self._images_at_once(training)
@@ -156,6 +176,11 @@ class Estimator:
         sample = training, self.params, self.network, images, self.folder
         share = self.config(training).batch_size / self.devices / images
         return share * step_seconds(*sample, self.fabric())
+
+    def _extraction_seconds(self, domain: str) -> float:
+        """An image's."""
+        sample = self.params, self.network, self.folder, self.fabric()
+        return extraction_seconds(domain, *sample)
 
     def _passes(self, domain: str, split: str, in_views: bool = False) -> Work:
         """An image's."""
@@ -190,20 +215,20 @@ class Estimator:
 
     def warmup(self, _: str) -> Task:
         """A training, or a copy of a model."""
-        return Task(self.model_bytes, "warmup" if trains_warmup(self.params) else None)
+        return Task(self.model_bytes, "warmup" if "warmup" in trainings(self.params) else None)
 
     def extract_source(self, _: str) -> Task:
         """The sums of the source's classes."""
         count = self.images["source"]["train"].count
         per_class = self.params.extract.samples_per_class
         size = source_bytes(count, self.num_classes, self.width, per_class)
-        return Task(size, forward=self.passes("source", "train").times(count))
+        return Task(size, extracted=("source", count))
 
     def extract_target(self, _: str) -> Task:
         """The target's dense features, in all views."""
         count, directions = self.images["target"]["train"].count, self.params.extract.directions
         size = target_bytes(count, self.width, *self.feature_size, directions)
-        return Task(size, forward=self.passes("target", "train", True).times(count))
+        return Task(size, extracted=("target", count))
 
     def anchors(self, _: str) -> Task:
         """Means of what `extract_source` has written."""
@@ -224,10 +249,21 @@ class Estimator:
             samples + TABLE_FIGURES, forward=self.passes("target", "val", True).times(count)
         )
 
-    def adapt(self, _: str) -> Task:
-        """A training on both domains; with a check for regression, measures of two models."""
-        checks = 2 * (self.params.adapt.on_regression != "ignore")
-        return Task(self.model_bytes, "adapt", self.watch(_).forward.times(checks))
+    def adapt(self, key: str) -> Task:
+        """A training on both domains.
+
+        With `target_statistics`, target images pass the student after the last step; with a check
+        for regression, two models are measured.
+        """
+        config, forward = self.params.adapt, Work()
+        if config.target_statistics > 0 and batch_norms(self.network):
+            size = max(2, config.batch_size)
+            measured = min(self.images["target"]["train"].count, IMAGES_OF_STATISTICS)
+            batches = -(-measured // size)  # the last is filled up
+            forward = self.passes("target", "train").times(batches * size)._replace(memory=0)
+        checks = 2 * (config.on_regression != "ignore")
+        alone = self.watch(key).alone.times(checks)
+        return Task(self.model_bytes, "adapt", forward=forward, alone=alone)
 
     def watch(self, _: str) -> Task:
         """A model's measures on some images of each domain."""
@@ -235,7 +271,7 @@ class Estimator:
         for domain, passes in (("source", 1), ("target", WATCHED)):
             count = min(most, self.images[domain]["train"].count)
             work = work.plus(self.passes(domain, "train").times(passes * count))
-        return Task(forward=work._replace(memory=0))  # a batch of its own size
+        return Task(alone=work._replace(memory=0))  # a batch of its own size
 
     def evaluate(self, _: str) -> Task:
         """A model's predictions of the labelled target images."""
@@ -264,11 +300,6 @@ TASKS = {
     "evaluate": Estimator.evaluate,
     "report": Estimator.report,
 }
-
-
-def trains_warmup(params: Parameters) -> bool:
-    """Whether the warm-up is a training, not a copy of a model."""
-    return params.warmup.weights is None and params.warmup.iterations > 0
 
 
 def make_plan(devices: int = 1, measured: bool = False) -> Plan:

@@ -245,13 +245,26 @@ class Disk(NamedTuple):
     features: int  # of all rounds together
 
 
+class StepMemory(NamedTuple):
+    """What a training step takes on one device."""
+
+    bytes: int  # of all tensors at the worst moment
+    training: str  # its section
+    precision: str  # not "auto"
+
+
+def trainings(params: Parameters) -> list[str]:
+    """The sections of the trainings; the warm-up can be a copy of a model instead."""
+    trains_warmup = params.warmup.weights is None and params.warmup.iterations > 0
+    return ["pretrain", *["warmup"] * trains_warmup, "adapt"]
+
+
 def network_form(params: Parameters, num_classes: int) -> tuple[int, int]:
     """The network's feature channels and their stride in pixels.
 
     UserError: it cannot be built, or cannot take the images' or a crop's size.
     """
-    trainings = (params.pretrain, params.adapt, *([params.warmup] * (params.warmup.iterations > 0)))
-    sizes = [training.augmentation.crop for training in trainings]
+    sizes = [getattr(params, name).augmentation.crop for name in trainings(params)]
     sizes += [config.size for config in (params.source, params.target) if config.size]
     network = build(params.network, num_classes)
     return [feature_form(network, size) for size in dict.fromkeys(sizes)][0]
@@ -282,12 +295,17 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-def step_memory(params: Parameters, num_classes: int) -> int:
-    """The bytes of all tensors of a step of `adapt` on one device, see `training_step`."""
-    network, most = build(params.network, num_classes), params.max_batch_per_device
-    images = params.adapt.batch_size // pieces(params.adapt.batch_size, most)
-    shapes = Shapes(best_precision(params.precision))
-    return training_step("adapt", params, network, images, shapes).memory
+def step_memory(params: Parameters, num_classes: int) -> StepMemory:
+    """The most that a step of a training takes, see `training_step`."""
+    network, precision = build(params.network, num_classes), best_precision(params.precision)
+
+    def memory(training: str) -> StepMemory:
+        images = getattr(params, training).batch_size
+        images //= pieces(images, params.max_batch_per_device)
+        work = training_step(training, params, network, images, Shapes(precision))
+        return StepMemory(work.memory, training, precision)
+
+    return max(map(memory, trainings(params)))
 
 
 def export_warnings(params: Parameters, num_classes: int) -> list[str]:
@@ -317,9 +335,10 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
 
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
-    `extract` will write and that are `free`, with those they will replace; `step_bytes`, see
-    `step_memory`; `problems` and `warnings`, a line each. UserError: a class map cannot be read, or
-    the network cannot be built or does not fit the images.
+    `extract` will write and that are `free`, with those they will replace; `step_bytes`,
+    `step_training` and `step_precision`, see `StepMemory`; `problems` and `warnings`, a line each.
+    UserError: a class map cannot be read, or the network cannot be built or does not fit the
+    images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
@@ -349,6 +368,7 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         hint = "free some space, or take fewer rounds or a smaller size"
         problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
     disk_bytes = {**needed._asdict(), "free": free}
-    memory = step_memory(params, len(names[0]))
+    memory = step_memory(params, len(names[0]))._asdict()
+    step = {f"step_{field}": value for field, value in memory.items()}
     found = {"problems": problems, "warnings": warnings}
-    return {"domains": domains, "disk_bytes": disk_bytes, "step_bytes": memory, **found}
+    return {"domains": domains, "disk_bytes": disk_bytes, **step, **found}
