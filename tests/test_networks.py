@@ -27,10 +27,12 @@ from cag.networks import (
     _packaged_state,
     build,
     feature_form,
+    hub_name,
     load_model,
     save_model,
     shapes_only,
 )
+from cag.project.raw_data import weights_warnings
 from cag.runtime.errors import UserError
 from cag.runtime.files import WEIGHTS_PACKAGES, encoder_weights_file, packaged_weights_file
 from stages.index import weights_index
@@ -344,23 +346,75 @@ def test_a_file_of_timm_gives_a_transformer_its_weights(
     assert all(torch.equal(again[key], value) for key, value in loaded.items())
 
 
-def test_a_transformers_weights_may_come_from_the_hub(tmp_path, monkeypatch, offline):
+@pytest.fixture
+def hub(tmp_path, monkeypatch, offline):
+    """The names of timm's models whose weights were asked for, in place of a hub's."""
     monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
     made, asked = timm.create_model, []
 
-    def hub(name, pretrained=False, **options):
-        asked.append(name) if pretrained else None
-        return timm_model(name=name) if pretrained else made(name, **options)
+    def create(name, pretrained=False, **options):
+        if pretrained:
+            asked.append(name)
+            torch.manual_seed(5)
+        return made(name, **options)
 
-    monkeypatch.setattr("cag.networks.timm.create_model", hub)
-    given = config("Linear", encoder=f"{VIT}.r160_in1k", options={}, encoder_weights="imagenet")
+    monkeypatch.setattr(timm, "create_model", create)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "name"),
+    [
+        (f"{VIT}.r160_in1k", "imagenet", "test_vit.r160_in1k"),
+        (f"{VIT}.r160_in1k", "r160_in1k", "test_vit.r160_in1k"),
+        (VIT, "r160_in1k", "test_vit.r160_in1k"),
+        (VIT, "imagenet", "test_vit"),  # timm's choice
+    ],
+)
+def test_a_transformers_weights_may_come_from_the_hub(hub, encoder, weights, name):
+    given = config("Linear", encoder=encoder, options={}, encoder_weights=weights)
     loaded = build(given, 3, pretrained=True).encoder.state_dict()
-    monkeypatch.undo()
-    whole = timm_model().state_dict()
-    assert asked == ["test_vit.r160_in1k"]
+    assert hub == [name]
+    whole = timm_model(name=name).state_dict()
     assert all(
         torch.equal(value, whole[key.removeprefix("model.")]) for key, value in loaded.items()
     )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "name"),
+    [
+        ("tu-test_efficientnet", "r160_in1k", "test_efficientnet.r160_in1k"),
+        ("tu-test_efficientnet", "imagenet", "test_efficientnet"),
+    ],
+)
+def test_a_convolutional_encoder_of_timm_gets_the_weights_of_the_name(hub, encoder, weights, name):
+    build(config("FPN", encoder=encoder, options={}, encoder_weights=weights), 3, pretrained=True)
+    assert hub == [name]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "known"),
+    [
+        ("tu-vit_large_patch16_dinov3", "sat", "imagenet, lvd1689m, sat493m"),
+        ("tu-vit_large_patch16_dinov3.sat493m", "lvd1689m", "imagenet, sat493m"),
+        ("tu-dpn48b", "imagenet", "none"),
+        ("mobilenet_v2", "r160_in1k", "imagenet"),
+    ],
+)
+def test_weights_that_the_hub_lacks_are_named_before_it_is_asked(
+    hub, tmp_path, encoder, weights, known
+):
+    network = config(encoder=encoder, encoder_weights=weights)
+    with pytest.raises(UserError) as caught:
+        hub_name(encoder, weights, encoder_weights_file(encoder, weights))
+    message = str(caught.value)
+    assert message.startswith(f"network.encoder_weights: '{weights}' of encoder '{encoder}' is ")
+    assert f"neither a file at {tmp_path}/" in message and "\n" not in message
+    assert f"the hub (which has {known}); " in message and not hub
+    with pytest.raises(UserError, match="network.encoder_weights: ") as checked:
+        weights_warnings(network)  # `cag data check`
+    assert str(checked.value) == message
 
 
 def test_patches_and_positions_are_brought_to_the_networks_sizes(tmp_path, monkeypatch, offline):
