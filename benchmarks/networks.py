@@ -136,8 +136,9 @@ def labelled(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[torch
     """The anchor rule's labels of two images of three colours side by side, a class each.
 
     They go through class sums, anchors, their span, stored rows and the rule, as in the stages. The
-    anchors are of all pixels, as it is chance which an untrained network predicts right. Gives the
-    labels from all features, those from a reduced store, and the classes: uint8 [2, h, w].
+    anchors are means of all pixels, because it is chance which of them an untrained network
+    predicts right. Gives the labels from all features, those from a reduced store, and the classes:
+    uint8 [2, h, w].
     """
     fabric, rules = make_fabric("32-true"), PseudoLabel(relative_margin=0.0, probability=0.5)
     classes = torch.arange(size[1]) * CLASSES // size[1]
