@@ -57,11 +57,13 @@ ENCODERS = {  # the encoder and its options
     "DINOv2, patch 16": ("tu-vit_small_patch14_dinov2", {"patch_size": 16}),
     "DINOv3": ("tu-vit_small_patch16_dinov3", {}),
 }
+PAPER = {"ResNet-101": ("resnet101", {})}  # for the second table alone: it is slow
 EXPORTS = [("Linear", "DINOv3"), ("Linear", "DINOv2"), ("DPT", "ViT"), ("UPerNet", "Swin")]
 EXPORTS += [("Segformer", "MiT"), ("DPT", "DINOv2, patch 16"), ("DPT", "DINOv3")]
 EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
 EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
-EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
+EXPORTS += [("DeepLabV3PlusPaper", "ResNet-101"), ("DeepLabV3PlusPaper", "ResNet")]
+EXPORTS += [("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
 FORMS = [(export.write_pt2, export.load_pt2), (export.write_onnx, export.load_onnx)]
 LARGE = [  # encoder, options, architecture, crop
     ("resnet101", {}, "DeepLabV3PlusPaper", (512, 896)),
@@ -180,7 +182,7 @@ def tried(architecture: str, kind: str) -> Form:
 
 def exported(architecture: str, kind: str) -> list[str]:
     """For pt2 and ONNX: yes, if the file gives the network's logits at two sizes, or why not."""
-    network = made(architecture, *ENCODERS[kind]).eval()
+    network = made(architecture, *(ENCODERS | PAPER)[kind]).eval()
     for name, parameter in network.encoder.named_parameters():
         if "gamma" in name or "qkv" in name:  # so small at first that no attention shows
             parameter.data.normal_(std=0.1)
