@@ -1,8 +1,8 @@
 """One adaptation step in several forms, from the released code's form to ours.
 
-The released form follows METHOD steps 3b to 3d: a distance map for each class, a masked mean for
-each image and class, and values read back from the device in between. Its monitoring, which also
-copies label maps to the host, is left out.
+The released form of the pseudo-labels and the losses (docs/method.md): a distance map for each
+class, a masked mean for each image and class, and values read back from the device in between. Its
+monitoring, which also copies label maps to the host, is left out.
 """
 
 import copy

@@ -29,6 +29,8 @@ from cag.teacher import (
     anchor_probabilities,
     first_teacher,
     follow,
+    inside,
+    mean_inside,
     pixel_weights,
 )
 from cag.training.cross_entropy import cross_entropy
@@ -120,7 +122,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
 
     loss = CE(source) + weighted CE(mixed target) + distance_weight (distance(source) +
     distance(mixed target)). The last two names are the target pixels' mean weight, and the share of
-    them where the student predicts the teacher's label.
+    them where the student predicts the teacher's label. No pixel counts where a crop is larger than
+    its image.
     """
 
     names = ("loss", *AdaptationLosses._fields[1:], "target_weight", "agreement")
@@ -167,15 +170,11 @@ class OnlineTeacherObjective(TwoDomainObjective):
         """The losses of a batch."""
         config, divisor = self.config, self.divisor
         (source_images, source_labels), (target_images, cached_labels) = batch
-        source_labels = source_labels[:, 0]
+        source_labels = source_labels[:, 0]  # [B, H, W]
         with torch.no_grad():
-            of_source = None
             if self.anchors_follow or config.share_alignment > 0:
-                of_source = self.teacher(source_images)
-            if self.anchors_follow:
-                small = resize_labels(source_labels, of_source.logits.shape[2:])
-                self.anchors.collect(*of_source, small)
-            labels, weights = self._labels(target_images, cached_labels, of_source)
+                self._collect(source_images, source_labels)
+            labels, weights = self._labels(target_images, cached_labels)  # [B, H, W]
             regions = class_regions(
                 source_labels, self.network.num_classes, config.class_mix, self.draw
             )
@@ -184,7 +183,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
             mixed_weights = weights.masked_fill(regions, 1)
             source_images = self._changed(source_images)
         source, mixed = self.source_output(source_images), self.network(mixed_images)
-        mixed_logits = upsampled(mixed.logits, labels.shape[1:])
+        mixed_logits = upsampled(mixed.logits, labels.shape[1:])  # [B, K, H, W]
         source_logits = upsampled(source.logits, labels.shape[1:])
         source_ce = cross_entropy(source_logits, source_labels, self.class_weights, divisor)
         target_ce = weighted_cross_entropy(mixed_logits, mixed_labels, mixed_weights, divisor)
@@ -194,21 +193,28 @@ class OnlineTeacherObjective(TwoDomainObjective):
             counted = mixed_labels.masked_fill(mixed_weights == 0, IGNORE)
             distances = self._distances(source, source_labels, mixed, counted)
             total = total + config.distance_weight * distances.sum()
-        same = (mixed_logits.detach().max(dim=1).indices == labels) & ~regions
-        shares = weights.mean(), (same.sum((1, 2)) / (~regions).sum((1, 2)).clamp(min=1)).mean()
-        parts = source_ce, target_ce, *distances, *shares
+        seen = labels != IGNORE  # [B, H, W]
+        agreed = mixed_logits.detach().max(dim=1).indices == labels
+        means = mean_inside(weights, seen).mean(), mean_inside(agreed, seen & ~regions).mean()
+        parts = source_ce, target_ce, *distances, *means
         return torch.stack([total, *(part.detach() for part in parts)])
 
-    def _labels(
-        self, images: Tensor, cached_labels: Tensor, of_source: NetworkOutput | None
-    ) -> tuple[Tensor, Tensor]:
+    def _collect(self, images: Tensor, labels: Tensor) -> None:
+        """Let the anchors and the shares see the teacher's output for a batch of the source."""
+        output = self.teacher(images)
+        if self.anchors_follow:
+            self.anchors.collect(*output, resize_labels(labels, output.logits.shape[2:]))
+        if self.config.share_alignment > 0:
+            self.shares.collect(0, output.logits.float().softmax(dim=1), inside(images))
+
+    def _labels(self, images: Tensor, cached_labels: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights.
 
-        `of_source` is its output for the batch's source images, if that is needed.
+        They are 255 and 0 where a crop shows nothing.
         """
         config, size = self.config, images.shape[2:]
-        output = self.teacher(images)
-        probabilities = upsampled(output.logits, size).softmax(dim=1)
+        output, seen = self.teacher(images), inside(images)  # seen: [B, H, W]
+        probabilities = upsampled(output.logits, size).softmax(dim=1)  # [B, K, H, W]
         if config.anchor_temperature is not None:
             near = anchor_probabilities(
                 output.features, self.anchors.values, config.anchor_temperature
@@ -216,11 +222,11 @@ class OnlineTeacherObjective(TwoDomainObjective):
             probabilities = probabilities * upsampled(near, size)
             probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
         if config.share_alignment > 0:
-            source = of_source.logits.float().softmax(dim=1)
-            probabilities = self.shares.aligned(probabilities, source, config.share_alignment)
-        probability, labels = probabilities.max(dim=1)
-        labels = labels.to(torch.uint8)
-        weights = pixel_weights(probability, config.teacher_probability, config.target_weight)
+            self.shares.collect(1, probabilities, seen)
+            probabilities = self.shares.aligned(probabilities, config.share_alignment)
+        probability, labels = probabilities.max(dim=1)  # [B, H, W]
+        labels = labels.to(torch.uint8).masked_fill(~seen, IGNORE)
+        weights = pixel_weights(probability, config.teacher_probability, config.target_weight, seen)
         if config.active_only:
             active = resize_labels(self._active(output), size, align_corners=True)
             weights = weights * (active == labels)

@@ -1,4 +1,4 @@
-"""Adversarial output-space alignment (AdaptSegNet, Tsai et al., CVPR 2018; METHOD step 2)."""
+"""Output-space alignment (AdaptSegNet, Tsai et al., CVPR 2018; docs/method.md, Warm-up)."""
 
 import torch
 import torch.nn.functional as F

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import cycle, islice
 
@@ -21,30 +21,41 @@ IMAGES = 200  # of the target that are measured
 
 
 def take_statistics(
-    network: nn.Module, images: PreparedImages, share: float, batch_size: int, fabric: Fabric
+    network: nn.Module,
+    images: PreparedImages,
+    share: float,
+    batch_size: int,
+    fabric: Fabric,
+    frozen: nn.Module | None = None,
 ) -> None:
     """Give the target's statistics a share in a network's batch norm, in place.
 
-    At most IMAGES of the images are measured, as they are, in batches of `batch_size`, of which
-    each process takes its part. Their labels are not opened.
+    At most IMAGES of the images are measured, as they are, in batches of `batch_size`, at least 2,
+    of which each process takes its part. Their labels are not opened. The statistics of the part
+    `frozen` stay.
     """
-    if share == 0 or not batch_norms(network):
+    kept = [] if frozen is None else batch_norms(frozen)
+    layers = [layer for layer in batch_norms(network) if layer not in kept]
+    if share == 0 or not layers:
         return
-    chosen, size = evenly_spaced(len(images), IMAGES), max(2, batch_size)
-    count = -(-len(chosen) // size)
-    batches = plain_batches(images, chosen, size, fabric)
-    with closing(batches), progress("batch norm", count, "batches") as advance:
+    planned = spread(evenly_spaced(len(images), IMAGES), max(2, batch_size))
+    batches = plain_batches(images, planned, fabric)
+    with closing(batches), progress("batch norm", len(planned), "batches") as advance:
 
         def counted() -> Iterator[Tensor]:
             for batch in advance.waiting(batches):
                 yield batch
                 advance()
 
-        move_statistics(network, counted(), share, fabric)
+        move_statistics(network, layers, counted(), share, fabric)
 
 
 def move_statistics(
-    network: nn.Module, batches: Iterable[Tensor], share: float, fabric: Fabric
+    network: nn.Module,
+    layers: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    share: float,
+    fabric: Fabric,
 ) -> None:
     """Move the mean and variance that batch-norm layers keep towards those of images, in place.
 
@@ -55,11 +66,12 @@ def move_statistics(
 
     Args:
         network: On the fabric's device.
+        layers: Its layers to change.
         batches: Images uint8 [B, 3, H, W], B > 1.
         share: In [0, 1].
         fabric: Gives the device and the precision.
     """
-    layers = batch_norms(network.eval())
+    network.eval()
     before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -75,16 +87,25 @@ def move_statistics(
         layer.eval()
 
 
+def spread(indices: Sequence[int], size: int) -> list[list[int]]:
+    """Full batches of so many indices, each from all over their sequence.
+
+    Neighbours may be frames of one film, which vary too little together. The first indices come
+    again where a batch is not full.
+    """
+    count = -(-len(indices) // size)
+    full = list(islice(cycle(indices), count * size))
+    return [full[start::count] for start in range(count)]
+
+
 def plain_batches(
-    images: PreparedImages, indices: list[int], size: int, fabric: Fabric
+    images: PreparedImages, batches: Sequence[Sequence[int]], fabric: Fabric
 ) -> Iterator[Tensor]:
     """This process's part of batches of images, uint8 [size / processes, 3, H, W].
 
-    The last batch is filled up with the first images. Of images of several sizes, a batch has the
-    middle, as high as the lowest and as wide as the narrowest.
+    Of images of several sizes, a batch has the middle, as high as the lowest and as wide as the
+    narrowest.
     """
-    full = list(islice(cycle(indices), -(-len(indices) // size) * size))
-    batches = [full[start : start + size] for start in range(0, len(full), size)]
     own = slice(fabric.global_rank, None, fabric.world_size)
     mine = [index for batch in batches for index in batch[own]]
     with closing(in_order(lambda index: images[index][0], mine, threads())) as read:

@@ -1,4 +1,4 @@
-"""The losses of the adaptation step (paper section 3.4; METHOD steps 3c and 3d)."""
+"""The losses of the adaptation step (paper section 3.4; docs/method.md, Adaptation)."""
 
 from dataclasses import dataclass
 from functools import partial

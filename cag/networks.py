@@ -91,7 +91,7 @@ def upsampled(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder and classifier of a library's network, without its final upsampling.
 
-    The decoder gives the features (METHOD: f), the classifier the logits (METHOD: z).
+    The decoder gives the features f, the classifier the logits z (docs/method.md, Terms).
     """
 
     encoder_frozen = False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cag.anchors import agreeing_labels, class_sums
+from cag.anchors import agreeing_labels, class_sums, resize_labels
 from cag.networks import SegmentationNetwork
 from cag.runtime.precision import full_precision
 from cag.training.cross_entropy import Divisor, own_count
@@ -37,21 +37,38 @@ def follow(teacher: SegmentationNetwork, student: SegmentationNetwork, momentum:
             goal.copy_(value)
 
 
-def pixel_weights(probability: Tensor, threshold: float, weighting: str) -> Tensor:
+def inside(images: Tensor) -> Tensor:
+    """Where crops float [B, 3, H, W] show their image, bool [B, H, W].
+
+    Elsewhere a whole row or column is black: the crop is larger than the scaled image there, or the
+    film has black bars. Nobody can say what is to be seen in it.
+    """
+    bright = images.amax(dim=1) > 0  # [B, H, W]
+    return bright.any(dim=2, keepdim=True) & bright.any(dim=1, keepdim=True)
+
+
+def mean_inside(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of each map of values float [B, H, W] over its counted pixels, [B, 1, 1]; or 0."""
+    total = (values * counted).sum(dim=(1, 2), keepdim=True)
+    return total / counted.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+
+
+def pixel_weights(probability: Tensor, threshold: float, weighting: str, counted: Tensor) -> Tensor:
     """What each pixel of a teacher's label map counts, float32 [B, H, W] in [0, 1].
 
-    Takes the probabilities of the labels, float [B, H, W]. "share" gives all pixels of an image the
-    share of its pixels above the threshold (DACS), "threshold" 1 to these pixels and 0 to the
-    others, "pixel" each pixel its probability. Any other is a ValueError.
+    Takes the probabilities of the labels, float [B, H, W], and which pixels count at all, bool [B,
+    H, W]; the others get 0. "share" gives all pixels of an image the share of its pixels above the
+    threshold (DACS), "threshold" 1 to these pixels and 0 to the others, "pixel" each pixel its
+    probability. Any other is a ValueError.
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
     if weighting == "pixel":
-        return probability.float()
-    above = (probability > threshold).float()
+        return probability.float() * counted
+    above = (probability > threshold).float() * counted
     if weighting == "threshold":
         return above
-    return above.mean(dim=(1, 2), keepdim=True).expand_as(above)
+    return mean_inside(above, counted) * counted
 
 
 def anchor_probabilities(features: Tensor, anchors: Tensor, temperature: float) -> Tensor:
@@ -73,7 +90,9 @@ def anchor_probabilities(features: Tensor, anchors: Tensor, temperature: float) 
 class FollowingAnchors(torch.nn.Module):
     """Anchors that follow the teacher: exponential means of the source batches' class means.
 
-    `values`, float32 [K, D], rows of NaN for a class not seen, are a persistent buffer.
+    `values`, float32 [K, D], rows of NaN for a class not seen, are a persistent buffer. A class
+    without an anchor gets its first from the first batch in which the teacher predicts it rightly
+    in enough pixels.
     """
 
     def __init__(self, anchors: Tensor, momentum: float, min_pixels: int):
@@ -118,17 +137,24 @@ class ClassShares(torch.nn.Module):
         self._new: Tensor | float = 0.0
 
     @torch.no_grad()
-    def aligned(self, probabilities: Tensor, source: Tensor, power: float) -> Tensor:
-        """Probabilities times (source share / target share) ^ power, normalised, [B, K, H, W].
+    def collect(self, domain: int, probabilities: Tensor, seen: Tensor) -> None:
+        """Add what the teacher predicts in images of the source, domain 0, or the target, 1.
 
-        Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), with the teacher's
-        predictions of the source, float [B, K, h, w], in place of its labels: so a class that the
-        teacher exaggerates in both domains stays as it is. The shares are those of the steps
-        before; in the first step nothing changes.
+        Takes probabilities float [B, K, h, w], and which pixels count, bool [B, H, W].
         """
-        self._new = self._new + torch.stack(
-            [part.float().sum(dim=(0, 2, 3)) for part in (source, probabilities)]
-        )
+        seen = resize_labels(seen, probabilities.shape[2:])  # [B, h, w]
+        sums = torch.einsum("bkhw,bhw->k", probabilities.float(), seen.float())
+        self._new = self._new + torch.eye(2, device=sums.device)[domain, :, None] * sums
+
+    @torch.no_grad()
+    def aligned(self, probabilities: Tensor, power: float) -> Tensor:
+        """The target's probabilities times (source share / target share) ^ power, [B, K, H, W].
+
+        Normalised. Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), with the
+        teacher's predictions of the source in place of its labels: so a class that the teacher
+        exaggerates in both domains stays as it is. The shares are those of the steps before; in the
+        first step nothing changes.
+        """
         shares = self.totals / self.totals.sum(dim=1, keepdim=True)
         factors = (shares[0] / shares[1].clamp(min=1e-6)).clamp(0.05, 20).nan_to_num(nan=1) ** power
         aligned = probabilities * factors[:, None, None]

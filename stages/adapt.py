@@ -51,8 +51,8 @@ def main(name: str, teacher: str) -> None:
     curve = fit.train(objective, [source, target], reads)
     model = model._replace(network=objective.kept)
     plain = PreparedImages(TARGET, "train", with_labels=False)
-    share, batch_size = config.target_statistics, config.batch_size
-    take_statistics(model.network, plain, share, batch_size, fit.fabric)
+    share, frozen = config.target_statistics, config.freeze_encoder and model.network.encoder
+    take_statistics(model.network, plain, share, fit.batch_size, fit.fabric, frozen or None)
     watching = (SOURCE, TARGET), params.watch, params.seed, fit.fabric
     model = kept_model(path, model, config.on_regression, *watching)
     fit.save(MODELS / f"{name}.safetensors", model, TARGET, CURVES / f"{name}.csv", curve)

@@ -6,7 +6,7 @@ from test_training import small_network
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from cag.batch_norm import plain_batches, take_statistics
+from cag.batch_norm import plain_batches, spread, take_statistics
 from cag.runtime.devices import make_fabric
 from cag.training.objectives import batch_norms
 
@@ -43,8 +43,8 @@ def test_a_share_of_one_gives_what_torch_measures(fabric):
     """Where all images have one size and fill the batches."""
     images = Images([(32, 64)] * 8)
     reference = small_network(dropout=0.0)  # torch leaves dropout on
-    batches = torch.stack([images[i][0] for i in range(8)]).float().split(4)
-    update_bn([batch / 255 for batch in batches], reference)
+    pixels = torch.stack([images[i][0] for i in range(8)]) / 255
+    update_bn([pixels[::2], pixels[1::2]], reference)
     found = measured(small_network(dropout=0.0), fabric, images, share=1)
     for name, expected in reference.state_dict().items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
@@ -73,13 +73,31 @@ def test_without_a_share_or_batch_norm_no_image_is_read(fabric):
     take_statistics(nn.Conv2d(3, 2, 1), unreadable, 0.5, 4, fabric)
 
 
-def test_batches_are_full_and_hold_the_middle_of_each_image(fabric):
+def test_batches_hold_the_middle_of_each_image(fabric):
     images = Images(SIZES)
-    batches = list(plain_batches(images, range(len(SIZES)), 4, fabric))
-    assert [tuple(batch.shape) for batch in batches] == [(4, 3, 32, 48), (4, 3, 32, 48)]
+    batches = list(plain_batches(images, [[0, 1, 2], [4, 5, 0]], fabric))
+    assert [tuple(batch.shape) for batch in batches] == [(3, 3, 32, 48), (3, 3, 32, 64)]
     assert torch.equal(batches[0][0], images[0][0][:, :, 8:56])
     assert torch.equal(batches[0][1], images[1][0][:, 4:36])
-    assert torch.equal(batches[1][2], batches[0][0])  # the first again
+    assert torch.equal(batches[1][2], images[0][0])
+
+
+def test_each_batch_is_full_and_from_all_over_the_images():
+    assert spread([5, 6, 7, 8, 9, 10], 2) == [[5, 8], [6, 9], [7, 10]]
+    assert spread([5, 6, 7], 2) == [[5, 7], [6, 5]]  # the first again
+    assert spread([5], 4) == [[5, 5, 5, 5]]
+
+
+def test_the_statistics_of_a_frozen_part_stay(fabric):
+    network, before = small_network(), small_network().state_dict()
+    take_statistics(network, Images(SIZES), 0.5, 4, fabric, network.encoder)
+    same = {
+        name: torch.equal(value, before[name])
+        for name, value in network.state_dict().items()
+        if "running" in name
+    }
+    frozen = {name for name in same if ".encoder." in f".{name}"}
+    assert frozen and {name for name, equal in same.items() if equal} == frozen != set(same)
 
 
 def test_progress_counts_the_batches(fabric, capsys):

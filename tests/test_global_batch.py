@@ -27,7 +27,7 @@ CASES = {
     "supervised": {},
     "adversarial": {"batch_norm": "target"},
     "adaptation": {"class_mix": 0.7},
-    "online": {},
+    "online": {"kept": "teacher"},
 }
 MAPS = {
     "supervised": [1],
@@ -67,7 +67,8 @@ def trained(kind, fabric, folder, network=None, max_batch_per_device=None, **cha
     checkpoint = Checkpoint(Path(tempfile.mkdtemp(dir=folder), "none.pt"), "")
     run = run_params(max_batch_per_device=max_batch_per_device)
     curve = train(objective, batches, run, config, 7, fabric, checkpoint, silent())
-    return network.state_dict(), torch.from_numpy(curve.to_numpy())
+    kept = {f"kept.{name}": value for name, value in objective.kept.state_dict().items()}
+    return network.state_dict() | kept, torch.from_numpy(curve.to_numpy())
 
 
 @functools.cache

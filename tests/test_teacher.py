@@ -10,6 +10,8 @@ from cag.teacher import (
     anchor_probabilities,
     first_teacher,
     follow,
+    inside,
+    mean_inside,
     pixel_weights,
 )
 
@@ -50,14 +52,40 @@ def test_a_teacher_follows_weights_and_statistics():
 )
 def test_weights_of_pixels(weighting, expected):
     probability = torch.tensor([[[0.95, 0.96], [1.0, 0.9]], [[0.1, 0.1], [0.1, 0.1]]])
-    weights = pixel_weights(probability, 0.9, weighting)
+    weights = pixel_weights(probability, 0.9, weighting, torch.ones(2, 2, 2, dtype=torch.bool))
     torch.testing.assert_close(weights[0], torch.tensor(expected))
     assert weights[1].max() == (0.1 if weighting == "pixel" else 0)
 
 
+@pytest.mark.parametrize(
+    ("weighting", "expected"), [("share", 0.5), ("threshold", 1.0), ("pixel", 0.95)]
+)
+def test_pixels_that_do_not_count_weigh_nothing_and_are_in_no_share(weighting, expected):
+    probability = torch.tensor([[[0.95, 0.5, 0.99, 0.99]]])
+    counted = torch.tensor([[[True, True, False, False]]])
+    weights = pixel_weights(probability, 0.9, weighting, counted)
+    assert weights[0, 0, 0] == pytest.approx(expected) and weights[0, 0, 2:].tolist() == [0, 0]
+
+
+def test_a_crop_shows_its_image_where_no_whole_row_or_column_is_black():
+    images = torch.full((2, 3, 4, 6), 0.5)
+    images[0, :, :, :2] = images[0, :, 3:] = 0  # the image is 3 x 4
+    images[1, :, 1, 1] = images[1, 1:] = 0  # a black pixel, and a red image
+    seen = inside(images)
+    assert seen[0].nonzero().amin(0).tolist() == [0, 2] and seen[0].sum() == 3 * 4
+    assert seen[0, :3, 2:].all() and seen[1].all()
+    assert not inside(torch.zeros(1, 3, 2, 2)).any()
+
+
+def test_a_mean_over_the_counted_pixels_of_each_map():
+    values = torch.tensor([[[1.0, 3.0, 9.0]], [[1.0, 1.0, 1.0]]])
+    counted = torch.tensor([[[True, True, False]], [[False] * 3]])
+    assert mean_inside(values, counted).flatten().tolist() == [2, 0]
+
+
 def test_weights_of_an_unknown_kind():
     with pytest.raises(ValueError, match="share, pixel, threshold, not 'other'"):
-        pixel_weights(torch.ones(1, 1, 1), 0.5, "other")
+        pixel_weights(torch.ones(1, 1, 1), 0.5, "other", torch.ones(1, 1, 1, dtype=torch.bool))
 
 
 def test_probabilities_by_distance_to_the_anchors():
@@ -99,22 +127,37 @@ def test_anchors_are_part_of_the_checkpoint():
     assert torch.equal(state["values"], torch.ones(2, 3))
 
 
+def aligned(shares, source, target, power, seen=None):
+    """A target's probabilities, after a source and a target [B, K, H, W] of a step."""
+    everywhere = torch.ones(target[:, 0].shape, dtype=torch.bool)
+    shares.collect(0, source, everywhere)
+    shares.collect(1, target, everywhere if seen is None else seen)
+    result = shares.aligned(target, power)
+    shares.update()
+    return result
+
+
 def test_probabilities_are_aligned_with_the_shares_in_the_source():
-    source = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
+    source = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)  # at the features' size
     probabilities = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
     for power, expected in ((1.0, [0.75, 0.25]), (0.5, [0.5, 0.5])):
         shares = ClassShares(2, momentum=0.5)
-        first = shares.aligned(probabilities, source, power)
+        first = aligned(shares, source, probabilities, power)
         torch.testing.assert_close(first, probabilities)  # nothing is known yet
-        shares.update()
-        second = shares.aligned(probabilities, source, power)
+        second = aligned(shares, source, probabilities, power)
         torch.testing.assert_close(second[0, :, 0, 0], torch.tensor(expected))
+
+
+def test_pixels_outside_the_image_are_in_no_share():
+    target = torch.tensor([[1.0, 0.5], [0.0, 0.5]]).view(1, 2, 1, 2)
+    shares, seen = ClassShares(2, momentum=0.5), torch.tensor([[[True, False]]])
+    aligned(shares, torch.full((1, 2, 1, 1), 0.5), target, 1.0, seen)
+    assert shares.totals[1].tolist() == [1, 0]
 
 
 def test_shares_run_over_the_steps():
     shares = ClassShares(2, momentum=0.5)
     even = torch.full((1, 2, 1, 1), 0.5)
     for source in ([1.0, 0.0], [0.0, 1.0]):
-        shares.aligned(even, torch.tensor(source).view(1, 2, 1, 1), 1.0)
-        shares.update()
+        aligned(shares, torch.tensor(source).view(1, 2, 1, 1), even, 1.0)
     torch.testing.assert_close(shares.totals, torch.tensor([[0.5, 1.0], [0.75, 0.75]]))

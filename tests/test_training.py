@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from disk import full_disk, refused
 from project import TRAINING
 
@@ -21,7 +22,7 @@ from cag.config.adaptation import Adapt
 from cag.config.anchors import Anchors
 from cag.config.networks import Network, Normalization
 from cag.config.pseudo_labels import PseudoLabel
-from cag.config.training import MOST_STEPS, Pretrain, Run
+from cag.config.training import MOST_STEPS, Photometric, Pretrain, Run
 from cag.config.warmup import Warmup
 from cag.datasets.labels import IGNORE
 from cag.mixing import class_regions
@@ -29,6 +30,7 @@ from cag.networks import build, upsampled
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress
+from cag.teacher import FollowingAnchors, anchor_probabilities
 from cag.training.loop import Checkpoint, polynomial_decay, rate_factor, train
 from cag.training.objectives import (
     Batch,
@@ -165,6 +167,105 @@ def test_active_pixels_alone_are_those_of_the_anchor_rule():
     expected = (nearest == labels).float().mean().item()
     assert 0 < expected < 1
     assert expected == mean_weight(objective, batch)
+
+
+def weights_of(logits):
+    """The mean of the pixels' weights of kind "pixel", by the logits or probabilities."""
+    return pytest.approx(logits.max(dim=1).values.mean().item(), rel=1e-5)
+
+
+def test_the_distances_to_the_anchors_weigh_the_teachers_probabilities():
+    changes = {"anchor_temperature": 0.5, "target_weight": "pixel"}
+    objective, batch, output, _ = all_counted(**changes)
+    near = anchor_probabilities(output.features, objective.anchors.values, 0.5)
+    size = HEIGHT, BREADTH
+    products = upsampled(output.logits, size).softmax(dim=1) * upsampled(near, size)
+    expected = products / products.sum(dim=1, keepdim=True)
+    assert mean_weight(objective, batch) == weights_of(expected)
+    assert mean_weight(objective, batch) != weights_of(upsampled(output.logits, size).softmax(1))
+
+
+def test_the_teachers_shares_are_aligned_from_the_second_step_on():
+    changes = {"share_alignment": 1.0, "target_weight": "pixel"}
+    objective, batch, output, _ = all_counted(**changes)
+    dark = DomainBatch(batch.target.images * 0.1, batch.target.labels)
+    batch, size = batch._replace(target=dark), (HEIGHT, BREADTH)
+    output = objective.teacher(dark.images)
+    plain = upsampled(output.logits, size).softmax(dim=1)
+    assert mean_weight(objective, batch) == weights_of(plain)
+    objective.after_step()
+    sums = objective.shares.totals
+    assert sums.sum(dim=1)[1] == pytest.approx(2 * HEIGHT * BREADTH)
+    shares = sums / sums.sum(dim=1, keepdim=True)
+    plain = upsampled(objective.teacher(batch.target.images).logits, size).softmax(dim=1)
+    expected = plain * (shares[0] / shares[1])[:, None, None]
+    expected = expected / expected.sum(dim=1, keepdim=True)
+    assert mean_weight(objective, batch) == weights_of(expected)
+    assert (expected - plain).abs().max() > 1e-3
+
+
+def test_no_pixel_counts_where_a_crop_is_larger_than_its_image():
+    objective, batch, _, _ = all_counted(share_alignment=0.5)
+    images = batch.target.images.clone()
+    images[0, :, :, 40:] = images[1, :, :8] = 0
+    seen = torch.ones(2, HEIGHT, BREADTH, dtype=torch.bool)
+    seen[0, :, 40:] = seen[1, :8] = False
+    labels, weights = objective._labels(images, batch.target.labels)
+    assert torch.equal(weights, seen.float()) and torch.equal(labels == IGNORE, ~seen)
+    batch = batch._replace(target=batch.target._replace(images=images))
+    assert mean_weight(objective, batch) == 1
+    objective.after_step()
+    assert objective.shares.totals[1].sum() == pytest.approx(2 * seen.sum().item())
+
+
+def test_pasted_pixels_weigh_one():
+    """The target's own pixels weigh nothing here, because no probability exceeds 1."""
+    changes = {"class_mix": 1.0, "teacher_probability": 1.0, "blur": 0.0}
+    objective, batch, _, _ = all_counted(**changes)
+    objective.eval()
+    labels = batch.source.labels[:, 0]
+    torch.manual_seed(1)
+    losses = dict(zip(objective.names, objective(batch).tolist(), strict=True))
+    torch.manual_seed(1)
+    regions = class_regions(labels, CLASSES, 1.0)
+    assert 0 < regions.float().mean() < 1
+    mixed = torch.where(regions[:, None], batch.source.images, batch.target.images)
+    logits = upsampled(objective.network(mixed).logits, labels.shape[1:])
+    by_pixel = F.cross_entropy(logits, labels.long(), reduction="none")
+    expected = (by_pixel * regions).mean().item()
+    assert losses["target_ce"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_sees_the_images_own_colours_and_the_student_changed_ones():
+    change = {"photometric": Photometric(brightness=0.5)}
+    augmentation = TRAINING["augmentation"].model_copy(update=change)
+    changes = {"augmentation": augmentation, "class_mix": 0.0, "blur": 0.0}
+    objective, batches, _ = problem("online", small_network(), **changes)
+    seen = {"teacher": [], "network": []}
+    for name, inputs in seen.items():
+        module = getattr(objective, name)
+        module.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(given[0]))
+    batch = next(batches([0]))
+    objective(batch)
+    for number, images in enumerate((batch.source.images, batch.target.images)):
+        assert torch.equal(seen["teacher"][number], images)
+        factors = seen["network"][number] / images
+        mean = factors.mean(dim=(1, 2, 3))
+        assert ((mean - 1).abs() > 1e-3).all()
+
+
+def test_anchors_follow_the_teachers_class_means_of_the_source():
+    objective, batch, _, _ = all_counted(anchor_momentum=0.25)
+    before = objective.anchors.values.clone()
+    output = objective.teacher(batch.source.images)
+    labels = resize_labels(batch.source.labels[:, 0], output.logits.shape[2:])
+    alone = FollowingAnchors(before, 0.25, ANCHORS.min_pixels)
+    alone.collect(*output, labels)
+    alone.update()
+    objective(batch)
+    objective.after_step()
+    torch.testing.assert_close(objective.anchors.values, alone.values)
+    assert not torch.equal(alone.values, before)
 
 
 def test_anchors_that_nobody_reads_do_not_follow():
@@ -320,6 +421,41 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     assert calls == [2, 2, 1] and advance.done == 3
     assert same(whole, resumed)
     assert curve.equals(again)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_kept_teacher_is_resumed_too(tmp_path, often, precision):
+    """In mixed precision, the weights, the teacher and the anchors are float32 all the same."""
+    with warnings.catch_warnings():
+        fabric = make_fabric(precision)
+    kept, curves = [], []
+    for path, cut in (("whole.pt", None), ("cut.pt", 3), ("cut.pt", None)):
+        objective, batches, config = problem("online", small_network(), kept="teacher")
+        batches = batches if cut is None else interrupted(cut)(batches)
+        inputs = 7, fabric, Checkpoint(tmp_path / path, "a"), silent()
+        with ExitStack() as stack:
+            if cut is not None:
+                stack.enter_context(pytest.raises(KeyboardInterrupt))
+            curves.append(train(objective, batches, run_params(), config, *inputs))
+            kept.append(objective.kept)
+    assert kept[0] is not None and same(*kept) and curves[0].equals(curves[1])
+    assert not same(kept[0], small_network())
+    floats = [t for t in objective.state_dict().values() if t.is_floating_point()]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
+
+
+def test_an_online_step_in_mixed_precision_is_nearly_that_in_full(fabric):
+    with warnings.catch_warnings():
+        mixed = make_fabric("bf16-mixed")
+    losses = []
+    for one in (fabric, mixed):
+        objective, batches, _ = problem("online", small_network(dropout=0.0), blur=0.0)
+        torch.manual_seed(0)
+        with one.autocast():
+            losses.append(objective.train()(next(batches([0]))))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.2, atol=0.02)
+    assert not torch.equal(*losses)
 
 
 @pytest.mark.parametrize("kind", ["adversarial", "online"])

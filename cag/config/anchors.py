@@ -23,7 +23,8 @@ class Anchors(Section):
     )
     min_recall: Fraction = about(
         "the least recall of the teacher on the source with which a class has an anchor; 0: every "
-        "class seen has one (the paper)",
+        "class seen has one (the paper). With `adapt.anchor_momentum`, a class without an anchor "
+        "gets one during the training",
         "share",
         default=0.0,
     )

@@ -30,5 +30,6 @@ class Report(Section):
     """The content of the report."""
 
     images: Annotated[int, Field(ge=1, le=1000)] = about(
-        "the number of images of each kind", "images"
+        "the number of images of each kind: target training images, labelled validation images",
+        "images",
     )

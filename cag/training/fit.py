@@ -57,6 +57,12 @@ class Fit:
         """A domain's augmented samples; `draw` is the number of its sequence of random draws."""
         return TrainingSamples(samples, self.config.augmentation, mix(self.seed, draw))
 
+    @property
+    def batch_size(self) -> int:
+        """The images of a domain that the devices hold at a time, all together."""
+        most = self.params.max_batch_per_device or self.config.batch_size
+        return min(self.config.batch_size, most * self.fabric.world_size)
+
     def train(
         self,
         objective: Objective,
