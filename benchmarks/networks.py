@@ -2,9 +2,9 @@
 
 python -m benchmarks.networks [--export | --memory]
 
-A pair is built with random weights, trained for two steps and asked for an image of another, odd
-size. With --export, networks are exported as pt2 and ONNX. With --memory, the activations of large
-networks are counted on shapes, which needs no memory.
+A pair is built with random weights, trained for two steps and asked for images of another, odd
+size, whose pixels are then labelled. With --export, networks are exported as pt2 and ONNX. With
+--memory, the activations of large networks are counted on shapes, which needs no memory.
 """
 
 import sys
@@ -16,10 +16,17 @@ from typing import NamedTuple
 
 import torch
 
+from cag.anchors import anchors, resize_labels
+from cag.config.extract import Views
 from cag.config.networks import Network, Normalization
+from cag.config.pseudo_labels import PseudoLabel
 from cag.config.training import Augmentation, Pretrain, Run
 from cag.deploy import export
+from cag.features import reduced_row, source_rows
 from cag.networks import SegmentationNetwork, build, feature_form, shapes_only
+from cag.prediction import predict, predict_pixels
+from cag.projection import span
+from cag.pseudo_labels import apply_rules, measure
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.progress import Progress
@@ -27,6 +34,7 @@ from cag.training.loop import Checkpoint, train
 from cag.training.objectives import Batch, DomainBatch, SupervisedObjective
 
 CLASSES = 3
+DIRECTIONS = 40  # of the presets
 ARCHITECTURES = ("DeepLabV3PlusPaper", "DeepLabV3Plus", "DeepLabV3", "PAN", "PSPNet", "FPN")
 ARCHITECTURES += (
     "Segformer",
@@ -49,11 +57,13 @@ ENCODERS = {  # the encoder and its options
     "DINOv2, patch 16": ("tu-vit_small_patch14_dinov2", {"patch_size": 16}),
     "DINOv3": ("tu-vit_small_patch16_dinov3", {}),
 }
+PAPER = {"ResNet-101": ("resnet101", {})}  # for the second table alone: it is slow
 EXPORTS = [("Linear", "DINOv3"), ("Linear", "DINOv2"), ("DPT", "ViT"), ("UPerNet", "Swin")]
 EXPORTS += [("Segformer", "MiT"), ("DPT", "DINOv2, patch 16"), ("DPT", "DINOv3")]
 EXPORTS += [("FPN", "ConvNeXt"), ("PSPNet", "MiT"), ("MAnet", "MiT"), ("PAN", "ResNet")]
 EXPORTS += [("DeepLabV3", "ResNet"), ("UnetPlusPlus", "ResNet"), ("Linknet", "ResNet")]
-EXPORTS += [("DeepLabV3PlusPaper", "ResNet"), ("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
+EXPORTS += [("DeepLabV3PlusPaper", "ResNet-101"), ("DeepLabV3PlusPaper", "ResNet")]
+EXPORTS += [("DeepLabV3Plus", "ResNet"), ("Unet", "ResNet")]
 FORMS = [(export.write_pt2, export.load_pt2), (export.write_onnx, export.load_onnx)]
 LARGE = [  # encoder, options, architecture, crop
     ("resnet101", {}, "DeepLabV3PlusPaper", (512, 896)),
@@ -124,8 +134,35 @@ def trained(network: SegmentationNetwork, crop: tuple[int, int]) -> Segmentation
     return network.eval()
 
 
+def labelled(network: SegmentationNetwork, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """The anchor rule's labels of two images of three colours side by side, a class each.
+
+    They go through class sums, anchors, their span, stored rows and the rule, as in the stages. The
+    anchors are means of all pixels, because it is chance which of them an untrained network
+    predicts right. Gives the labels from all features, those from a reduced store, and the classes:
+    uint8 [2, h, w].
+    """
+    fabric, rules = make_fabric("32-true"), PseudoLabel(relative_margin=0.0, probability=0.5)
+    classes = torch.arange(size[1]) * CLASSES // size[1]
+    labels = classes.expand(2, *size).byte()  # (2, H, W)
+    images = 200 * torch.eye(CLASSES)[labels.long()].movedim(-1, 1)  # (2, 3, H, W)
+    images = (images + 50 * torch.rand(images.shape)).byte()
+    output = predict(network, images, fabric)
+    sums, counts, *_ = source_rows(*output, labels, range(2), seed=0, per_class=10)
+    vectors = anchors(sums, counts, min_pixels=1)  # (K, D)
+    projection = span([(sums, counts)], DIRECTIONS)
+    row = predict_pixels(network, images, Views(), fabric)
+    numbers, *maps = reduced_row(*row, projection)
+    measured = (
+        measure(*row, vectors),
+        measure(projection.coordinates(numbers), *maps, projection.place(vectors)[0]),
+    )
+    found = (apply_rules(pixels, rules, None)[0] for pixels in measured)
+    return *found, resize_labels(labels, output.logits.shape[2:])
+
+
 def tried(architecture: str, kind: str) -> Form:
-    """Train and predict; a UserError if the pair does not work, AssertionError if it is wrong."""
+    """Train, predict and label; UserError: the pair does not work, AssertionError: it is wrong."""
     network = made(architecture, *ENCODERS[kind])
     crop, odd = ((128, 128), (130, 163)) if architecture == "PAN" else ((64, 96), (78, 101))
     width, stride = feature_form(network, crop)
@@ -136,13 +173,16 @@ def tried(architecture: str, kind: str) -> Form:
     assert features.shape == (1, width, *expected), features.shape
     assert logits.shape == (1, CLASSES, *expected) and logits.isfinite().all()
     assert feature_form(network, odd) == (width, stride)
+    whole, reduced, _ = labelled(network, odd)
+    assert whole.shape == (2, *expected) and (whole < CLASSES).all()
+    assert (whole == reduced).float().mean() > 0.99
     count = sum(parameter.numel() for parameter in network.parameters())
     return Form(count, width, stride, network.input_multiple)
 
 
 def exported(architecture: str, kind: str) -> list[str]:
     """For pt2 and ONNX: yes, if the file gives the network's logits at two sizes, or why not."""
-    network = made(architecture, *ENCODERS[kind]).eval()
+    network = made(architecture, *(ENCODERS | PAPER)[kind]).eval()
     for name, parameter in network.encoder.named_parameters():
         if "gamma" in name or "qkv" in name:  # so small at first that no attention shows
             parameter.data.normal_(std=0.1)

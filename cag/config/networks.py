@@ -33,9 +33,9 @@ class Network(Section):
         source=PAPER,
     )
     encoder_weights: str | None = about(
-        "the encoder's first weights: a name such as `imagenet` (below `$CAG_WEIGHTS`, else in an "
-        "installed package, else from the hub), a `.safetensors` file below `$CAG_WEIGHTS`, or "
-        "null: random",
+        "the encoder's first weights: a name such as `imagenet` or timm's tag `lvd142m` (below "
+        "`$CAG_WEIGHTS`, else in an installed package, else from the hub), a `.safetensors` file "
+        "below `$CAG_WEIGHTS`, or null: random",
         source=PAPER,
     )
     options: dict[str, Any] = about(

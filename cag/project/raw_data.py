@@ -29,7 +29,7 @@ from cag.datasets.preparation import (
 from cag.datasets.prepared import class_difference
 from cag.deploy.export import trace
 from cag.features import source_bytes, target_bytes
-from cag.networks import build, feature_form
+from cag.networks import build, feature_form, hub_name
 from cag.project.dry_run import Shapes, training_step
 from cag.runtime.devices import best_precision
 from cag.runtime.errors import UserError
@@ -318,13 +318,17 @@ def export_warnings(params: Parameters, num_classes: int) -> list[str]:
 
 
 def weights_warnings(network: Network) -> list[str]:
-    """That the encoder's weights are neither a file nor in a package, so that the hub is asked."""
+    """That the encoder's weights are neither a file nor in a package, so that the hub is asked.
+
+    UserError: the hub does not have them either.
+    """
     name = network.encoder_weights
     if name is None or name.endswith(".safetensors"):
         return []
     path = encoder_weights_file(network.encoder, name)
     if path.exists():
         return []
+    hub_name(network.encoder, name, path)
     found = f"{name!r} of {network.encoder} is neither the file {path} nor in an installed package"
     remedy = "without a network, put the file there, or take an encoder with a package"
     return [f"network.encoder_weights: {found}: `pretrain` will ask the hub; {remedy}"]

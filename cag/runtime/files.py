@@ -26,6 +26,7 @@ from pandas.api.types import is_numeric_dtype
 
 from cag.runtime.errors import UserError, absent, refuse_special
 
+IMAGENET = "imagenet"  # an encoder's weights, unless others are named
 # Packages that hold an encoder's ImageNet weights as the original's tensors: module, file in it.
 WEIGHTS_PACKAGES = {
     "tu-tf_efficientnet_lite0": (
@@ -87,7 +88,7 @@ def encoder_weights_file(encoder: str, weights: str) -> Path:
     """
     is_path = weights.endswith(".safetensors")
     path = inside(weights_root(), weights if is_path else f"{encoder}_{weights}.safetensors")
-    packaged = packaged_weights_file(encoder) if weights == "imagenet" else None
+    packaged = packaged_weights_file(encoder) if weights == IMAGENET else None
     return path if path.exists() else packaged or path
 
 
