@@ -51,7 +51,7 @@ MOST_COMPRESSED = {h5py.h5z.FILTER_DEFLATE: 1_100, hdf5plugin.Zstd.filter_id: 2*
 NUMBER_BYTES, MAPS_BYTES = 1.15, 1.5
 PROBABILITIES = 2**12  # a reduced store rounds a probability to one part of so many
 SHARD_BATCHES, IMAGES_AT_ONCE = 4, 256
-SHARD_FORMAT = 3
+SHARD_FORMAT = 4
 HDF5_FORMAT = ("v110", "v110")  # its entries have checksums, as those of older ones have not
 OLDEST_HEADER = 2  # the version of such a group's entry
 # Bytes that HDF5 needs at most for its own entries: of a file, of an image's row or a name.
