@@ -71,6 +71,7 @@ FILTERS = {
     "shuffle, zstd": COMPRESSION,
     "blosc, bitshuffle, lz4": LZ4,
     "blosc, bitshuffle, zstd": ZSTD,
+    "bitshuffle, lz4": dict(hdf5plugin.Bitshuffle(cname="lz4")),
 }
 CLASSES, MIN_PIXELS, MORE = 19, 10, 20  # of a class in an image; directions of such means
 PIXELS = 500  # whose distances to means of single images are compared

@@ -44,7 +44,7 @@ FORMS = {
     **{"correct_class_sums": ("f4", "NKD"), "correct_class_counts": ("i8", "NK")},
     **{"sample_features": ("f2", "MD"), "sample_labels": ("u1", "M"), "sample_draws": ("f4", "M")},
 }
-# Without loss. Filters of bits make a reduced store 3 to 6 % smaller, and a full one 22 % larger.
+# Without loss. With bitshuffle a reduced store would be 3 to 6 % smaller, a full one 22 % larger.
 COMPRESSION = {"shuffle": True, **hdf5plugin.Zstd(clevel=1)}
 # More times than a filter can make data smaller. One that is not here makes them no smaller.
 MOST_COMPRESSED = {h5py.h5z.FILTER_DEFLATE: 1_100, hdf5plugin.Zstd.filter_id: 2**16}
