@@ -4,13 +4,20 @@ A network is trained shortly on the built-in scenes. Then, for each form of the 
 extracted, labelled, given to DVC, and labelled again with four thresholds. The second table stores
 the numbers of a few images in other forms and with other filters. The last lines say what the span
 of the anchors leaves out of other means: the class means of single images.
+
+Seconds are those of the processors, which other programs change little. Exits with status 1 if
+`pseudo_label` reads more than an eighth of the bytes that it would read of float16.
 """
 
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import click
 import h5py
@@ -20,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ROOT  # noqa: F401
-from benchmarks.measure import machine, table
+from benchmarks.measure import alternating_seconds, machine, table
 from benchmarks.miniature import copy_project, merged, scenes_params, write_params
 from cag.anchors import read_anchors
 from cag.config.base import RULES
@@ -41,10 +48,18 @@ from cag.pseudo_labels import anchor_distances, anchor_margins, relative_margins
 from cag.runtime.errors import UserError
 from cag.runtime.program import run
 
-FULL, CONFIGURED = None, 40  # directions
+# The forms of a store: its directions, and whether it is compressed.
+FORMS = {"float16": (None, False), "full": (None, True), "reduced": (40, True)}
+FEWER = 8  # times the bytes of float16 that a reduced store's must be fewer
+UNCOMPRESSED = """
+import runpy, sys
+from cag import features
+features.COMPRESSION = {}
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 SWEEP = (0.0, 0.01, 0.03, 0.05)  # relative margins
 MARGIN = 0.02  # a relative margin that so short a training reaches
-FILTERED = 4  # images whose numbers are stored with other filters
+FILTERED, READS = 4, 5  # images whose numbers are stored with other filters; times they are read
 BITS = 10  # of a float16's fraction
 LZ4, ZSTD = (
     dict(hdf5plugin.Blosc(cname=name, clevel=1, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
@@ -56,10 +71,30 @@ FILTERS = {
     "shuffle, zstd": COMPRESSION,
     "blosc, bitshuffle, lz4": LZ4,
     "blosc, bitshuffle, zstd": ZSTD,
+    "bitshuffle, lz4": dict(hdf5plugin.Bitshuffle(cname="lz4")),
 }
 CLASSES, MIN_PIXELS, MORE = 19, 10, 20  # of a class in an image; directions of such means
 PIXELS = 500  # whose distances to means of single images are compared
 CITYSCAPES = 2975 * 256 * 512  # feature pixels of a round at 2048 x 1024
+
+
+class Column(NamedTuple):
+    """The measurements of one form of the store."""
+
+    bytes: int  # of its shards; `pseudo_label` reads them once
+    pixels: int
+    seconds: dict[str, float]  # by step
+
+    def rows(self) -> dict[str, float]:
+        """The numbers of the form's column by row."""
+        return {
+            "bytes a pixel": self.bytes / self.pixels,
+            "GB a round of the preset gta5_to_cityscapes": (
+                self.bytes / self.pixels * CITYSCAPES / 1e9
+            ),
+            "MB that `pseudo_label` reads": self.bytes / 1e6,
+            **{f"{step}, s": seconds for step, seconds in self.seconds.items()},
+        }
 
 
 def parameters(size: tuple[int, int], images: int, iterations: int, width: int) -> dict:
@@ -77,27 +112,30 @@ def parameters(size: tuple[int, int], images: int, iterations: int, width: int) 
     )
 
 
-def timed(folder: Path, *program: str) -> float:
-    """Run a program in a project, and return the seconds it takes.
+def timed(folder: Path, *program: str, compressed: bool = True) -> float:
+    """Run a program in a project, and return the processor seconds it takes.
 
     A UserError says that it failed, with its last line.
     """
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run([sys.executable, "-m", *program], cwd=folder, check=False, **output)
+    first = ["-m"] if compressed else ["-c", UNCOMPRESSED]
+    done = subprocess.run([sys.executable, *first, *program], cwd=folder, check=False, **output)
     if done.returncode:
         reason = (done.stdout.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"`python -m {' '.join(program)}` failed: {reason}")
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def stage_seconds(folder: Path) -> dict[str, float]:
+def stage_seconds(folder: Path, compressed: bool) -> dict[str, float]:
     """The seconds of each step with the project's parameters."""
-    stage = "extract_target"
+    stage, arguments = "stages.extract_target", ("round1", "warmup", "round1")
+    commit = "dvc", "commit", "--quiet", "--force", "extract_target@round1"
     return {
-        stage: timed(folder, f"stages.{stage}", "round1", "warmup", "round1"),
-        "DVC's commit": timed(folder, "dvc", "commit", "--quiet", "--force", f"{stage}@round1"),
-        "pseudo_label": timed(folder, "stages.pseudo_label", "round1"),
+        "`extract_target`": timed(folder, stage, *arguments, compressed=compressed),
+        "DVC's commit": timed(folder, *commit),
+        "`pseudo_label`": timed(folder, "stages.pseudo_label", "round1"),
     }
 
 
@@ -114,6 +152,30 @@ def sweep_seconds(folder: Path, params: dict) -> float:
 def store_bytes(folder: Path) -> int:
     """The size of a round's target store."""
     return sum(path.stat().st_size for path in (folder / "data/features/round1/target").iterdir())
+
+
+def comparison(columns: Mapping[str, Column]) -> list[dict[str, str]]:
+    """The rows of the table of forms, with the ratios of the others to the reduced form."""
+    values = {form: column.rows() for form, column in columns.items()}
+    reduced = values["reduced"]
+    rows = []
+    for name in reduced:
+        row = {form: f"{value[name]:.1f}" for form, value in values.items()}
+        ratios = {
+            f"{form} / reduced": f"{value[name] / reduced[name]:.1f}"
+            for form, value in values.items()
+            if form != "reduced"
+        }
+        rows.append({"": name, **row, **ratios})
+    return rows
+
+
+def require_fewer(columns: Mapping[str, Column]) -> None:
+    """Raise a UserError unless the reduced form has FEWER times fewer bytes than float16."""
+    before, after = (columns[form].bytes for form in ("float16", "reduced"))
+    if before < FEWER * after:
+        times = f"{before / after:.1f} times as many bytes as reduced"
+        raise UserError(f"float16 takes {times}; expected {FEWER} times or more")
 
 
 def read_labels(folder: Path) -> np.ndarray:
@@ -160,16 +222,28 @@ def rounded(numbers: np.ndarray, bits: int) -> np.ndarray:
     return raw.astype(np.uint16).view(np.float16)
 
 
-def filtered(numbers: np.ndarray, options: dict, folder: Path) -> tuple[int, float]:
-    """The bytes that numbers [n, C, h, w] take with a filter, and the seconds to read them."""
-    path = folder / "filtered.h5"
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("x", data=numbers, chunks=(1, *numbers.shape[1:]), **options)
-        size = data.id.get_storage_size()
+def read_numbers(path: Path) -> np.ndarray:
+    """The numbers in a file that `filtered` wrote."""
     with h5py.File(path, "r") as file:
-        began = time.perf_counter()
-        assert np.array_equal(file["x"][:], numbers)
-        return size, time.perf_counter() - began
+        return file["x"][:]
+
+
+def filtered(numbers: np.ndarray, filters: Mapping, folder: Path) -> dict[str, tuple[int, float]]:
+    """The bytes that numbers [n, C, h, w] take with each filter, and the seconds to read them.
+
+    Seconds are the processor's, the median of READS readings in turn.
+    """
+    sizes, readings = [], []
+    for number, options in enumerate(filters.values()):
+        path = folder / f"filtered-{number}.h5"
+        with h5py.File(path, "w") as file:
+            chunks = (1, *numbers.shape[1:])
+            data = file.create_dataset("x", data=numbers, chunks=chunks, **options)
+            sizes.append(data.id.get_storage_size())
+        assert np.array_equal(read_numbers(path), numbers)
+        readings.append(partial(read_numbers, path))
+    seconds = alternating_seconds(readings, READS, warm_up=1, clock=time.process_time)
+    return dict(zip(filters, zip(sizes, seconds, strict=True), strict=True))
 
 
 def filter_rows(full: np.ndarray, reduced: np.ndarray, folder: Path) -> list[dict[str, str]]:
@@ -184,9 +258,8 @@ def filter_rows(full: np.ndarray, reduced: np.ndarray, folder: Path) -> list[dic
     rows = []
     for form, numbers in forms.items():
         differ = (labels[form] != true).float().mean()
-        for name, options in FILTERS.items():
-            size, seconds = filtered(numbers, options, folder)
-            pixels = true.numel()
+        pixels = true.numel()
+        for name, (size, seconds) in filtered(numbers, FILTERS, folder).items():
             rows.append(
                 {"numbers": form, "filter": name, "bytes a pixel": f"{size / pixels:.1f}"}
                 | {"MB an image": f"{size / FILTERED / 1e6:.2f}"}
@@ -225,6 +298,22 @@ def single_means(folder: Path, full: np.ndarray) -> None:
         )
 
 
+def measure_forms(folder: Path, params: dict) -> tuple[dict, dict, dict, dict]:
+    """By form: its `Column`, label maps, margins, and the numbers of its first images."""
+    columns, labels, found, numbers = {}, {}, {}, {}
+    for form, (directions, compressed) in FORMS.items():
+        chosen = merged(params, {"extract": {"directions": directions}})
+        write_params(folder, chosen)
+        seconds = stage_seconds(folder, compressed)
+        seconds["a sweep of four thresholds"] = sweep_seconds(folder, chosen)
+        seconds["the start alone of a stage"] = timed(folder, "stages.pseudo_label", "--help")
+        timed(folder, "stages.pseudo_label", "round1")
+        labels[form], found[form] = read_labels(folder), margins(folder)
+        numbers[form] = first_numbers(folder)
+        columns[form] = Column(store_bytes(folder), found[form].numel(), seconds)
+    return columns, labels, found, numbers
+
+
 @click.command(help=__doc__)
 @click.option("--size", default="512,1024", show_default=True, help="Height and width.")
 @click.option("--images", default=24, show_default=True, help="Target images.")
@@ -234,44 +323,24 @@ def main(size: str, images: int, iterations: int, width: int) -> None:
     """Print the tables."""
     height, breadth = map(int, size.split(","))
     params = parameters((height, breadth), images, iterations, width)
-    columns, labels, found, numbers = {}, {}, {}, {}
     with TemporaryDirectory(prefix="cag-stores-") as name:
         folder = Path(name) / "project"
         copy_project(folder, params)
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         timed(folder, "dvc", "init", "--quiet", "--force")
         timed(folder, "dvc", "repro", "--quiet", "anchors@round1")
-        for form, directions in (("full", FULL), ("reduced", CONFIGURED)):
-            chosen = merged(params, {"extract": {"directions": directions}})
-            write_params(folder, chosen)
-            seconds = stage_seconds(folder)
-            seconds["four thresholds"] = sweep_seconds(folder, chosen)
-            timed(folder, "stages.pseudo_label", "round1")
-            labels[form], found[form] = read_labels(folder), margins(folder)
-            numbers[form] = first_numbers(folder)
-            columns[form] = store_bytes(folder), seconds
+        columns, labels, found, numbers = measure_forms(folder, params)
         filters = filter_rows(numbers["full"], numbers["reduced"], folder)
         single_means(folder, numbers["full"])
-    pixels = found["full"].numel()
-    rows = [{"": "bytes a pixel"} | {form: f"{b / pixels:.1f}" for form, (b, _) in columns.items()}]
-    rows.append(
-        {"": "GB a round of the preset gta5_to_cityscapes"}
-        | {form: f"{b / pixels * CITYSCAPES / 1e9:.1f}" for form, (b, _) in columns.items()}
-    )
-    for step in columns["full"][1]:
-        rows.append(
-            {"": f"{step}, s"} | {form: f"{s[step]:.1f}" for form, (_, s) in columns.items()}
-        )
-    for row in rows:
-        row["full / reduced"] = f"{float(row['full']) / float(row['reduced']):.1f}"
     print(f"{images} images of {height} x {breadth}; {machine(torch.device('cpu'))}")
-    print(table(rows))
+    print(table(comparison(columns)))
     for number, rule in enumerate(RULES):
         differ = labels["full"][:, number] != labels["reduced"][:, number]
         print(f"{rule} labels that differ: {differ.mean():.2e} of the pixels")
     error = (found["full"] - found["reduced"]).abs()
     print(f"error of a margin: mean {error.mean():.1e}, largest {error.max():.1e}")
     print(table(filters))
+    require_fewer(columns)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ RELEASED_MEAN = ("images", 10)  # the average and least pixels whose span comes 
 # The other anchors that a user may ask for: the paper's, and other least pixels.
 OTHER_MEANS = (("pixels", 1), *(("images", count) for count in (1, 2, 5, 20, 50)))
 NEGLIGIBLE = 1e-3  # of the anchors' spread: beyond it, a class mean needs another direction
-# A number's unit as a share of the anchors' spread. It is up to COARSER times as large along a
+# A number's unit as a share of the anchors' spread: so a margin of the paper's network, whose
+# anchors have a spread of 6.6, is exact to 0.01. The unit is up to COARSER times as large along a
 # direction in which the anchors hardly differ, because a margin depends on it that much less.
-UNIT, COARSER, HARDLY = 1 / 1000, 4, 0.1
+UNIT, COARSER, HARDLY = 1 / 2000, 8, 0.1
 LIMIT = 2**15 - 1  # of a stored number, in its unit
 
 
@@ -34,7 +35,7 @@ class Projection(NamedTuple):
     def reduce(self, features: Tensor) -> Tensor:
         """The stored numbers of features float [B, D, h, w]: int16 [B, r + 1, h, w].
 
-        A pixel with a number beyond the limit, 30 times the anchors' spread away or more, is drawn
+        A pixel with a number beyond the limit, 16 times the anchors' spread away or more, is drawn
         towards the origin until it fits. From so far away, the order of the anchors and the
         differences of their distances depend on the direction, which stays.
         """

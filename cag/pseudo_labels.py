@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from cag.anchors import agreeing
+from cag.anchors import agreeing, nearest_other_anchor
 from cag.config.base import RULES
 from cag.datasets.labels import IGNORE
 from cag.runtime.precision import full_precision
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _CPU_BLOCK, _GPU_BLOCK = 4096, 2**18  # pixels at once: a temporary must fit into a CPU's cache
 _SUM_CHANNELS = 32  # a few short float32 sums round less than a long one
 COVERAGE = ("nearest", *RULES, "agree")  # the rows of `count_labels`
+# Errors that may change labels: of a margin as a share of the threshold, 0.01 of the paper's 2.5;
+# and of a relative margin.
+NOTEWORTHY, NOTEWORTHY_RELATIVE = 1 / 250, 0.002
 
 
 def anchor_distances(features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,6 +235,26 @@ def configured(
         if threshold.rule == rule
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def left_out(error: float, anchors: Tensor, config: PseudoLabel) -> str | None:
+    """A line on distances that are wrong by up to `error`, or None if no label depends on it.
+
+    A margin is the difference of two distances, so it is wrong by up to twice as much. A relative
+    margin is that by the sum of the distances, which is no less than the distance of the anchors,
+    float [K, D].
+    """
+    wrong = 2 * error
+    least = nearest_other_anchor(anchors)[1].nan_to_num(math.inf).min()
+    relative = config.relative_margin or config.quantile
+    if not (config.margin and wrong > NOTEWORTHY * config.margin) and not (
+        relative and wrong > NOTEWORTHY_RELATIVE * least
+    ):
+        return None
+    return (
+        f"the store's directions leave out up to {error:.2g} of an anchor: distances may be wrong "
+        f"by up to that, margins by up to {wrong:.2g}; raise extract.directions, or set it to null"
+    )
 
 
 def measure(features: Tensor, prediction: Tensor, probability: Tensor, anchors: Tensor) -> Pixels:

@@ -13,14 +13,21 @@ from torch import Tensor
 from cag.analysis.plots import save_png
 from cag.analysis.threshold_curves import ThresholdCounts, curve_table, threshold_grid
 from cag.analysis.threshold_figures import threshold_curves_figure
-from cag.anchors import nearest_other_anchor, read_anchors, resize_labels
+from cag.anchors import read_anchors, resize_labels
 from cag.config.base import RULES, Section, load_params
 from cag.config.pseudo_labels import PseudoLabel
 from cag.datasets.images import write_label
 from cag.datasets.labels import LabelSpace
 from cag.datasets.prepared import most_pixels, read_label_space, read_manifest
 from cag.features import TargetImage, TargetStore, read_target_images, read_target_store
-from cag.pseudo_labels import COVERAGE, MarginHistogram, apply_rules, count_labels, measure
+from cag.pseudo_labels import (
+    COVERAGE,
+    MarginHistogram,
+    apply_rules,
+    count_labels,
+    left_out,
+    measure,
+)
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside, write_csv
@@ -30,7 +37,6 @@ from cag.runtime.program import run_stage
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 STORE, ROUND = "data/features/{}/target.h5", "data/rounds/{}"
-NOTEWORTHY = 0.01  # an error of distances, as a share of the largest between neighbouring anchors
 Labelled = tuple[str, Callable[[], tuple[Tensor, ...]]]  # name; nearest anchors and both labels
 S = TypeVar("S")
 T = TypeVar("T")
@@ -91,16 +97,13 @@ def write_labels(
     sizes = {name: (height, width) for name, height, width in images.itertuples(index=False)}
     grid = threshold_grid(anchors, config)
     curves = ThresholdCounts(classes.num_classes, grid, anchors.device)
-    anchors, error = store.place(anchors)
-    if processes.main and error > NOTEWORTHY * nearest_other_anchor(anchors)[1].nan_to_num().max():
-        print(
-            f"the store's directions leave out up to {error:.2g} of an anchor, so distances are "
-            "wrong by up to that; raise extract.directions, or set it to null"
-        )
-    thresholds = class_thresholds(store, anchors, config.quantile, processes)
+    placed, error = store.place(anchors)
+    if processes.main and (line := left_out(error, anchors, config)):
+        print(line)
+    thresholds = class_thresholds(store, placed, config.quantile, processes)
 
     def label(image: TargetImage) -> Labelled:
-        pixels = measure(*image.row, anchors)
+        pixels = measure(*image.row, placed)
         curves.update(pixels)
         return image.name, to_cpu(pixels.nearest, *apply_rules(pixels, config, thresholds))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from disk import full_disk
+from golden_files import generated_maps
 
 from cag import features
 from cag.anchors import read_anchors
@@ -398,6 +399,29 @@ def test_a_store_takes_about_as_much_as_estimated(tmp_path):
     estimate = source_bytes(count, classes, width, per_class)
     for path in ("part.h5", "source.h5"):
         assert 0.9 < (tmp_path / path).stat().st_size / estimate < 1.15
+
+
+def test_a_reduced_store_takes_about_as_much_as_estimated(tmp_path):
+    """With features around the authors' anchors, which all directions are needed for."""
+    golden = generated_maps()
+    chosen, features, logits = (golden[key].float() for key in ("anchors", "features", "logits"))
+    counts = torch.full((1, len(chosen)), 10)
+    projection = span([(counts[..., None] * chosen, counts)], 40)
+    probability, prediction = logits.softmax(1).max(1)
+    rows = reduced_row(features, prediction.byte(), probability, projection)
+    count, width, height, breadth = features.shape
+    write_target_shard(tmp_path / "target.h5", count, [rows])
+    estimate = target_bytes(count, width, height, breadth, len(projection.directions))
+    assert 0.8 < (tmp_path / "target.h5").stat().st_size / estimate < 1.2
+
+
+def test_a_round_of_the_papers_experiment_takes_a_tenth_of_float16():
+    """2975 images of 2048 x 1024 at stride 4, whose features have 256 channels."""
+    images, directions, plain = (2975, 256, 256, 512), 40, 2 * 256 + 1 + 4  # bytes of a pixel
+    reduced = target_bytes(*images, directions)
+    assert reduced <= 20e9
+    assert 2975 * 256 * 512 * plain >= 10 * reduced
+    assert target_bytes(*images) >= 5 * reduced
 
 
 def test_a_shard_is_not_there_before_it_is_complete(tmp_path):

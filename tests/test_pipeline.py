@@ -32,9 +32,16 @@ from torch import Tensor
 from benchmarks.miniature import SIZE
 from cag.anchors import nearest_other_anchor, read_anchors
 from cag.cli import cli
+from cag.datasets.labels import IGNORE
 from cag.features import TargetStore, read_target_images, read_target_store
 from cag.projection import UNIT
-from cag.pseudo_labels import anchor_margins
+from cag.pseudo_labels import (
+    THRESHOLDS,
+    MarginHistogram,
+    Pixels,
+    label_pixels,
+    measure,
+)
 from cag.report.feature_space import principal_axes
 from cag.report.gather import read_features, training_maps
 from cag.runtime.errors import UserError
@@ -189,35 +196,56 @@ def both_stores(with_full_store: Path, finished: Path) -> tuple[TargetStore, Tar
     return full, reduced, anchors
 
 
-def bound(reduced: TargetStore) -> float:
-    """What rounding changes of a distance and of a margin: a part of the anchors' spread."""
-    return float(4e-3 * reduced.projection.units[-1] / UNIT)
+def bound(reduced: TargetStore, share: float = 4e-3) -> float:
+    """What rounding changes of a distance at most: a share of the anchors' spread."""
+    return float(share * reduced.projection.units[-1] / UNIT)
 
 
-def test_a_reduced_store_labels_as_the_full_one(finished, with_full_store):
-    """But for pixels whose margin is next to a threshold."""
+def close_margin(reduced: TargetStore) -> float:
+    """What rounding changes of a margin at most: 0.01, and less where the anchors are close."""
+    return min(1e-2, bound(reduced, 1.5e-3))
+
+
+def store_pixels(store: TargetStore, anchors: Tensor) -> Pixels:
+    """The pixels of all images of a store, maps [N, h, w]."""
+    rows = (image.row for image in read_target_images(store, store.shards))
+    features, *maps = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    return measure(features.float(), *maps, store.place(anchors)[0])
+
+
+def class_quantiles(pixels: Pixels) -> Tensor:
+    """The relative margin that half of the pixels of each class reach, [K]."""
+    histogram = MarginHistogram(CLASSES)
+    histogram.update(pixels.nearest, pixels.relative_margin())
+    return histogram.thresholds(0.5)
+
+
+@pytest.mark.parametrize("key", THRESHOLDS)
+def test_a_reduced_store_labels_as_the_full_one(finished, with_full_store, key):
+    """But for pixels that are next to the threshold, which half of the pixels pass."""
     full, reduced, anchors = both_stores(with_full_store, finished)
     assert full.projection is None and full.width == reduced.width
     assert reduced.place(anchors)[1] < 1e-3 * nearest_other_anchor(anchors)[1].nan_to_num().max()
-    rows = zip(*(read_target_images(store, store.shards) for store in (full, reduced)), strict=True)
-    count = differing = 0
-    for whole, less in rows:
-        assert whole.name == less.name and torch.equal(whole.row[1], less.row[1])
-        (nearest, margin), (found, other) = (
-            anchor_margins(image.row[0].float(), store.place(anchors)[0])
-            for image, store in ((whole, full), (less, reduced))
-        )
-        close = bound(reduced)
-        torch.testing.assert_close(other, margin, atol=close, rtol=0)
-        assert (margin[found != nearest] < close).all()
-        count += 1
-        threshold = float(margin.median())
-        differ = ((margin >= threshold) != (other >= threshold)) | (found != nearest)
-        assert ((margin - threshold).abs()[differ & (margin >= close)] < 1e-2).all()
-        differing += int((differ & ((margin >= threshold) | (other >= threshold))).sum())
-        pixels = margin.numel()
-    print(f"{differing} of {count * pixels} pixels have another label than by the full store")
-    assert count == TRAINING and differing <= 0.01 * count * pixels
+    assert full.names == reduced.names and len(full.names) == TRAINING
+    whole, less = (store_pixels(store, anchors) for store in (full, reduced))
+    assert torch.equal(whole.prediction, less.prediction)
+    close = close_margin(reduced)
+    torch.testing.assert_close(less.margin(), whole.margin(), atol=close, rtol=0)
+    threshold = THRESHOLDS[key]
+    values = threshold.value(whole)
+    if threshold.per_class:
+        one, other = map(class_quantiles, (whole, less))
+        limit = one[whole.nearest.long()]
+    else:
+        one = other = limit = values.median()
+    labels = label_pixels(threshold.rule, whole, {key: one})
+    differ = labels != label_pixels(threshold.rule, less, {key: other})
+    assert 0.3 < (labels < IGNORE).float().mean() < 0.7
+    assert differ.float().mean() <= 0.003
+    # What a relative margin is wrong by is a margin by the sum of the distances.
+    sums = whole.nearest_distance + whole.second_distance
+    within = {"margin": close, "probability": 2**-13 + 1e-7}.get(key, 2 * close / sums)
+    assert ((values - limit).abs() <= within)[differ].all()
 
 
 def test_the_reports_maps_of_a_reduced_store_are_those_of_the_full_one(finished, with_full_store):
@@ -286,6 +314,26 @@ def test_inspect_says_of_a_reduced_store_what_it_says_of_the_full_one(
             for description in (one, other)
         )
         assert true == pytest.approx(found, abs=max(close, 2**-12))
+
+
+def test_what_a_store_leaves_out_is_said_by_the_stage_and_by_inspect(copied, monkeypatch, capsys):
+    """Of anchors that are a little beyond the span, so that margins are wrong."""
+    path = copied / "data/rounds/round1/anchors.npy"
+    store = read_target_store(copied / "data/features/round1/target.h5", CLASSES)
+    anchors = read_anchors(path, CLASSES, store.width)
+    length = 0.005 * float(nearest_other_anchor(anchors)[1].nan_to_num().max())
+    directions = store.projection.directions
+    beyond = torch.ones(store.width) - directions.T @ directions.sum(dim=1)
+    np.save(path, (anchors + length * beyond / beyond.norm()).numpy())
+    expected = f"leave out up to {length:.2g} of an anchor"
+    assert expected in execute(copied, "python", "-m", "stages.pseudo_label", "round1")
+    monkeypatch.chdir(copied)
+    cli.main(["inspect", "00003", "--round", "1", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["distance_error"] == pytest.approx(length, rel=0.01)
+    assert expected in found["left_out"]
+    cli.main(["inspect", "00003", "--round", "1"], standalone_mode=False)
+    assert found["left_out"] in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -398,6 +446,7 @@ def test_inspect_tells_what_the_label_maps_hold(finished, tmp_path, monkeypatch,
             *("target_00003", "round1"),
             True,
         )
+        assert found["left_out"] is None
         for rule in ("anchor", "probability"):
             path = finished / f"data/rounds/round1/pseudo_labels/{rule}/target_00003.png"
             label = label_map(path)[y, x]

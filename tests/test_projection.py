@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from golden_files import generated_maps, stored_maps
 
 from cag.anchors import anchors
-from cag.projection import COARSER, NEGLIGIBLE, OTHER_MEANS, RELEASED_MEAN, UNIT, span
-from cag.pseudo_labels import anchor_distances
+from cag.projection import COARSER, LIMIT, NEGLIGIBLE, OTHER_MEANS, RELEASED_MEAN, UNIT, span
+from cag.pseudo_labels import active, anchor_distances
 
 K, D, N = 5, 24, 30
 
@@ -70,7 +71,27 @@ def test_distances_stay_but_for_rounding(kind):
     for one, other in zip(found, true, strict=True):
         torch.testing.assert_close(one, other, atol=4e-3 * spread, rtol=0)
     margins = (found[1] - found[0]) - (true[1] - true[0])
-    assert margins.abs().mean() < UNIT * spread
+    assert margins.abs().mean() < UNIT * spread and margins.abs().max() < 1e-3 * spread
+
+
+@pytest.mark.parametrize("maps", [stored_maps, generated_maps])
+def test_the_papers_network_gets_the_labels_of_its_whole_features(maps):
+    """Features around the authors' anchors, but for pixels whose margin is next to the paper's."""
+    golden, paper = maps(), 2.5
+    chosen, features = golden["anchors"].float(), golden["features"].float()
+    counts = torch.full((1, len(chosen)), 100)
+    projection = span([(counts[..., None] * chosen, counts)], 40)
+    placed, neglected = projection.place(chosen)
+    assert neglected.max() < 1e-4
+    whole = anchor_distances(features, chosen)
+    stored = projection.reduce(features)
+    assert stored.abs().max() < LIMIT  # no pixel is too far
+    reduced = anchor_distances(projection.coordinates(stored), placed)
+    margin, found = (second - first for _, first, second in (whole, reduced))
+    assert (found - margin).abs().max() < 1e-2
+    differ = active(*whole, margin=paper) != active(*reduced, margin=paper)
+    assert differ.float().mean() < 5e-4
+    assert ((margin[differ] - paper).abs() < 1e-2).all()
 
 
 def test_a_distance_is_wrong_by_no_more_than_what_is_neglected():

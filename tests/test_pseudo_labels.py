@@ -1,5 +1,6 @@
 """Pseudo-labels against the released code, float64 references and hand-computed values."""
 
+import re
 from types import NoneType
 from typing import get_args
 
@@ -25,6 +26,7 @@ from cag.pseudo_labels import (
     by_probability,
     confident,
     count_labels,
+    left_out,
     relative_margins,
 )
 
@@ -333,3 +335,23 @@ def test_labels_are_counted_by_class_and_by_agreement():
         "probability": [2, 0, 1],
         "agree": [1, 0, 0],
     }
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "error", "says"),
+    [
+        ({"margin": 2.5}, 0.004, None),
+        ({"margin": 2.5}, 0.006, "up to 0.006 of an anchor: .*margins by up to 0.012; raise"),
+        ({"margin": 0.5}, 0.004, "margins by up to 0.008"),
+        ({"relative_margin": 0.2}, 0.004, None),
+        ({"relative_margin": 0.2}, 0.006, "margins by up to 0.012"),
+        ({"quantile": 0.5}, 0.006, "margins by up to 0.012"),
+        ({"margin": 0.0}, 9.0, None),  # each pixel passes
+        ({"margin": 25.0, "quantile": 0.5}, 0.006, "margins by up to 0.012"),
+    ],
+)
+def test_what_a_store_leaves_out_is_said_where_labels_may_differ(thresholds, error, says):
+    """The nearest anchors are 5 apart, so a relative margin of theirs is wrong by 0.002 at 0.01."""
+    anchors = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0], [torch.nan, torch.nan]])
+    line = left_out(error, anchors, PseudoLabel(probability=0.9, **thresholds))
+    assert line is None if says is None else re.search(says, line)

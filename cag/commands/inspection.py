@@ -60,6 +60,8 @@ def _print(about: dict[str, Any]) -> None:
     print(f"{about['image']} in {about['round']} (teacher {about['teacher']}): {size}")
     if not about["as_written"]:
         print("its label PNGs have other thresholds than params.yaml now; the tables have the new")
+    if about["left_out"]:
+        print(about["left_out"])
     if "pixel" in about:
         _print_pixel(about["pixel"])
     print_rows(about["classes"])

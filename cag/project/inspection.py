@@ -19,6 +19,7 @@ from cag.datasets.labels import IGNORE, LabelSpace
 from cag.datasets.prepared import most_pixels, read_label_space, read_manifest
 from cag.features import read_target_row, read_target_store
 from cag.project.pseudo_labels import LABELS, ROUND, TARGET, chosen_round
+from cag.pseudo_labels import left_out
 from cag.runtime.errors import UserError
 from cag.runtime.files import inside
 
@@ -54,21 +55,23 @@ def inspect(image: str, round_name: str | None, point: tuple[int, int] | None) -
     row = rows.loc[name]
     size = int(row["height"]), int(row["width"])
     anchors = read_anchors(folder / "anchors.npy", classes.num_classes, store.width)
-    anchors, _ = store.place(anchors)
+    placed, error = store.place(anchors)
     curves = read_thresholds(folder / "threshold_curves.csv", classes.names)
     cuts = class_thresholds_at(config.quantile, *curves)
     features, prediction, probability = read_target_row(store, index)
-    maps = inspection.inspect_image(features, prediction, probability, anchors, config, cuts)
+    maps = inspection.inspect_image(features, prediction, probability, placed, config, cuts)
     written = [read_label(inside(folder / LABELS / rule, f"{name}.png")) for rule in RULES]
     computed = [_enlarged(labels, size) for labels in (maps.by_anchor, maps.by_probability)]
     description = {"image": name, "round": chosen, "teacher": params.rounds[chosen].teacher}
     description |= {"height": size[0], "width": size[1]}
     # Otherwise the PNGs are of other thresholds than params.yaml has now.
     description["as_written"] = all(map(np.array_equal, written, computed))
+    # Of the distances to the anchors, by what the store leaves out; and a line if it matters.
+    description |= {"distance_error": error, "left_out": left_out(error, anchors, config)}
     description |= inspection.describe_image(maps, classes.names)
     if point is not None:
         place = inspection.feature_pixel(point, size, maps.pixels.nearest.shape)
-        evidence = (maps, place, features, anchors, config, cuts, classes.names)
+        evidence = (maps, place, features, placed, config, cuts, classes.names)
         pixel = inspection.describe_pixel(*evidence, params.adapt.target_labels)
         description["pixel"] = {"x": point[0], "y": point[1], **pixel}
     return Inspected(description, inside(TARGET, row["image"]), maps, classes, point)
