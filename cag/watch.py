@@ -116,12 +116,14 @@ def watch(
     seed: int,
     fabric: Fabric,
     advance: Progress,
+    teacher: SegmentationNetwork | None = None,
 ) -> Watched:
     """Measure a network, at the size of its logits. No label of the target is opened.
 
     At most `config.images` of the labelled source give the anchors and class shares; as many of the
     target are measured. `advance` counts both. The network is in eval mode on the fabric's device.
-    The seed draws the pixels of the neighbourhood density.
+    The seed draws the pixels of the neighbourhood density. Without the teacher, the network that
+    it started from, with which it shares the size of the logits, their agreement is NaN.
     """
     batches = (_batches(images, config, fabric, advance) for images in (source, target))
     anchors, source_pixels = _read_source(network, next(batches), fabric)
@@ -132,8 +134,10 @@ def watch(
         probabilities = output.logits.float().softmax(1)  # [B, K, h, w]
         probability, prediction = probabilities.max(1)
         others = _consistency(network, batch.images, prediction, fabric)
+        like_teacher = _teacher_agreement(teacher, batch.images, prediction, fabric)
         rules = two_rules(output.features, prediction, anchors)
-        maps = (*rules, probability, probability > SURE, entropy(probabilities), *others)
+        sure = probability > SURE
+        maps = (*rules, probability, sure, entropy(probabilities), *others, like_teacher)
         totals = totals + class_totals(torch.stack(maps), prediction, network.num_classes)
         pixels = pixels + torch.bincount(prediction.flatten(), minlength=network.num_classes)
         mean = mean + probabilities.double().sum((0, 2, 3))
@@ -234,3 +238,12 @@ def _consistency(
         for change in CHANGES
     ]
     return flipped.float(), torch.stack(changed).float().mean(0)
+
+
+def _teacher_agreement(
+    teacher: SegmentationNetwork | None, images: Tensor, prediction: Tensor, fabric: Fabric
+) -> Tensor:
+    """Where a teacher predicts the same, float32 [B, h, w]; NaN without one."""
+    if teacher is None:
+        return torch.full(prediction.shape, math.nan, device=prediction.device)
+    return (predict(teacher, images, fabric).logits.argmax(1) == prediction).float()

@@ -40,7 +40,7 @@ from cag.watch import (
     two_rules,
     watch,
 )
-from stages import adapt
+from stages import adapt, watch_start
 from stages import watch as stage
 
 SPACE = LabelSpace(("red", "green", "blue"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -152,12 +152,12 @@ def folders(tmp_path):
     return source, target
 
 
-def measured(network, folders, **config):
+def measured(network, folders, teacher=None, **config):
     source, target = folders
     domains = PreparedImages(source, "train", True), PreparedImages(target, "train", False)
     with progress("watch", 1, "images") as advance:
         fabric = make_fabric("32-true")
-        return watch(network, *domains, Watch(**config), 0, fabric, advance), advance.done
+        return watch(network, *domains, Watch(**config), 0, fabric, advance, teacher), advance.done
 
 
 def test_a_sure_and_equivariant_network_has_the_best_measures(folders):
@@ -175,7 +175,9 @@ def test_a_sure_and_equivariant_network_has_the_best_measures(folders):
     assert table["pixels"].tolist() == [112, 112, 0]
     assert table["share"].tolist() == [0.5, 0.5, 0]
     assert table["source_share"].sum() == pytest.approx(1) and table["source_share"].min() > 0.2
-    assert table[list(MAPS)].notna().all(axis=1).tolist() == [True, True, False]
+    known = [name for name in MAPS if name != "teacher_agreement"]  # of no teacher
+    assert table[known].notna().all(axis=1).tolist() == [True, True, False]
+    assert math.isnan(numbers["teacher_agreement"])
     expected = divergence(torch.tensor(table["share"]), torch.tensor(table["source_share"]))
     assert numbers["share_divergence"] == pytest.approx(expected)
 
@@ -185,6 +187,14 @@ def test_a_network_that_sees_left_and_right_is_not_consistent(folders):
     # All that is right of the middle is red; of the mirrored image, all that is left of it.
     assert numbers["flip_consistency"] == 0 and numbers["colour_consistency"] == 1
     assert table["pixels"][0] == 32 and done == 4
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(0, 1), (1000, 0)])
+def test_agreement_with_the_teacher(folders, slope, expected):
+    """The student sees red left and green right; one teacher does, too, one no red on the left."""
+    (numbers, table), _ = measured(Colours(), folders, teacher=Colours(slope))
+    assert numbers["teacher_agreement"] == expected
+    assert table["teacher_agreement"][:2].tolist() == [expected, expected]
 
 
 def test_a_network_that_knows_one_class_has_no_agreement(folders):
@@ -327,12 +337,13 @@ def test_what_acts_after_the_last_step_is_no_part_of_a_training():
 
 
 def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp_path, monkeypatch):
-    save_model(tmp_path / "data/models/round1.safetensors", *small_model(0))
+    for seed, model in enumerate(("round1", "warmup")):
+        save_model(tmp_path / f"data/models/{model}.safetensors", *small_model(seed))
     (tmp_path / "params.yaml").write_text("{seed: 0, precision: 32-true}")  # no section: defaults
     monkeypatch.chdir(tmp_path)
     written = []
     for _ in range(2):
-        CliRunner().invoke(stage.main, ["round1"], catch_exceptions=False)
+        CliRunner().invoke(stage.main, ["round1", "warmup"], catch_exceptions=False)
         paths = sorted((tmp_path / "data/watch").iterdir())
         written.append([path.read_bytes() for path in paths])
     assert [path.name for path in paths] == ["round1.csv", "round1.json"]
@@ -342,3 +353,8 @@ def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp
     assert list(numbers) == [*MEASURES, "images"] and numbers["images"] == 7
     for name in set(MEASURES) - {"neighbourhood_density"}:
         assert numbers[name] is None or 0 <= numbers[name] <= 1
+    assert numbers["teacher_agreement"] is not None
+
+    start = CliRunner().invoke(watch_start.main, ["round1"], catch_exceptions=False)
+    assert "teacher_agreement none" in start.output
+    assert json.loads(paths[1].read_text()) == numbers | {"teacher_agreement": None}

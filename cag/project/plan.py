@@ -227,15 +227,22 @@ class Estimator:
     def adapt(self, _: str) -> Task:
         """A training on both domains; with a check for regression, measures of two models."""
         checks = 2 * (self.params.adapt.on_regression != "ignore")
-        return Task(self.model_bytes, "adapt", self.watch(_).forward.times(checks))
+        return Task(self.model_bytes, "adapt", self._watched(WATCHED).times(checks))
+
+    def watch_start(self, _: str) -> Task:
+        """A model's measures on some images of each domain."""
+        return Task(forward=self._watched(WATCHED))
 
     def watch(self, _: str) -> Task:
-        """A model's measures on some images of each domain."""
+        """The same of a student, whose teacher predicts the target images, too."""
+        return Task(forward=self._watched(WATCHED + 1))
+
+    def _watched(self, of_target: int) -> Work:
         most, work = self.params.watch.images, Work()
-        for domain, passes in (("source", 1), ("target", WATCHED)):
+        for domain, passes in (("source", 1), ("target", of_target)):
             count = min(most, self.images[domain]["train"].count)
             work = work.plus(self.passes(domain, "train").times(passes * count))
-        return Task(forward=work._replace(memory=0))  # a batch of its own size
+        return work._replace(memory=0)  # a batch of its own size
 
     def evaluate(self, _: str) -> Task:
         """A model's predictions of the labelled target images."""
@@ -260,6 +267,7 @@ TASKS = {
     "pseudo_label": Estimator.pseudo_label,
     "evaluate_pseudo_labels": Estimator.evaluate_pseudo_labels,
     "adapt": Estimator.adapt,
+    "watch_start": Estimator.watch_start,
     "watch": Estimator.watch,
     "evaluate": Estimator.evaluate,
     "report": Estimator.report,
