@@ -154,7 +154,7 @@ def _coverage(run: Run) -> dict | None:
 
 def _watch(run: Run) -> dict | None:
     rows = [
-        (key.replace("_", " "), one, [numbers[key] for numbers in run.watched.values()])
+        (key.replace("_", " "), one, [numbers.get(key) for numbers in run.watched.values()])
         for key, one in MEASURES.items()
     ]
     verdicts = {name: one for name, one in run.verdicts.items() if one["measure"] is not None}
