@@ -52,6 +52,7 @@ SOURCE, LONG, PAPER = "source only", "source only trained as long", "the paper's
 DEFAULT, ORACLE = "the default", "oracle"
 COMPARED = [SOURCE, LONG, PAPER, DEFAULT, ORACLE]  # the other variants are ablations
 RUN = ["pair", "variant", "seed"]
+SAME = ["pair", "seed", "processor"]  # of runs that are compared with each other
 OF_ROUNDS = {"warmup", "extract", "anchors", "pseudo_label", "adapt", "rounds"}
 OF_ORACLE = ("iterations", "batch_size")
 SCORED = ["model", "miou", "iou", "label_free", "seconds"]
@@ -321,9 +322,11 @@ def _programs(planned: Run) -> Iterator[list[str]]:
         yield ["dvc", "repro", "prepare@source", "prepare@target", "pretrain"]
         yield ["stages.oracle"]
         return
-    stages = yaml.safe_load((planned.clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    kinds = [name for name in ("evaluate", "watch") if name in stages]
-    yield ["dvc", "repro", *(f"{kind}@{model}" for kind in kinds for model in planned.models)]
+    watched = (
+        f"{'watch' if model in planned.params['rounds'] else 'watch_start'}@{model}"
+        for model in planned.models
+    )
+    yield ["dvc", "repro", *(f"evaluate@{model}" for model in planned.models), *watched]
 
 
 def _results(planned: Run, commit: str) -> Iterator[dict[str, Any]]:
@@ -453,9 +456,8 @@ def by_seed(scores: pd.DataFrame, value: str = "miou") -> dict[str, pd.DataFrame
     source = rows[(rows["variant"] == DEFAULT) & (rows["model"] == "pretrain")]
     last = rows.groupby([*RUN, "processor"], sort=False).tail(1)
     cells = pd.concat([source.assign(variant=SOURCE), last])
-    same = ["pair", "seed", "processor"]
-    default = cells[cells["variant"] == DEFAULT].set_index(same)["miou"].rename("default")
-    cells = cells.join(default, on=same)
+    default = cells[cells["variant"] == DEFAULT].set_index(SAME)["miou"].rename("default")
+    cells = cells.join(default, on=SAME)
     cells["effect"] = cells["miou"] - cells["default"]
     cells = cells.drop_duplicates(RUN)
     cells["seed"] = "seed " + cells["seed"].astype(str)
@@ -489,16 +491,21 @@ def variant_rows(table: pd.DataFrame, effects: pd.DataFrame) -> list[dict[str, s
     return rows.reset_index(names="variant").to_dict("records")
 
 
-def watched_models(scores: pd.DataFrame) -> pd.DataFrame:
-    """The pair, seed, miou and label-free numbers of all different models, a row for each.
+def label_free(scores: pd.DataFrame) -> pd.DataFrame:
+    """The pair, seed, processor, miou and label-free numbers of a table of scores, row by row.
 
-    A number has its sign turned where less of it is better.
+    A number has its sign turned where less of it is better; NaN: it is not known.
     """
     numbers = pd.json_normalize([json.loads(text) for text in scores["label_free"]])
-    numbers = numbers.reindex(columns=list(MEASURES))
+    numbers = numbers.reindex(columns=list(MEASURES)).astype(np.float64)
     numbers *= [measure.better for measure in MEASURES.values()]
-    models = scores[["pair", "seed", "miou"]].reset_index(drop=True).join(numbers)
-    return models[numbers.notna().any(axis=1)].drop_duplicates()
+    return scores[[*SAME, "miou"]].reset_index(drop=True).join(numbers)
+
+
+def watched_models(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `label_free` that have a number, one for each of the different models."""
+    models = label_free(scores)
+    return models[models[list(MEASURES)].notna().any(axis=1)].drop_duplicates()
 
 
 def correlations(models: pd.DataFrame) -> pd.DataFrame:
@@ -516,14 +523,37 @@ def correlations(models: pd.DataFrame) -> pd.DataFrame:
 def ordered_rightly(models: pd.DataFrame) -> pd.DataFrame:
     """The share in which each number has more for the better of two models, by pair, in %.
 
-    It is over all two models of a pair and a seed whose mIoU differs by at least `APART`. The
-    numbers are the rows, the pairs the columns; the last row counts the twos.
+    It is over all two models of a pair, a seed and a kind of processor whose mIoU differs by at
+    least `APART`, where the number is known of both. The numbers are the rows, the pairs the
+    columns; the last row counts the twos.
     """
-    both = models.merge(models, on=["pair", "seed"], suffixes=("", " of the worse"))
+    both = models.merge(models, on=SAME, suffixes=("", " of the worse"))
     both = both[both["miou"] - both["miou of the worse"] >= APART]
-    right = {name: 100.0 * (both[name] > both[f"{name} of the worse"]) for name in MEASURES}
-    groups = pd.DataFrame(right).groupby(both["pair"])
-    return groups.mean().assign(**{"twos of models": groups.size()}).T
+    gaps = {name: both[name] - both[f"{name} of the worse"] for name in MEASURES}
+    right = {name: 100.0 * (gap > 0).where(gap.notna()) for name, gap in gaps.items()}
+    groups = pd.DataFrame(right, dtype=np.float64).groupby(both["pair"])
+    return groups.mean().assign(**{"twos of models": groups.size()}).T.dropna(how="all")
+
+
+def regressions(scores: pd.DataFrame) -> pd.DataFrame:
+    """How each label-free number tells a loss of mIoU from one model of a run to the next.
+
+    "lost" counts the twos of models with a loss, "missed" those of them where the number gets no
+    worse, "others" the other twos, "false alarms" those of them where it gets worse. The numbers
+    are the rows; twos count where the number is known of both.
+    """
+    models = label_free(scores)
+    runs = [*(scores[key].to_numpy() for key in RUN), scores["processor"].to_numpy()]
+    changes = models[["miou", *MEASURES]].groupby(runs, sort=False).diff()
+    changes = models[SAME].join(changes).drop_duplicates()  # variants share models
+    lost, rows = changes["miou"] < 0, {}
+    for name in MEASURES:
+        known, worse = changes[name].notna(), changes[name] < 0
+        others = known & ~lost & changes["miou"].notna()
+        parts = (known & lost, known & lost & ~worse, others, others & worse)
+        rows[name] = [int(part.sum()) for part in parts]
+    columns = ["lost", "missed", "others", "false alarms"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 @themed
@@ -587,6 +617,8 @@ def draw() -> None:
     if not related.empty:
         print_related("Rank correlation with the mIoU", related, "+.2f")
         print_related("The better of two models has more, %", ordered_rightly(models), ".0f")
+        table = regressions(scores).astype(str).reset_index(names="number").to_dict("records")
+        print(f"Losses of mIoU from a model of a run to the next\n\n{markdown(table)}\n")
         related.index = related.index.str.replace("_", " ")
         related.columns = related.columns.str.replace("_", " ")
         lines, label = [0, 0.7], "rank correlation with the mIoU"
@@ -598,7 +630,9 @@ def draw() -> None:
 
 
 def print_related(title: str, table: pd.DataFrame, form: str) -> None:
-    """Print a table of a value for each number and pair, with the least of the pairs."""
+    """Print a table of a value for each number and pair, with the least of the pairs, if any."""
+    if table.empty:
+        return
     texts = table.assign(least=table.min(axis=1)).map(_text, form=form)
     print(f"{title}\n\n{markdown(texts.reset_index(names='number').to_dict('records'))}\n")
 

@@ -58,10 +58,17 @@ from cag.networks import build, load_encoder_weights, load_model, save_model
 from cag.project.experiments import read_grid, read_miou
 from cag.projection import span
 from cag.pseudo_labels import COVERAGE, measure
-from cag.report.gather import read_curves, read_evaluation, read_measures, read_round
+from cag.report.gather import (
+    read_curves,
+    read_evaluation,
+    read_measures,
+    read_round,
+    read_verdict,
+)
 from cag.runtime.errors import UserError
 from cag.runtime.files import write_csv, write_json
 from cag.training.loop import Checkpoint, _resume
+from cag.watch import Verdict
 
 SPACE = LabelSpace(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 K, D, SIZE, COUNT = SPACE.num_classes, 4, (3, 5), 4
@@ -245,6 +252,13 @@ def write_measures(folder: Path) -> Path:
     return folder / "m.json"
 
 
+def write_verdict(folder: Path) -> Path:
+    """What a round kept, as `adapt` writes it."""
+    verdict = Verdict("student", True, "information", 0.5, 0.25)
+    write_json(folder / "r/verdict.json", verdict._asdict())
+    return folder / "r/verdict.json"
+
+
 def write_curve(folder: Path) -> Path:
     """A learning curve."""
     columns = ("iteration", "learning_rate", "loss", "source_ce")
@@ -348,7 +362,8 @@ READERS = {
     "scores": Reader(write_scores, read_scores),
     "mean score": Reader(write_scores, read_miou),
     "confusion": Reader(write_confusion, read_scores),
-    "measures": Reader(write_measures, lambda path: read_measures(path.parent, "m")),
+    "measures": Reader(write_measures, lambda path: read_measures(path.parent, "m", "watch")),
+    "verdict": Reader(write_verdict, lambda path: read_verdict(path.parents[1], "r")),
     "learning curve": Reader(write_curve, lambda path: read_curves(path.parent, ["m"])),
     "coverage": Reader(write_round, read_tables),
     "anchor table": Reader(

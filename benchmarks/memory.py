@@ -69,14 +69,17 @@ def stages(iterations: int) -> Iterator[tuple[str, list[str], Callable[[int], in
         "pseudo_label round1": lambda n: n,
         "evaluate_pseudo_labels round1 warmup": validation,
         "adapt round1 warmup": lambda n: 2 * drawn,
-        "watch round1": lambda n: 2 * min(n, 60),
+        "watch_start pretrain": lambda n: 2 * min(n, 60),
+        "watch_start warmup": lambda n: 2 * min(n, 60),
+        "watch round1 warmup": lambda n: 2 * min(n, 60),
         "evaluate round1": validation,
         "report": lambda n: n + validation(n),
     }
     yield "cag data check", check, programs["index"]
     for command, images in programs.items():
         program, *arguments = command.split()
-        name = f"prepare@{arguments[0]}" if program == "prepare" else program
+        several = program in ("prepare", "watch_start")
+        name = f"{program}@{arguments[0]}" if several else program
         yield name, ["-m", f"stages.{program}", *arguments], images
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -29,6 +29,7 @@ from cag.runtime.seeds import mix
 
 MEASURE = "information"  # the one that `regressed` compares
 BATCH_SIZE = 4
+LEAST = 0.005  # of a fall of MEASURE that counts: images and rounding move it a little
 SURE = 0.9  # the probability above which a pixel is covered
 PIXELS = 2000  # that the neighbourhood density compares with one another
 TEMPERATURE = 0.05  # of the neighbourhood density
@@ -41,6 +42,16 @@ class Watched(NamedTuple):
 
     numbers: dict[str, float]  # by the names of MEASURES; NaN where one is not defined
     per_class: pd.DataFrame  # [K] pixels so predicted, share, source_share, MAPS on these pixels
+
+
+class Verdict(NamedTuple):
+    """The model that a round keeps, and why; all but `kept` is None if nothing was measured."""
+
+    kept: Literal["student", "teacher"] = "student"  # teacher: the model that it started from
+    regressed: bool | None = None
+    measure: str | None = None  # one of MEASURES, of which the next two are the values
+    teacher: float | None = None
+    student: float | None = None
 
 
 def entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
@@ -105,12 +116,14 @@ def watch(
     seed: int,
     fabric: Fabric,
     advance: Progress,
+    teacher: SegmentationNetwork | None = None,
 ) -> Watched:
     """Measure a network, at the size of its logits. No label of the target is opened.
 
     At most `config.images` of the labelled source give the anchors and class shares; as many of the
     target are measured. `advance` counts both. The network is in eval mode on the fabric's device.
-    The seed draws the pixels of the neighbourhood density.
+    The seed draws the pixels of the neighbourhood density. Without the teacher, the network that
+    it started from, with which it shares the size of the logits, their agreement is NaN.
     """
     batches = (_batches(images, config, fabric, advance) for images in (source, target))
     anchors, source_pixels = _read_source(network, next(batches), fabric)
@@ -121,8 +134,10 @@ def watch(
         probabilities = output.logits.float().softmax(1)  # [B, K, h, w]
         probability, prediction = probabilities.max(1)
         others = _consistency(network, batch.images, prediction, fabric)
+        like_teacher = _teacher_agreement(teacher, batch.images, prediction, fabric)
         rules = two_rules(output.features, prediction, anchors)
-        maps = (*rules, probability, probability > SURE, entropy(probabilities), *others)
+        sure = probability > SURE
+        maps = (*rules, probability, sure, entropy(probabilities), *others, like_teacher)
         totals = totals + class_totals(torch.stack(maps), prediction, network.num_classes)
         pixels = pixels + torch.bincount(prediction.flatten(), minlength=network.num_classes)
         mean = mean + probabilities.double().sum((0, 2, 3))
@@ -142,10 +157,10 @@ def watch(
 def regressed(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> str | None:
     """Whether a model is worse than the one before it, by MEASURE of both: one line, or None.
 
-    None also where the measure is not known of both.
+    It is if the measure gets worse by more than LEAST. None also where one of both is not known.
     """
     first, second = (math.nan if m.get(MEASURE) is None else m[MEASURE] for m in (before, after))
-    if not MEASURES[MEASURE].better * (second - first) < 0:
+    if not MEASURES[MEASURE].better * (second - first) < -LEAST:
         return None
     change = f"{MEASURE.replace('_', ' ')} went from {first:.4f} to {second:.4f}"
     return f"{change} on the unlabelled target: the new model looks worse than the one before"
@@ -159,15 +174,15 @@ def kept_model(
     config: Watch,
     seed: int,
     fabric: Fabric,
-) -> Model:
+) -> tuple[Model, Verdict]:
     """The model that a round keeps: `after`, its student, unless it has `regressed` from `before`.
 
     Then the action "keep_teacher" gives the model of the file `before`, "warn" prints a warning,
-    and "stop" is a UserError; "ignore" measures nothing. The folders are the prepared source and
-    target.
+    and "stop" is a UserError; "ignore" measures nothing, nor do processes but the first. The
+    folders are the prepared source and target.
     """
     if action == "ignore" or not fabric.is_global_zero:
-        return after
+        return after, Verdict()
     first = load_model(before, after.classes)
     domains = [PreparedImages(f, "train", with_labels=f == folders[0]) for f in folders]
     numbers, count = [], 2 * sum(min(config.images, len(images)) for images in domains)
@@ -176,12 +191,17 @@ def kept_model(
             network = model.network.eval().to(fabric.device, memory_format=torch.channels_last)
             numbers.append(watch(network, *domains, config, seed, fabric, advance).numbers)
     reason = regressed(*numbers)
+    values = MEASURE, *(measured[MEASURE] for measured in numbers)
     if reason is None:
-        return after
+        return after, Verdict("student", False, *values)
     if action == "stop":
-        raise UserError(f"{reason}; adapt.on_regression is stop, so it is not kept")
+        remedy = "set it to warn, which keeps the new model, or to keep_teacher, and run again"
+        reason = f"{reason}; adapt.on_regression is stop: {remedy}"
+        raise UserError(f"{reason} (no step of the training is made again)")
     print(f"warning: {reason}", file=sys.stderr)
-    return first if action == "keep_teacher" else after
+    if action == "keep_teacher":
+        return first, Verdict("teacher", True, *values)
+    return after, Verdict("student", True, *values)
 
 
 def _batches(
@@ -218,3 +238,12 @@ def _consistency(
         for change in CHANGES
     ]
     return flipped.float(), torch.stack(changed).float().mean(0)
+
+
+def _teacher_agreement(
+    teacher: SegmentationNetwork | None, images: Tensor, prediction: Tensor, fabric: Fabric
+) -> Tensor:
+    """Where a teacher predicts the same, float32 [B, h, w]; NaN without one."""
+    if teacher is None:
+        return torch.full(prediction.shape, math.nan, device=prediction.device)
+    return (predict(teacher, images, fabric).logits.argmax(1) == prediction).float()

@@ -16,8 +16,7 @@ from cag.runtime.errors import UserError
 from cag.runtime.program import run_stage
 
 DATA, INDEX = Path("data"), "data/index/{}.csv"
-# report needs their folders, even without scored models
-EVALUATED = ("data/evaluation/models.csv", "data/watch/models.txt")
+EVALUATED = "data/evaluation/models.csv"  # report needs its folder, even without scored models
 
 
 def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
@@ -50,7 +49,7 @@ def require_own_outputs() -> None:
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/index/{source,target,weights,warmup}.csv` and the lists of evaluated models."""
+    """Write `data/index/{source,target,weights,warmup}.csv` and the list of evaluated models."""
     params = load_all()
     require_own_outputs()
     encoder_file = partial(files.encoder_weights_file, params.network.encoder)
@@ -63,8 +62,7 @@ def main() -> None:
     for name, table in tables.items():
         files.write_csv(INDEX.format(name), table)
         print(f"index: {len(table)} files of {name}")
-    for path in EVALUATED:
-        files.write_csv(path, pd.DataFrame({"model": params.evaluated}))
+    files.write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
 
 
 if __name__ == "__main__":

@@ -287,8 +287,37 @@ def test_the_better_of_two_models_of_a_seed_by_hand():
         for name, (miou, a, e) in zip("wxyz", numbers, strict=True)
     ]
     models += rows("a", "w", {1: 90}, label_free=json.dumps({"agreement": 0, "entropy": 9}))
+    models += rows("a", "w", {0: 10}, label_free='{"agreement": 1, "entropy": 0}', processor="AVX2")
     found = adaptation.ordered_rightly(adaptation.watched_models(table(models)))["a"]
-    assert found["agreement"] == 40 and found["entropy"] == 20 and found["twos of models"] == 5
+    assert found.to_dict() == {"agreement": 40, "entropy": 20, "twos of models": 5}
+
+
+def test_losses_that_a_number_misses_and_its_false_alarms_by_hand():
+    def run(variant, *values, seed=0, **same):
+        for number, (miou, agreement, entropy) in enumerate(values):
+            numbers = json.dumps({"agreement": agreement, "entropy": entropy})
+            yield from rows("a", variant, {seed: miou}, f"m{number}", label_free=numbers, **same)
+
+    scores = table(
+        run("x", (40, 0.5, 3), (41, 0.4, 2), (39, 0.3, 1)),  # a false alarm; missed by entropy
+        run("y", (40, 0.5, 3), (41, 0.4, 2)),  # the same models again
+        run("x", (50, 0.5, None), (49, 0.6, 1), seed=1),  # missed; not known of entropy
+        run("x", (30, 0.1, 1), (30, 0.1, 2), processor="AVX2"),  # a false alarm of entropy
+        rows("a", "oracle", {0: 90}),
+    )
+    found = adaptation.regressions(scores)
+    assert list(found) == ["lost", "missed", "others", "false alarms"]
+    assert found.loc["agreement"].tolist() == [2, 1, 2, 1]
+    assert found.loc["entropy"].tolist() == [1, 1, 2, 1]
+    assert found.loc["teacher_agreement"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pretrain", "watch_start"), ("round3", "watch")])
+def test_a_run_measures_its_models_without_labels(name, kind):
+    run = plan(("a", "x", 0), Variant(), PRESET)
+    (program,) = adaptation._programs(run)
+    assert program[:2] == ["dvc", "repro"]
+    assert f"evaluate@{name}" in program and f"{kind}@{name}" in program
 
 
 def test_dots_stand_at_the_values_and_the_line_at_their_mean():
@@ -308,6 +337,7 @@ def test_draw_prints_tables_and_writes_plots_from_the_scores_alone(folder, capsy
     adaptation.replace_rows(run, [*SCORES.to_dict("records"), *watched])
     adaptation.draw.main([], standalone_mode=False)
     printed = capsys.readouterr().out
+    assert "| entropy               |    0 |      0 |      0 |            0 |" in printed
     assert "| without mixing " in printed and "| entropy | +1.00 | +1.00 |" in printed
     for name in ("adaptation", "adaptation_ablation", "label_free"):
         with Image.open(folder / f"docs/images/{name}.png") as image:

@@ -26,7 +26,8 @@ DOCS = ROOT / "docs"
 # Attributes that make a browser fetch something, and not only when a reader follows a link.
 LOADED = {"src", "srcset", "data", "poster", "background"}
 # Of ${key} or ${item}; else <round>.
-PLACEHOLDERS = {"prepare": "<domain>", "evaluate": "<model>", "watch": "<model>"}
+PLACEHOLDERS = {"prepare": "<domain>"}
+PLACEHOLDERS |= dict.fromkeys(("evaluate", "watch", "watch_start"), "<model>")
 
 
 def hook(name):

@@ -167,9 +167,10 @@ NAMES = [
     "warmup",
     *(f"extract_{domain}@round{i}" for i in (1, 2) for domain in ("source", "target")),
     *(f"anchors@round{i}" for i in (1, 2)),
-    *(f"{name}@round{i}" for i in (1, 2) for name in ("pseudo_label", "adapt")),
+    *(f"{name}@round{i}" for i in (1, 2) for name in ("pseudo_label", "adapt", "watch")),
     *(f"evaluate_pseudo_labels@round{i}" for i in (1, 2)),
-    *(f"{name}@{model}" for name in ("watch", "evaluate") for model in ("pretrain", "round2")),
+    *(f"watch_start@{model}" for model in ("pretrain", "warmup")),
+    *(f"evaluate@{model}" for model in ("pretrain", "round2")),
     "report",
 ]
 
@@ -259,7 +260,7 @@ STUDENT = {"adapt@round1", "adapt@round2"}
 LABELS = {
     f"{stage}@round{i}" for stage in ("pseudo_label", "evaluate_pseudo_labels") for i in (1, 2)
 }
-WATCHED = {"watch@pretrain", "watch@round2"}
+WATCHED = {"watch_start@pretrain", "watch_start@warmup", "watch@round1", "watch@round2"}
 EDITS = {
     "cag/adaptation.py": STUDENT,
     "cag/batch_norm.py": STUDENT,

@@ -32,6 +32,7 @@ from torch import Tensor
 from benchmarks.miniature import SIZE
 from cag.anchors import nearest_other_anchor, read_anchors
 from cag.cli import cli
+from cag.config.watch import MEASURES
 from cag.datasets.labels import IGNORE
 from cag.features import TargetStore, read_target_images, read_target_store
 from cag.projection import UNIT
@@ -51,6 +52,7 @@ ROUNDS = ("round1", "round2")
 EVALUATED = ("pretrain", "round2")
 MODELS = ("pretrain", "warmup", *ROUNDS)
 HEIGHT, WIDTH = SIZE
+KINDS = ("json", "csv")  # of files of measures
 CLASSES, TRAINING, VALIDATION = 7, 6, 4  # classes, target images
 DEADLINE = 400  # seconds
 
@@ -359,7 +361,7 @@ def test_round_tables_and_pseudo_labels(finished, name):
     assert (coverage["anchor"] <= coverage["nearest"]).all()
     assert (coverage["agree"] <= coverage[["anchor", "probability"]].min(axis=1)).all()
     assert set(digests(folder)) == {
-        *("anchors.npy", "anchors.csv", "coverage.csv"),
+        *("anchors.npy", "anchors.csv", "coverage.csv", "verdict.json"),
         *("threshold_curves.csv", "threshold_curves.png"),
         *(
             f"pseudo_labels/{rule}/target_{i:05d}.png"
@@ -547,7 +549,7 @@ def test_thresholds_rerun_no_extraction_of_the_same_teacher(finished, copied):
     extract = ("extract_source", "extract_target")
     second = [f"{stage}@round2" for stage in (*extract, "anchors", "pseudo_label", "adapt")]
     assert sorted(ran(printed)) == sorted(["index", *first, *second, "evaluate@round2"])
-    scored = ["watch@round2", *(f"evaluate_pseudo_labels@{name}" for name in ROUNDS)]
+    scored = [f"{kind}@{name}" for kind in ("watch", "evaluate_pseudo_labels") for name in ROUNDS]
     left = ran(dvc(copied, "repro", "--dry"))
     assert sorted(left) == sorted(["index", *scored, "report"])
     before, after = digests(finished / "data"), digests(copied / "data")
@@ -669,14 +671,21 @@ def test_folder_without_any_target_label(tmp_path):
     project = make_project(tmp_path / "project", replace=folder_params())
     printed = dvc(project, "repro", CAG_DATA=str(raw))
     assert ran(printed)[-1] == "report"
-    assert not [stage for stage in ran(printed) if stage.startswith(("evaluate@", "watch@"))]
+    assert not [stage for stage in ran(printed) if stage.startswith("evaluate@")]
+    models = ("pretrain", "warmup", "round1")
+    assert set(digests(project / "data/watch")) == {f"{m}.{kind}" for m in models for kind in KINDS}
+    measured = {m: json.loads((project / f"data/watch/{m}.json").read_text()) for m in models}
+    assert all(set(numbers) == {*MEASURES, "images"} for numbers in measured.values())
+    assert measured["pretrain"] == measured["warmup"] != measured["round1"]
+    assert measured["pretrain"]["teacher_agreement"] is None
+    assert 0 < measured["round1"]["teacher_agreement"] <= 1
     scored = project / "data/pseudo_label_evaluation/round1"
     assert pd.read_csv(scored / "curves.csv").empty
     assert json.loads((scored / "metrics.json").read_text())["anchor"]["precision"] is None
     with h5py.File(scored / "samples.h5") as file:
         assert not file.keys()
     page = (project / "data/report/index.html").read_text(encoding="utf-8")
-    assert "round1" in page
+    assert "round1" in page and "Measures without labels by model" in page
     weights = digests(project / "data/models")
     assert weights["warmup.safetensors"] == weights["pretrain.safetensors"]
     assert pd.read_csv(project / "data/curves/warmup.csv").empty

@@ -362,6 +362,7 @@ def write_artifacts(root):
         text = json.dumps(dict.fromkeys(MEASURES, 0.5) | {"agreement": None, "images": 2})
         put(root / FOLDERS.watch / f"{model}.json", lambda file, text=text: file.write_text(text))
         put(root / FOLDERS.curves / f"{model}.csv", lambda file: curve().to_csv(file, index=False))
+    write_verdict(root, kept="student", regressed=None, measure=None, teacher=None, student=None)
     coverage().to_csv(root / FOLDERS.rounds / "round1/coverage.csv", index=False)
     anchors().to_csv(root / FOLDERS.rounds / "round1/anchors.csv", index=False)
     put(root / FOLDERS.source / "manifest.csv", lambda file: file.write_text("split,name\n"))
@@ -374,6 +375,11 @@ def write_artifacts(root):
     table = pd.DataFrame(curves)
     table["class_threshold"] = [None] * 6 + [0.25, 0.125, 0.0] + [None] * 3
     table.to_csv(root / FOLDERS.rounds / "round1/threshold_curves.csv", index=False)
+
+
+def write_verdict(root, **verdict):
+    """Write what the round kept."""
+    (root / FOLDERS.rounds / "round1/verdict.json").write_text(json.dumps(verdict))
 
 
 def write_features(root, names):
@@ -410,14 +416,16 @@ def put(path, write):
 
 @pytest.fixture
 def params():
+    preset = load_all(ROOT / "presets/scenes.yaml")
     changes = {
         "seed": 7,
+        "warmup": preset.warmup.model_copy(update={"iterations": 5}),
         "rounds": {"round1": Round(teacher="warmup", anchors="round1")},
         "evaluated": tuple(SCORES),
         "report": Report(images=2),
         "pseudo_label": RULES,
     }
-    return load_all(ROOT / "presets/scenes.yaml").model_copy(update=changes)
+    return preset.model_copy(update=changes)
 
 
 @pytest.fixture
@@ -451,6 +459,30 @@ def test_stage_shows_the_measures_without_labels(project):
     assert table.count("<td>–</td>") == len(SCORES)
     assert all(f'<th scope="col">{model}</th>' in table for model in SCORES)
     assert "agreement ↑" in page and "entropy ↓" in page
+    assert "Models that the rounds kept" not in page
+
+
+def test_stage_shows_no_warmup_that_is_a_copy(project, params, monkeypatch):
+    warmup = params.warmup.model_copy(update={"iterations": 0})
+    copied = params.model_copy(update={"warmup": warmup, "evaluated": ("pretrain", "round1")})
+    monkeypatch.setattr(stage, "load_params", lambda model: copied)
+    run_stage()
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    start = page.index("Measures without labels by model")
+    table = page[start : page.index("</tbody>", start)]
+    assert '<th scope="col">round1</th>' in table and "warmup" not in table
+
+
+@pytest.mark.parametrize("kept", ["teacher", "student"])
+def test_stage_shows_what_a_round_kept(project, kept):
+    values = {"measure": "information", "teacher": 0.80004, "student": 0.7931}
+    write_verdict(project, kept=kept, regressed=True, **values)
+    run_stage()
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    start = page.index("Models that the rounds kept")
+    table = page[start : page.index("</tbody>", start)]
+    assert "<td>0.8000</td><td>0.7931</td>" in table and "looks worse" in table
+    assert f'<td class="word">{kept}</td>' in table
 
 
 def test_stage_gives_the_same_bytes_twice(project, monkeypatch):
@@ -493,13 +525,19 @@ def test_stage_reports_a_target_without_labels(project, params, monkeypatch):
     run_stage()
     names = {path.name for path in (project / "data/report").iterdir()}
     assert names == {"index.html", "coverage.png", "curves.png"}
+    page = (project / "data/report/index.html").read_text(encoding="utf-8")
+    start = page.index("Measures without labels by model")
+    table = page[start : page.index("</tbody>", start)]
+    assert all(f'<th scope="col">{model}</th>' in table for model in SCORES)
 
 
 @pytest.mark.parametrize(
     ("missing", "command"),
     [
         ("data/evaluation/warmup/metrics.json", "evaluate@warmup"),
-        ("data/watch/warmup.json", "watch@warmup"),
+        ("data/watch/warmup.json", "watch_start@warmup"),
+        ("data/watch/round1.json", "watch@round1"),
+        ("data/rounds/round1/verdict.json", "adapt@round1"),
         ("data/rounds/round1/coverage.csv", "pseudo_label@round1"),
         ("data/rounds/round1/anchors.csv", "anchors@round1"),
     ],
@@ -519,6 +557,7 @@ def test_stage_names_a_missing_artifact_and_leaves_nothing(project, missing, com
         ("data/evaluation/warmup/confusion.csv", ""),
         ("data/watch/warmup.json", "{"),
         ("data/watch/warmup.json", "3"),
+        ("data/rounds/round1/verdict.json", "{}"),
         ("data/rounds/round1/coverage.csv", ""),
         ("data/rounds/round1/anchors.csv", "a,b\n1,2\n"),
         ("data/curves/warmup.csv", ""),

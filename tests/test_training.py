@@ -475,7 +475,7 @@ def test_an_online_teacher_follows_after_each_step(tmp_path, fabric):
     for kept in ("student", "teacher"):
         objective, batches, config = problem("online", small_network(), iterations=1, kept=kept)
         start = objective.teacher.classifier.weight.clone()
-        checkpoint = Checkpoint(tmp_path / "c.pt", "a")
+        checkpoint = Checkpoint(tmp_path / f"{kept}.pt", "a")
         train(objective, batches, run_params(), config, 7, fabric, checkpoint, silent())
         networks[kept] = objective.kept.classifier.weight
     student, teacher = networks["student"], networks["teacher"]
@@ -485,10 +485,10 @@ def test_an_online_teacher_follows_after_each_step(tmp_path, fabric):
 
 def test_dropout_is_active_and_the_seeds_alone(tmp_path, fabric):
     networks = []
-    for dropout, state in ((0.5, 1), (0.5, 2), (0.0, 1)):
+    for number, (dropout, state) in enumerate([(0.5, 1), (0.5, 2), (0.0, 1)]):
         network = small_network(dropout=dropout)
         torch.manual_seed(state)
-        run("supervised", network, fabric, tmp_path / "c.pt", iterations=2)
+        run("supervised", network, fabric, tmp_path / f"{number}.pt", iterations=2)
         networks.append(network)
     assert same(networks[0], networks[1])
     assert not same(networks[0], networks[2])
@@ -597,8 +597,12 @@ def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):
 def test_no_checkpoint_is_written_before_its_time(tmp_path, fabric, monkeypatch):
     monkeypatch.setattr(cag.training.loop, "READ_EVERY", 1)
     monkeypatch.setenv("CAG_CHECKPOINT_SECONDS", "3600")
-    run("supervised", small_network(), fabric, tmp_path / "c.pt", iterations=2)
-    assert not (tmp_path / "c.pt").exists()
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run("supervised", small_network(), fabric, path, batches=interrupted(2), iterations=3)
+    assert not path.exists()
+    run("supervised", small_network(), fabric, path, iterations=3)
+    assert Checkpoint(path, "a").load()["iteration"] == 3  # what follows may fail
 
 
 # Batch norm
@@ -718,7 +722,7 @@ def test_a_compiled_network_trains_as_it_does_uncompiled(tmp_path, fabric, monke
 
     with_backend = functools.partial(torch.compile, backend=backend)
     monkeypatch.setattr(torch, "compile", with_backend)
-    run(kind, compiled, fabric, tmp_path / "c.pt", compiled=True, **changes)
+    run(kind, compiled, fabric, tmp_path / "compiled.pt", compiled=True, **changes)
     assert graphs
     assert same(plain, compiled)
 

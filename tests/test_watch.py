@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from project import TRAINING
 from torch import Tensor, nn
 
+from cag.config.adaptation import Adapt
 from cag.config.networks import Network, Normalization
 from cag.config.watch import MEASURES, Watch
 from cag.datasets.images import write_image, write_label
@@ -20,10 +23,12 @@ from cag.datasets.prepared import COLUMNS, PreparedImages
 from cag.networks import Model, build, save_model
 from cag.runtime.devices import make_fabric
 from cag.runtime.errors import UserError
+from cag.runtime.program import run_stage
 from cag.runtime.progress import progress
 from cag.watch import (
     MAPS,
     MEASURE,
+    Verdict,
     Watched,
     class_totals,
     divergence,
@@ -35,6 +40,7 @@ from cag.watch import (
     two_rules,
     watch,
 )
+from stages import adapt, watch_start
 from stages import watch as stage
 
 SPACE = LabelSpace(("red", "green", "blue"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -146,12 +152,12 @@ def folders(tmp_path):
     return source, target
 
 
-def measured(network, folders, **config):
+def measured(network, folders, teacher=None, **config):
     source, target = folders
     domains = PreparedImages(source, "train", True), PreparedImages(target, "train", False)
     with progress("watch", 1, "images") as advance:
         fabric = make_fabric("32-true")
-        return watch(network, *domains, Watch(**config), 0, fabric, advance), advance.done
+        return watch(network, *domains, Watch(**config), 0, fabric, advance, teacher), advance.done
 
 
 def test_a_sure_and_equivariant_network_has_the_best_measures(folders):
@@ -169,7 +175,9 @@ def test_a_sure_and_equivariant_network_has_the_best_measures(folders):
     assert table["pixels"].tolist() == [112, 112, 0]
     assert table["share"].tolist() == [0.5, 0.5, 0]
     assert table["source_share"].sum() == pytest.approx(1) and table["source_share"].min() > 0.2
-    assert table[list(MAPS)].notna().all(axis=1).tolist() == [True, True, False]
+    known = [name for name in MAPS if name != "teacher_agreement"]  # of no teacher
+    assert table[known].notna().all(axis=1).tolist() == [True, True, False]
+    assert math.isnan(numbers["teacher_agreement"])
     expected = divergence(torch.tensor(table["share"]), torch.tensor(table["source_share"]))
     assert numbers["share_divergence"] == pytest.approx(expected)
 
@@ -181,6 +189,14 @@ def test_a_network_that_sees_left_and_right_is_not_consistent(folders):
     assert table["pixels"][0] == 32 and done == 4
 
 
+@pytest.mark.parametrize(("slope", "expected"), [(0, 1), (1000, 0)])
+def test_agreement_with_the_teacher(folders, slope, expected):
+    """The student sees red left and green right; one teacher does, too, one no red on the left."""
+    (numbers, table), _ = measured(Colours(), folders, teacher=Colours(slope))
+    assert numbers["teacher_agreement"] == expected
+    assert table["teacher_agreement"][:2].tolist() == [expected, expected]
+
+
 def test_a_network_that_knows_one_class_has_no_agreement(folders):
     (numbers, _), _ = measured(Colours(scale=0), folders)
     assert math.isnan(numbers["agreement"]) and math.isnan(numbers["relative_margin"])
@@ -190,14 +206,20 @@ def test_a_network_that_knows_one_class_has_no_agreement(folders):
 
 @pytest.mark.parametrize(
     ("before", "after", "worse"),
-    [(0.8, 0.79, True), (0.8, 0.8, False), (0.8, 0.81, False), (None, 0.5, False)],
+    [
+        (0.8, 0.79, True),
+        (0.8, 0.7949, True),
+        (0.8, 0.7951, False),  # a fall of less than LEAST
+        (0.8, 0.81, False),
+        (None, 0.5, False),
+    ],
 )
 def test_regressed_compares_the_one_measure(before, after, worse):
     assert MEASURES[MEASURE].better == 1
     message = regressed({MEASURE: before}, {MEASURE: after, "entropy": 1.0})
     assert (message is not None) == worse
     if worse:
-        assert "from 0.8000 to 0.7900" in message and "\n" not in message
+        assert f"from 0.8000 to {after:.4f}" in message and "\n" not in message
 
 
 def test_regressed_knows_the_better_direction_and_missing_numbers(monkeypatch):
@@ -231,20 +253,97 @@ def test_what_a_round_keeps(folders, tmp_path, monkeypatch, capsys, action, wors
         with pytest.raises(UserError, match=r"from 0.8000 to 0.7000 .*on_regression is stop"):
             kept_model(*inputs, make_fabric("32-true"))
         return
-    kept = kept_model(*inputs, make_fabric("32-true")).network.classifier.weight
-    expected = teacher if worse and action == "keep_teacher" else student
-    assert torch.equal(kept, expected.network.classifier.weight)
+    model, verdict = kept_model(*inputs, make_fabric("32-true"))
+    kept = "teacher" if worse and action == "keep_teacher" else "student"
+    expected = {"teacher": teacher, "student": student}[kept].network.classifier.weight
+    assert torch.equal(model.network.classifier.weight, expected)
+    measured = Verdict(kept, worse, MEASURE, 0.8, 0.7 if worse else 0.9)
+    assert verdict == (Verdict() if action == "ignore" else measured)
     warned = f"warning: {MEASURE} went from 0.8000 to 0.7000" in capsys.readouterr().err
     assert warned == (worse and action in ("warn", "keep_teacher"))
 
 
+@pytest.fixture
+def round_of(folders, tmp_path, monkeypatch, capsys):
+    """Runs a round of two steps whose student measures worse than its teacher.
+
+    Takes changes of the section adapt; gives the exit status and what was printed on stderr.
+    """
+    teacher, random = small_model(0), np.random.default_rng(0)
+    save_model(tmp_path / "data/models/warmup.safetensors", *teacher)
+    folder = tmp_path / "data/rounds/round1"
+    folder.mkdir(parents=True)
+    anchors = random.normal(size=(3, teacher.network.width)).astype(np.float32)
+    np.save(folder / "anchors.npy", anchors)
+    for rule, image in product(("anchor", "probability"), range(7)):
+        path = folder / f"pseudo_labels/{rule}/{image}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_label(path, random.integers(0, 3, SIZE, np.uint8), SPACE.palette_array)
+    training = {**TRAINING, "augmentation": TRAINING["augmentation"].model_dump(), "iterations": 2}
+    plain = {"teacher": "ema", "target_statistics": 0.5, "target_labels": "both"}
+    plain |= {"distance_weight": 0.7, "distance_kind": "class_mean"}
+    params = {"seed": 0, "precision": "32-true", "max_batch_per_device": None, "compile": False}
+    params["anchors"] = {"average": "images", "min_pixels": 1, "min_recall": 0.0}
+    params["pseudo_label"] = {"relative_margin": 0.1, "probability": 0.5}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["adapt", "round1", "warmup"])
+
+    def run(**changes):
+        values = iter([0.8, 0.7])
+        monkeypatch.setattr("cag.watch.watch", lambda *_: Watched({MEASURE: next(values)}, None))
+        text = json.dumps(params | {"adapt": {**training, **plain, **changes}})
+        (tmp_path / "params.yaml").write_text(text)
+        status = 0
+        try:
+            run_stage(adapt.main)
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_after_a_stop_no_step_is_made_again(round_of, tmp_path, monkeypatch):
+    model, curve = (
+        tmp_path / f"data/{name}" for name in ("models/round1.safetensors", "curves/round1.csv")
+    )
+    assert round_of(on_regression="warn")[0] == 0
+    whole = [path.read_bytes() for path in (model, curve)]
+    assert json.loads((tmp_path / "data/rounds/round1/verdict.json").read_text()) == {
+        **{"kept": "student", "regressed": True, "measure": MEASURE},
+        **{"teacher": 0.8, "student": 0.7},
+    }
+    for path in (model, curve):
+        path.unlink()
+
+    status, said = round_of(on_regression="stop")
+    (error,) = [line for line in said.splitlines() if line.startswith("error")]
+    assert status == 1 and "set it to warn" in error and "Traceback" not in said
+    assert not model.exists() and not curve.exists()
+
+    monkeypatch.setattr("cag.training.loop._gradients", None)  # a step would be an error
+    status, said = round_of(on_regression="warn")
+    assert status == 0 and f"warning: {MEASURE} went from 0.8000 to 0.7000" in said
+    assert [path.read_bytes() for path in (model, curve)] == whole
+
+
+def test_what_acts_after_the_last_step_is_no_part_of_a_training():
+    keys = {"distance_weight": 0.7, "distance_kind": "class_mean", "target_labels": "both"}
+    plain = Adapt(**TRAINING, **keys, teacher="ema")
+    later = {"kept": "teacher", "target_statistics": 0.5, "on_regression": "stop"}
+    assert plain.model_copy(update=later).of_training == plain.of_training == plain
+    other = plain.model_copy(update={"anchor_momentum": 0.9})
+    assert other.of_training == other != plain
+
+
 def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp_path, monkeypatch):
-    save_model(tmp_path / "data/models/round1.safetensors", *small_model(0))
+    for seed, model in enumerate(("round1", "warmup")):
+        save_model(tmp_path / f"data/models/{model}.safetensors", *small_model(seed))
     (tmp_path / "params.yaml").write_text("{seed: 0, precision: 32-true}")  # no section: defaults
     monkeypatch.chdir(tmp_path)
     written = []
     for _ in range(2):
-        CliRunner().invoke(stage.main, ["round1"], catch_exceptions=False)
+        CliRunner().invoke(stage.main, ["round1", "warmup"], catch_exceptions=False)
         paths = sorted((tmp_path / "data/watch").iterdir())
         written.append([path.read_bytes() for path in paths])
     assert [path.name for path in paths] == ["round1.csv", "round1.json"]
@@ -254,3 +353,8 @@ def test_stage_writes_numbers_and_a_table_and_opens_no_target_label(folders, tmp
     assert list(numbers) == [*MEASURES, "images"] and numbers["images"] == 7
     for name in set(MEASURES) - {"neighbourhood_density"}:
         assert numbers[name] is None or 0 <= numbers[name] <= 1
+    assert numbers["teacher_agreement"] is not None
+
+    start = CliRunner().invoke(watch_start.main, ["round1"], catch_exceptions=False)
+    assert "teacher_agreement none" in start.output
+    assert json.loads(paths[1].read_text()) == numbers | {"teacher_agreement": None}

@@ -11,6 +11,7 @@ from cag.config.training import Training
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1_000_000)]
+AFTERWARDS = ("kept", "target_statistics", "on_regression")  # act only after the last step
 
 
 class Adapt(Training):
@@ -106,6 +107,12 @@ class Adapt(Training):
         "not measured",
         default="ignore",
     )
+
+    @property
+    def of_training(self) -> Adapt:
+        """These parameters as the steps need them: those of AFTERWARDS have their defaults."""
+        fields = type(self).model_fields
+        return self.model_copy(update={key: fields[key].default for key in AFTERWARDS})
 
     @property
     def of_samples(self) -> Adapt:

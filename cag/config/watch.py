@@ -31,6 +31,9 @@ MEASURES = {
     "entropy": Measure("the mean entropy of the probabilities; 1: all classes are alike", -1),
     "flip_consistency": Measure("the share of pixels predicted alike in the mirrored image", 1),
     "colour_consistency": Measure("the same in a darker and in a lighter image, their mean", 1),
+    "teacher_agreement": Measure(
+        "the share of pixels predicted as by the model that the round started from", 1
+    ),
     "information": Measure("the entropy of the mean probabilities less the mean entropy", 1, False),
     "share_divergence": Measure("how far the class shares are from the source labels'", -1, False),
     "neighbourhood_density": Measure("high where a pixel has many like it, in nats", 1, False),

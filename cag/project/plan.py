@@ -249,7 +249,7 @@ class Estimator:
             samples + TABLE_FIGURES, forward=self.passes("target", "val", True).times(count)
         )
 
-    def adapt(self, key: str) -> Task:
+    def adapt(self, _: str) -> Task:
         """A training on both domains.
 
         With `target_statistics`, target images pass the student after the last step; with a check
@@ -262,16 +262,23 @@ class Estimator:
             batches = -(-measured // size)  # the last is filled up
             forward = self.passes("target", "train").times(batches * size)._replace(memory=0)
         checks = 2 * (config.on_regression != "ignore")
-        alone = self.watch(key).alone.times(checks)
+        alone = self._watched(WATCHED).times(checks)
         return Task(self.model_bytes, "adapt", forward=forward, alone=alone)
 
-    def watch(self, _: str) -> Task:
+    def watch_start(self, _: str) -> Task:
         """A model's measures on some images of each domain."""
+        return Task(alone=self._watched(WATCHED))
+
+    def watch(self, _: str) -> Task:
+        """The same of a student, whose teacher predicts the target images, too."""
+        return Task(alone=self._watched(WATCHED + 1))
+
+    def _watched(self, of_target: int) -> Work:
         most, work = self.params.watch.images, Work()
-        for domain, passes in (("source", 1), ("target", WATCHED)):
+        for domain, passes in (("source", 1), ("target", of_target)):
             count = min(most, self.images[domain]["train"].count)
             work = work.plus(self.passes(domain, "train").times(passes * count))
-        return Task(alone=work._replace(memory=0))  # a batch of its own size
+        return work._replace(memory=0)  # a batch of its own size
 
     def evaluate(self, _: str) -> Task:
         """A model's predictions of the labelled target images."""
@@ -296,6 +303,7 @@ TASKS = {
     "pseudo_label": Estimator.pseudo_label,
     "evaluate_pseudo_labels": Estimator.evaluate_pseudo_labels,
     "adapt": Estimator.adapt,
+    "watch_start": Estimator.watch_start,
     "watch": Estimator.watch,
     "evaluate": Estimator.evaluate,
     "report": Estimator.report,

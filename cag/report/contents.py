@@ -104,6 +104,7 @@ class Run:
     rules: PseudoLabel  # the configured thresholds
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     watched: Mapping[str, Mapping] = field(default_factory=dict)  # model -> its measures
+    verdicts: Mapping[str, Mapping] = field(default_factory=dict)  # round -> what it kept and why
     training: Sequence[TrainingSample] = ()
     labelled: Sequence[LabelledSample] = ()
     validation: Sequence[ValidationSample] = ()

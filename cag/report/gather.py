@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,20 @@ FEATURE_IMAGES = 200  # target images, evenly spaced, to draw from
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Verdict(BaseModel):
+    """The form of a file that says what a round kept."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    kept: Literal["student", "teacher"]
+    regressed: bool | None
+    measure: str | None
+    teacher: FiniteFloat | None
+    student: FiniteFloat | None
+
+
 MEASURES = TypeAdapter(dict[str, FiniteFloat | None], config=ConfigDict(strict=True))
 COUNTS = dict.fromkeys(COVERAGE, np.int64)
 ANCHOR_NUMBERS = {"images": np.int64, "pixels": np.int64}
@@ -110,7 +124,11 @@ def collect(folders: Folders, params) -> Run:
         evaluations={model: read_evaluation(folders, model) for model in params.evaluated},
         rounds=rounds,
         curves=read_curves(folders.curves, models),
-        watched={model: read_measures(folders.watch, model) for model in params.evaluated},
+        watched={
+            model: read_measures(folders.watch, model, stage)
+            for model, stage in watched_models(params).items()
+        },
+        verdicts={name: read_verdict(folders.rounds, name) for name in params.rounds},
         training=[_training_sample(folders, row, maps) for row in shown],
         labelled=labelled_images(folders, validation, params.rounds),
         validation=[_validation_sample(folders, row, *compared) for row in scored],
@@ -146,11 +164,19 @@ def read_evaluation(folders: Folders, model: str) -> contents.Evaluation:
     return contents.Evaluation(scores, table.to_numpy())
 
 
-def read_measures(folder: Path, model: str) -> dict[str, float | None]:
-    """Read a model's measures without labels, by name."""
-    path = _existing(folder / f"{model}.json", f"watch@{model}")
+def read_measures(folder: Path, model: str, stage: str) -> dict[str, float | None]:
+    """Read a model's measures without labels, by name; the stage is the one that writes them."""
+    path = _existing(folder / f"{model}.json", f"{stage}@{model}")
     with _readable(path, "a file of measures"):
         return MEASURES.validate_python(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_verdict(folder: Path, name: str) -> dict[str, bool | float | str | None]:
+    """Read what a round kept, and why, from the folder of all rounds."""
+    path = _existing(folder / name / "verdict.json", f"adapt@{name}")
+    with _readable(path, "a verdict"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _Verdict.model_validate(content).model_dump()
 
 
 def read_round(folder: Path, name: str, rounds: Mapping, features: Features | None = None) -> Round:
@@ -268,6 +294,16 @@ def trained_models(rounds: Mapping) -> list[str]:
     return list(dict.fromkeys([BASELINE, *teachers, *rounds]))
 
 
+def watched_models(params) -> dict[str, str]:
+    """The models whose measures are shown, and the kind of stage that writes them.
+
+    A warm-up that is a copy of the pretrained model is none of them.
+    """
+    copied = params.warmup.weights is None and params.warmup.iterations == 0
+    first = [BASELINE] if copied else [BASELINE, "warmup"]
+    return dict.fromkeys(first, "watch_start") | dict.fromkeys(params.rounds, "watch")
+
+
 def _evenly(rows: pd.DataFrame, number: int) -> list[pd.Series]:
     """Pick rows of a manifest to show."""
     return [rows.iloc[index] for index in evenly_spaced(len(rows), number)]
@@ -328,6 +364,7 @@ def _locations(folders: Folders) -> list[tuple[str, str]]:
         ("pixels at each threshold", f"{rounds}/threshold_curves.csv"),
         ("precision at each threshold", f"{folders.labelled}/<round>/curves.csv"),
         ("measures without labels", f"{folders.watch}/<model>.json, <model>.csv"),
+        ("model that a round kept", f"{rounds}/verdict.json"),
         ("metrics and confusion matrix", f"{scores}/metrics.json, confusion.csv"),
         ("picture panels", f"{scores}/panels.png"),
         ("predictions", f"{scores}/predictions/"),

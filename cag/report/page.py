@@ -154,10 +154,12 @@ def _coverage(run: Run) -> dict | None:
 
 def _watch(run: Run) -> dict | None:
     rows = [
-        (key.replace("_", " "), one, [numbers[key] for numbers in run.watched.values()])
+        (key.replace("_", " "), one, [numbers.get(key) for numbers in run.watched.values()])
         for key, one in MEASURES.items()
     ]
-    return {"models": list(run.watched), "rows": rows} if run.watched else None
+    verdicts = {name: one for name, one in run.verdicts.items() if one["measure"] is not None}
+    data = {"models": list(run.watched), "rows": rows, "verdicts": list(verdicts.items())}
+    return data if run.watched else None
 
 
 def _curves(run: Run) -> dict | None:

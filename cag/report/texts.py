@@ -17,9 +17,9 @@ def points(difference: float | None) -> str:
     return NOTHING if _missing(difference) else f"{100 * difference:+.1f}".replace("-", MINUS)
 
 
-def decimal(value: float | None) -> str:
-    """A number with two digits."""
-    return NOTHING if _missing(value) else f"{value:.2f}"
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits after the point."""
+    return NOTHING if _missing(value) else f"{value:.{digits}f}"
 
 
 def count(value: float | None) -> str:

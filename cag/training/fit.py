@@ -36,7 +36,7 @@ class Fit:
 
         Args:
             name: Of the progress bar and of the resume state, e.g. "adapt round1".
-            params: All parameters that the stage declares: another value starts the training anew.
+            params: All parameters that the training depends on: another value starts it anew.
             config: The section of this training.
             draws: Integers that, with the seed, give this training its own random draws.
         """

@@ -117,7 +117,8 @@ def train(
     weights. Processes share each batch and together make one process's step, up to the order of
     floating-point sums. A process with more than `run.max_batch_per_device` images of a domain
     takes them in pieces and averages their gradients; means over pixels and batch-norm statistics
-    are then each piece's. The seed is that of dropout.
+    are then each piece's. The seed is that of dropout. The state is also saved after the last step,
+    so that no step is made again if what follows fails.
 
     Gives the learning curve: iteration, learning_rate and each loss, means over up to 100
     stretches. A UserError says that the loss is not finite, or that batch norm cannot normalise a
@@ -158,7 +159,8 @@ def train(
             advance(len(pending), f"loss {losses[-1, 0]:.3f}")
             pending = []
             began = time.monotonic()
-            if fabric.is_global_zero and began - saved > interval:
+            due = began - saved > interval or step + 1 == config.iterations
+            if fabric.is_global_zero and due:
                 losses = _by_step(history, objective)
                 checkpoint.save(_state(objective, optimizers, losses, step + 1))
                 saved = time.monotonic()
