@@ -1,4 +1,8 @@
-"""The order of the tests."""
+"""The order of the tests, which ask no hub for weights."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before a library reads it
 
 # The longest files: they come first, so that two workers end at about the same time. The first one
 # makes the finished project, for which others would wait.

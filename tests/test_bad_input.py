@@ -21,6 +21,7 @@ from cag.datasets.labels import MAX_CLASSES, LabelSpace
 from cag.networks import build, save_model
 from cag.runtime.files import sha256, write_csv, write_json
 from cag.runtime.program import run
+from cag.watch import Verdict
 from stages.anchors import anchor_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,6 +199,12 @@ def test_as_many_classes_as_a_label_map_can_hold_go_through_the_stages(tmp_path,
     table = anchor_table(anchors, mean, torch.ones(count), space.names)
     write_csv(folder / "anchors.csv", table)
     stage("evaluate_pseudo_labels", "round1", "warmup")
+    for model in ("pretrain", "round1"):
+        shutil.copyfile("data/models/warmup.safetensors", f"data/models/{model}.safetensors")
+    for model in ("pretrain", "warmup"):
+        stage("watch_start", model)
+    stage("watch", "round1", "warmup")
+    write_json(folder / "verdict.json", Verdict()._asdict())
     Path("data/curves").mkdir()
     stage("report")
     page = Path("data/report/index.html").read_text(encoding="utf-8")

@@ -141,7 +141,7 @@ def test_the_whole_pipeline_ran(finished):
         assert set(finished.stages[:-1]) == prepared | {"pretrain"}
     else:
         assert finished.stages[-1] == "report"
-        assert len(finished.stages) == 14
+        assert len(finished.stages) == 16
 
 
 @pytest.mark.parametrize(("name", "other"), LIKE.items())
