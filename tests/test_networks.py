@@ -907,13 +907,12 @@ def test_the_strong_presets_have_the_networks_and_memory_of_their_page(
         assert f"For a GPU of {gpu} GB" in text and f"A step takes {gigabytes} GB" in text
 
 
-@pytest.mark.parametrize(("kind", "gigabytes"), [("strong", 18.0), ("strong_dinov2", 16.9)])
-def test_a_strong_preset_fills_its_gpu(kind, gigabytes):
+def test_a_strong_preset_fills_its_gpu():
     """By the estimate of a step of `pretrain`, which takes a third of the time of one of `adapt`.
 
     A student keeps the activations of two domains, and has a teacher.
     """
-    params = load_all(ROOT / f"presets/gta5_to_cityscapes_{kind}.yaml")
+    params = load_all(ROOT / "presets/gta5_to_cityscapes_strong_dinov2.yaml")
     with shapes_only():
         network = build(params.network, 19)
     copies = 4 * sum(p.numel() for p in network.parameters())
@@ -921,7 +920,7 @@ def test_a_strong_preset_fills_its_gpu(kind, gigabytes):
     taken = training_step("pretrain", params, network, batch, shapes).memory
     # Copies: weights; as large are gradients, each of two moments, and the teacher.
     estimate = (2 * (taken - 4 * copies) + 5 * copies) / 1e9
-    assert estimate == pytest.approx(gigabytes, rel=0.1)
+    assert estimate == pytest.approx(16.9, rel=0.1)  # as on the page
 
 
 def test_shapes_are_known_without_memory_or_random_draws():
