@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from cag.batch_norm import IMAGES as IMAGES_OF_STATISTICS
+from cag.batch_norm import spread
 from cag.config.base import DOMAINS
 from cag.config.parameters import Parameters, load_all
 from cag.config.training import Training
@@ -257,10 +258,10 @@ class Estimator:
         """
         config, forward = self.params.adapt, Work()
         if config.target_statistics > 0 and batch_norms(self.network):
-            size = max(2, config.batch_size)
             measured = min(self.images["target"]["train"].count, IMAGES_OF_STATISTICS)
-            batches = -(-measured // size)  # the last is filled up
-            forward = self.passes("target", "train").times(batches * size)._replace(memory=0)
+            batches = spread(range(measured), max(2, config.batch_size))
+            forward = self.passes("target", "train").times(sum(map(len, batches)))
+            forward = forward._replace(memory=0)
         checks = 2 * (config.on_regression != "ignore")
         alone = self._watched(WATCHED).times(checks)
         return Task(self.model_bytes, "adapt", forward=forward, alone=alone)
