@@ -75,21 +75,41 @@ class Variant(Section):
     oracle: bool = False
 
 
+class Unseen(Section):
+    """A pair that no parameter was chosen on: other data in the place of a preset's."""
+
+    preset: str
+    changes: tuple[str, ...]
+    variants: tuple[str, ...]
+
+
 class Grid(Section):
-    """The definition of the grid; a pair is the name of a preset."""
+    """The definition of the grid; a pair is the name of a preset, or of an unseen pair."""
 
     seeds: tuple[int, ...]
     pairs: tuple[str, ...]
     variants: dict[str, Variant]
+    unseen: dict[str, Unseen] = {}
 
     def cells(self) -> list[Cell]:
-        """All cells, those of a variant before the next one's."""
-        return [
+        """All cells, those of a variant before the next one's, those of unseen pairs last."""
+        cells = [
             (pair, name, seed)
             for name, variant in self.variants.items()
             for pair in (self.pairs if variant.pairs is None else variant.pairs)
             for seed in (self.seeds if variant.seeds is None else variant.seeds)
         ]
+        return cells + [
+            (pair, name, seed)
+            for pair, unseen in self.unseen.items()
+            for name in unseen.variants
+            for seed in self.seeds
+        ]
+
+    def parameters(self, pair: str, read: Callable[[str], Mapping]) -> Mapping[str, Any]:
+        """A pair's parameters, from the preset that `read` gives by its name."""
+        unseen = self.unseen.get(pair)
+        return read(pair) if unseen is None else changed(read(unseen.preset), unseen.changes)
 
 
 @dataclass(frozen=True)
@@ -186,10 +206,14 @@ def read_runs(commit: str, only: Sequence[str] = ("", "", "")) -> list[Run]:
             raise UserError(f"--{name}s: {unknown[0]!r} is none of {', '.join(known)}")
         cells = [cell for cell in cells if str(cell[part]) in wanted]
     SCRATCH.mkdir(parents=True, exist_ok=True)
+
+    def preset(name: str) -> Mapping[str, Any]:
+        return parse_yaml(_git(Path(), "show", f"{commit}:presets/{name}.yaml"))
+
     for cell in cells:
         pair, variant, _ = cell
         if pair not in presets:
-            presets[pair] = parse_yaml(_git(Path(), "show", f"{commit}:presets/{pair}.yaml"))
+            presets[pair] = grid.parameters(pair, preset)
         planned = plan(cell, grid.variants[variant], presets[pair])
         text = yaml.safe_dump(dict(planned.params), sort_keys=False)
         planned.file(".yaml").write_text(text, encoding="utf-8")

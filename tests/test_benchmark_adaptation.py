@@ -14,6 +14,7 @@ from benchmarks import adaptation
 from benchmarks.adaptation import COLUMNS, Grid, Run, Variant, plan
 from cag.config.base import validated
 from cag.config.parameters import load_all
+from cag.datasets.labels import read_class_map
 from cag.runtime.errors import UserError
 
 PRESET = {  # as much of one as is read here
@@ -107,6 +108,26 @@ def test_fingerprint_is_of_what_the_scores_depend_on():
     assert digests[0] == digests[1] != digests[2]
 
 
+def read_preset(name):
+    return yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text())
+
+
+def test_an_unseen_pair_has_other_data_and_nothing_else():
+    content = yaml.safe_load((ROOT / adaptation.GRID).read_text())
+    read = validated(Grid, content, adaptation.GRID)
+    assert len(read.unseen) > 1
+    for pair, unseen in read.unseen.items():
+        preset, params = read_preset(unseen.preset), read.parameters(pair, read_preset)
+        different = {key for key in preset if preset[key] != params[key]}
+        assert params.keys() == preset.keys() and different <= {"source", "target", "oracle"}
+        names = [
+            read_class_map(ROOT / params[domain]["class_map"]).label_space.names
+            for domain in ("source", "target")
+        ]
+        assert names[0] == names[1]
+        assert (pair, adaptation.DEFAULT, 2) in read.cells()
+
+
 def test_the_grid_of_the_project_is_valid(tmp_path):
     content = yaml.safe_load((ROOT / adaptation.GRID).read_text())
     read = validated(Grid, content, adaptation.GRID)
@@ -115,7 +136,7 @@ def test_the_grid_of_the_project_is_valid(tmp_path):
     assert not [name for name in names if "," in name]  # it separates names in --variants
     path = tmp_path / "params.yaml"
     for pair, name, _ in read.cells():
-        preset = yaml.safe_load((ROOT / f"presets/{pair}.yaml").read_text())
+        preset = read.parameters(pair, read_preset)
         params = plan((pair, name, 0), read.variants[name], preset).params
         path.write_text(yaml.safe_dump(params))
         load_all(path)
