@@ -564,7 +564,7 @@ def regressions(scores: pd.DataFrame) -> pd.DataFrame:
 
     "lost" counts the twos of models with a loss, "missed" those of them where the number gets no
     worse, "others" the other twos, "false alarms" those of them where it gets worse. The numbers
-    are the rows; twos count where the number is known of both.
+    are the rows; twos count where the number is known of both, and without any a number has no row.
     """
     models = label_free(scores)
     runs = [*(scores[key].to_numpy() for key in RUN), scores["processor"].to_numpy()]
@@ -575,7 +575,8 @@ def regressions(scores: pd.DataFrame) -> pd.DataFrame:
         known, worse = changes[name].notna(), changes[name] < 0
         others = known & ~lost & changes["miou"].notna()
         parts = (known & lost, known & lost & ~worse, others, others & worse)
-        rows[name] = [int(part.sum()) for part in parts]
+        if known.any():
+            rows[name] = [int(part.sum()) for part in parts]
     columns = ["lost", "missed", "others", "false alarms"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
