@@ -22,11 +22,12 @@ from cag.losses import (
 )
 from cag.mixing import class_regions, paste
 from cag.networks import NetworkOutput, SegmentationNetwork, upsampled
-from cag.pseudo_labels import apply_rules, measure
+from cag.pseudo_labels import Pixels, anchor_rule
 from cag.teacher import (
     ClassShares,
     FollowingAnchors,
     anchor_probabilities,
+    distances_to_anchors,
     first_teacher,
     follow,
     inside,
@@ -139,9 +140,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
     ):
         super().__init__(network, class_weights, config.batch_norm)
         self.teacher = first_teacher(network)
-        self.anchors = FollowingAnchors(
-            anchors, config.anchor_momentum or 0.0, anchors_config.min_pixels
-        )
+        self.anchors = FollowingAnchors(anchors, config.anchor_momentum or 0.0, anchors_config)
         self.shares = ClassShares(network.num_classes, config.teacher_momentum)
         self.config, self.min_pixels, self.rules = config, anchors_config.min_pixels, rules
         uses = config.distance_weight > 0, config.anchor_temperature is not None, config.active_only
@@ -205,7 +204,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
         if self.anchors_follow:
             self.anchors.collect(*output, resize_labels(labels, output.logits.shape[2:]))
         if self.config.share_alignment > 0:
-            self.shares.collect(0, output.logits.float().softmax(dim=1), inside(images))
+            probabilities = self._probabilities(output, output.logits.shape[2:])
+            self.shares.collect(0, probabilities, inside(images))
 
     def _labels(self, images: Tensor, cached_labels: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's labels uint8 [B, H, W] of target images, and their pixels' weights.
@@ -214,13 +214,7 @@ class OnlineTeacherObjective(TwoDomainObjective):
         """
         config, size = self.config, images.shape[2:]
         output, seen = self.teacher(images), inside(images)  # seen: [B, H, W]
-        probabilities = upsampled(output.logits, size).softmax(dim=1)  # [B, K, H, W]
-        if config.anchor_temperature is not None:
-            near = anchor_probabilities(
-                output.features, self.anchors.values, config.anchor_temperature
-            )
-            probabilities = probabilities * upsampled(near, size)
-            probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+        probabilities = self._probabilities(output, size)
         if config.share_alignment > 0:
             self.shares.collect(1, probabilities, seen)
             probabilities = self.shares.aligned(probabilities, config.share_alignment)
@@ -235,12 +229,24 @@ class OnlineTeacherObjective(TwoDomainObjective):
             weights = weights * ((cached == labels) | (cached == IGNORE))
         return labels, weights
 
+    def _probabilities(self, output: NetworkOutput, size: torch.Size) -> Tensor:
+        """The teacher's probabilities [B, K, H, W] at a size, weighted by the anchors if set."""
+        probabilities = upsampled(output.logits, size).softmax(dim=1)
+        if self.config.anchor_temperature is None:
+            return probabilities
+        near = anchor_probabilities(
+            output.features, self.anchors.values, self.config.anchor_temperature
+        )
+        probabilities = probabilities * upsampled(near, size)
+        return probabilities / probabilities.sum(dim=1, keepdim=True)
+
     def _active(self, output: NetworkOutput) -> Tensor:
         """The anchor rule's labels uint8 [B, h, w] of the teacher's output."""
-        probability, prediction = output.logits.float().softmax(dim=1).max(dim=1)
-        prediction = prediction.to(torch.uint8)
-        pixels = measure(output.features, prediction, probability, self.anchors.values)
-        return apply_rules(pixels, self.rules, None)[0]
+        distances = distances_to_anchors(output.features, self.anchors.values)
+        (first, second), (nearest, _) = (x.unbind(1) for x in distances.topk(2, 1, largest=False))
+        prediction = output.logits.max(dim=1).indices.to(torch.uint8)
+        pixels = Pixels(nearest.to(torch.uint8), first, second, prediction)
+        return anchor_rule(pixels, self.rules, None)
 
     def _changed(self, images: Tensor, blurred: float = 0.0) -> Tensor:
         """Images as the student sees them."""

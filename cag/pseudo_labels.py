@@ -271,17 +271,22 @@ def apply_rules(
 ) -> tuple[Tensor, Tensor]:
     """Label pixels by both rules at the configured thresholds.
 
-    Gives the labels by the anchor rule and by the probability rule, uint8 [...], 255 = none.
-    `class_thresholds` are those of the quantile, float [K], or None. With `agreement` the anchor
-    rule's label must also be the predicted class. This is not in the paper: where the network knows
-    a class badly, its anchor is often wrongly the nearest.
+    Gives the labels of `anchor_rule` and those by the probability rule, uint8 [...], 255 = none.
     """
-    anchor, probability = (
-        label_pixels(rule, pixels, configured(rule, config, class_thresholds)) for rule in RULES
-    )
-    if config.agreement:
-        anchor = agreeing(anchor, pixels.prediction)
-    return anchor, probability
+    thresholds = configured("probability", config, class_thresholds)
+    probability = label_pixels("probability", pixels, thresholds)
+    return anchor_rule(pixels, config, class_thresholds), probability
+
+
+def anchor_rule(pixels: Pixels, config: PseudoLabel, class_thresholds: Tensor | None) -> Tensor:
+    """Label pixels by the anchor rule at the configured thresholds, uint8 [...], 255 = none.
+
+    `class_thresholds` are those of the quantile, float [K], or None. With `agreement` the label
+    must also be the predicted class. This is not in the paper: where the network knows a class
+    badly, its anchor is often wrongly the nearest.
+    """
+    labels = label_pixels("anchor", pixels, configured("anchor", config, class_thresholds))
+    return agreeing(labels, pixels.prediction) if config.agreement else labels
 
 
 def count_labels(

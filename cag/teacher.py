@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
+from cag.config.anchors import Anchors
 from cag.networks import SegmentationNetwork
 from cag.runtime.precision import full_precision
 from cag.training.cross_entropy import Divisor, own_count
@@ -71,34 +72,47 @@ def pixel_weights(probability: Tensor, threshold: float, weighting: str, counted
     return mean_inside(above, counted) * counted
 
 
-def anchor_probabilities(features: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-    """Softmax of -d / temperature over the classes, d a pixel's distances to the anchors.
+def distances_to_anchors(features: Tensor, anchors: Tensor) -> Tensor:
+    """Each pixel's L2 distances to all anchors, float32 [B, K, h, w]; infinite without an anchor.
 
-    ProDA's weights of soft labels (Zhang et al., CVPR 2021, equation 5). From features float [B, D,
-    h, w] and anchors float [K, D] to float32 [B, K, h, w]. A class without an anchor, a row of NaN,
-    gets 1 / K. The temperature, above 0, is in units of the features.
+    From features float [B, D, h, w] and anchors float [K, D], where a row of NaN is none. Unlike
+    `pseudo_labels.anchor_distances` it holds all distances at once, waits for no device, and close
+    to an anchor has fewer right digits.
     """
     seen = ~anchors.isnan().any(dim=1)  # [K]
     with full_precision(features.device.type):
         pixels = features.float().flatten(2).transpose(1, 2)  # [B, h w, D]
         distances = torch.cdist(pixels, anchors.nan_to_num().expand(len(pixels), -1, -1))
-    scores = (-distances / temperature).masked_fill(~seen, -torch.inf)
-    shares = (scores.softmax(dim=2) * seen.float().mean()).masked_fill(~seen, 1 / len(anchors))
-    return shares.transpose(1, 2).unflatten(2, features.shape[2:])
+    distances = distances.masked_fill(~seen, torch.inf)
+    return distances.transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def anchor_probabilities(features: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """Softmax of -d / temperature over the classes, d a pixel's distances to the anchors.
+
+    ProDA's weights of soft labels (Zhang et al., CVPR 2021, equation 5). From features float [B, D,
+    h, w] and anchors float [K, D] to float32 [B, K, h, w]. A class without an anchor, a row of NaN,
+    gets 1 / K; the S others share S / K. The temperature, above 0, is in units of the features.
+    """
+    seen = ~anchors.isnan().any(dim=1)  # [K]
+    scores = -distances_to_anchors(features, anchors) / temperature
+    shares = scores.softmax(dim=1) * seen.float().mean()
+    return shares.masked_fill(~seen[:, None, None], 1 / len(anchors))
 
 
 class FollowingAnchors(torch.nn.Module):
-    """Anchors that follow the teacher: exponential means of the source batches' class means.
+    """Anchors that follow the teacher: exponential means of the source batches' means of a class.
 
+    Such a mean is that of the images' class means or of all pixels, as for the round's anchors.
     `values`, float32 [K, D], rows of NaN for a class not seen, are a persistent buffer. A class
     without an anchor gets its first from the first batch in which the teacher predicts it rightly
     in enough pixels.
     """
 
-    def __init__(self, anchors: Tensor, momentum: float, min_pixels: int):
+    def __init__(self, anchors: Tensor, momentum: float, config: Anchors):
         super().__init__()
         self.register_buffer("values", anchors.float().clone())
-        self.momentum, self.min_pixels = momentum, min_pixels
+        self.momentum, self.config = momentum, config
         self._totals: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -106,18 +120,20 @@ class FollowingAnchors(torch.nn.Module):
         """Add source images: the teacher's output [B, D | K, h, w], and labels [B, h, w]."""
         labels = agreeing_labels(labels, logits)
         sums, counts = class_sums(features, labels, len(self.values))  # [B, K, D], [B, K]
-        counted = (counts >= self.min_pixels).float()
-        means = sums / counts.clamp(min=1)[..., None] * counted[..., None]
-        parts = means.sum(dim=0), counted.sum(dim=0)  # [K, D], [K]
+        if self.config.average == "images":  # the mean of an image counts as one pixel
+            counted = (counts >= self.config.min_pixels).float()
+            sums = sums / counts.clamp(min=1)[..., None] * counted[..., None]
+            counts = counted
+        parts = sums.sum(dim=0), counts.float().sum(dim=0)  # [K, D], [K]
         totals = self._totals
         self._totals = parts if totals is None else (totals[0] + parts[0], totals[1] + parts[1])
 
     @torch.no_grad()
     def update(self, divisor: Divisor = own_count) -> None:
         """Take the collected images, of all processes, into the means."""
-        sums, images = map(divisor, self._totals)
+        sums, counts = map(divisor, self._totals)
         self._totals = None
-        means = sums / images[:, None]  # NaN for a class that the batch lacks
+        means = sums / counts[:, None]  # NaN for a class that the batch lacks
         moved = torch.lerp(self.values, means, 1 - self.momentum)
         moved = torch.where(self.values.isnan(), means, moved)
         self.values.copy_(torch.where(means.isnan(), self.values, moved))
@@ -134,7 +150,7 @@ class ClassShares(torch.nn.Module):
         super().__init__()
         self.register_buffer("totals", torch.zeros(2, num_classes))
         self.momentum = momentum
-        self._new: Tensor | float = 0.0
+        self._new: list[Tensor | float] = [0.0, 0.0]  # the running step's sums
 
     @torch.no_grad()
     def collect(self, domain: int, probabilities: Tensor, seen: Tensor) -> None:
@@ -143,8 +159,9 @@ class ClassShares(torch.nn.Module):
         Takes probabilities float [B, K, h, w], and which pixels count, bool [B, H, W].
         """
         seen = resize_labels(seen, probabilities.shape[2:])  # [B, h, w]
-        sums = torch.einsum("bkhw,bhw->k", probabilities.float(), seen.float())
-        self._new = self._new + torch.eye(2, device=sums.device)[domain, :, None] * sums
+        with full_precision(seen.device.type):
+            sums = torch.einsum("bkhw,bhw->k", probabilities.float(), seen.float())
+        self._new[domain] = self._new[domain] + sums
 
     @torch.no_grad()
     def aligned(self, probabilities: Tensor, power: float) -> Tensor:
@@ -163,5 +180,5 @@ class ClassShares(torch.nn.Module):
     @torch.no_grad()
     def update(self, divisor: Divisor = own_count) -> None:
         """Take the step's sums, of all processes, into the running ones."""
-        self.totals.mul_(self.momentum).add_(divisor(self._new))
-        self._new = 0.0
+        self.totals.mul_(self.momentum).add_(divisor(torch.stack(self._new)))
+        self._new = [0.0, 0.0]

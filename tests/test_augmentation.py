@@ -53,6 +53,18 @@ def test_each_change_at_the_end_of_its_range(change, draws, expected):
     torch.testing.assert_close(colour, torch.tensor(expected))
 
 
+def test_a_factor_has_no_other_sign():
+    """A change of 2 draws from 0 to 3: its least leaves no light, no contrast, no colour."""
+    least = {"brightness": 0.0, "contrast": 0.1, "saturation": 0.2}  # of all three colours
+    for number, (name, value) in enumerate(least.items(), 1):
+        draws = [0.0 if i == number else MIDDLE for i in range(5)]
+        changed = change_colours(image(0.3, 0.2, 0.1), Photometric(**{name: 2.0}), drawing(*draws))
+        torch.testing.assert_close(changed[0, :, 0, 0], torch.full((3,), value))
+    most = drawing(MIDDLE, 1.0, *[MIDDLE] * 3)
+    changed = change_colours(image(0.3, 0.2, 0.1), Photometric(brightness=2.0), most)
+    torch.testing.assert_close(changed[0, :, 0, 0], torch.tensor([0.9, 0.6, 0.3]))
+
+
 def test_each_image_has_its_own_draws():
     torch.manual_seed(0)
     images = torch.full((4, 3, 2, 2), 0.5)
@@ -69,6 +81,15 @@ def test_blur_spreads_a_point_and_keeps_its_sum():
     torch.testing.assert_close(point.sum(), torch.tensor(1.0))
     torch.testing.assert_close(point[7, 8] / point[7, 7], torch.tensor(-1 / (2 * 1.5**2)).exp())
     torch.testing.assert_close(point, point.t())
+
+
+def test_mixed_precision_rounds_no_image():
+    images = torch.rand(2, 3, 8, 8)
+    chances = lambda *_: torch.tensor([[0.4, 1.0], [0.6, 1.0]])  # noqa: E731
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = blur(images, 0.5, chances)
+    assert found.dtype == torch.float32 and torch.equal(found, blur(images, 0.5, chances))
+    assert torch.equal(found[1], images[1])
 
 
 def test_blur_of_a_plain_image_changes_nothing():

@@ -608,6 +608,9 @@ def test_active_pixels_of_a_crop_need_a_margin_and_no_quantile(tmp_path):
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"adapt.active_only is true, but pseudo_label.quantile"):
         load_all(path)
+    content["adapt"]["teacher"] = "cached"  # which reads neither
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert load_all(path).pseudo_label.quantile == 0.5
 
 
 def test_an_online_teacher_leaves_no_choice_among_the_rounds_labels(tmp_path):

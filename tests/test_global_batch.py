@@ -190,7 +190,7 @@ def test_shares_of_dropout_are_the_whole_batchs(layer, format):
     layer.train()
     torch.manual_seed(0)
     whole = layer(x)
-    share, parts = Share(0, 6), []
+    share, parts = Share(0, 2, 6), []
     network = nn.Sequential(type(layer)(0.5)).train()
     share_draws(network, share)
     for start in (0, 2, 4):
@@ -201,10 +201,31 @@ def test_shares_of_dropout_are_the_whole_batchs(layer, format):
     assert (whole == 0).any()
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), DropPath(0.5)])
+def test_images_cut_into_windows_have_shares_too(layer):
+    """Of a transformer with windows: each image has several rows, one after the other."""
+    windows, x = 3, torch.rand(4 * 3, 5, 2) + 1
+    torch.manual_seed(0)
+    whole = layer.train()(x)
+    share, network = Share(2, 2, 4), nn.Sequential(type(layer)(0.5)).train()
+    share_draws(network, share)
+    torch.manual_seed(0)
+    assert torch.equal(network(x[2 * windows :]), whole[2 * windows :])
+
+
+def test_a_network_trained_in_pieces_takes_any_number_of_images_afterwards(tmp_path):
+    network = small_network()
+    trained("online", make_fabric("32-true"), tmp_path, network, max_batch_per_device=2)
+    images = torch.rand(3, 3, HEIGHT, BREADTH).double()
+    together = network.eval()(images).logits
+    alone = [network(image[None]).logits for image in images]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
 def test_shares_of_uniform_numbers_are_the_whole_batchs():
     device = torch.device("cpu")
     torch.manual_seed(0)
     whole = torch.rand(6, 3)
     for start in (0, 3):
         torch.manual_seed(0)
-        assert torch.equal(Share(start, 6).uniform(3, 3, device), whole[start : start + 3])
+        assert torch.equal(Share(start, 3, 6).uniform(3, 3, device), whole[start : start + 3])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cag.config.anchors import Anchors
 from cag.teacher import (
     ClassShares,
     FollowingAnchors,
@@ -112,8 +113,19 @@ def collected(anchors, images, momentum=0.5):
     return anchors.values.flatten().tolist()
 
 
+def means(min_pixels, average="images"):
+    return Anchors(average=average, min_pixels=min_pixels)
+
+
+def test_anchors_of_pixels_follow_the_mean_of_all_pixels():
+    anchors = FollowingAnchors(torch.tensor([[1.0], [torch.nan]]), 0.5, means(2, "pixels"))
+    first = [(2.0, 0, 0), (4.0, 0, 0), (9.0, 0, 1)]
+    second = [(9.0, 0, 0), (8.0, 1, 1)]  # one pixel of a class is enough
+    assert collected(anchors, [first, second]) == [0.5 * 1 + 0.5 * 5, 8.0]
+
+
 def test_anchors_follow_the_images_class_means():
-    anchors = FollowingAnchors(torch.tensor([[1.0], [torch.nan]]), 0.5, min_pixels=2)
+    anchors = FollowingAnchors(torch.tensor([[1.0], [torch.nan]]), 0.5, means(2))
     first = [(2.0, 0, 0), (4.0, 0, 0), (9.0, 0, 1)]  # mean 3: the last pixel is predicted wrongly
     second = [(5.0, 0, 0), (5.0, 0, 0), (8.0, 1, 1)]  # mean 5; class 1 has too few pixels
     values = collected(anchors, [first, second])
@@ -123,7 +135,7 @@ def test_anchors_follow_the_images_class_means():
 
 
 def test_anchors_are_part_of_the_checkpoint():
-    state = FollowingAnchors(torch.ones(2, 3), 0.9, min_pixels=1).state_dict()
+    state = FollowingAnchors(torch.ones(2, 3), 0.9, means(1)).state_dict()
     assert torch.equal(state["values"], torch.ones(2, 3))
 
 
@@ -153,6 +165,18 @@ def test_pixels_outside_the_image_are_in_no_share():
     shares, seen = ClassShares(2, momentum=0.5), torch.tensor([[[True, False]]])
     aligned(shares, torch.full((1, 2, 1, 1), 0.5), target, 1.0, seen)
     assert shares.totals[1].tolist() == [1, 0]
+
+
+def test_shares_are_exact_in_half_precision():
+    """Sums of more pixels than float16 can count, 65,504."""
+    probabilities = torch.tensor([0.7, 0.3]).view(1, 2, 1, 1).expand(1, 2, 400, 400)
+    totals = []
+    for enabled in (False, True):
+        shares = ClassShares(2, momentum=0.5)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+            aligned(shares, probabilities, probabilities, 1.0)
+        totals.append(shares.totals)
+    assert torch.equal(*totals) and totals[0].isfinite().all()
 
 
 def test_shares_run_over_the_steps():

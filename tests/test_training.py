@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from disk import full_disk, refused
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from project import TRAINING
 
 import cag.training.loop
@@ -185,6 +187,18 @@ def test_the_distances_to_the_anchors_weigh_the_teachers_probabilities():
     assert mean_weight(objective, batch) != weights_of(upsampled(output.logits, size).softmax(1))
 
 
+def test_shares_of_both_domains_have_the_anchors_weights():
+    """So the same images have the same shares, and the alignment changes nothing."""
+    changes = {"anchor_temperature": 0.5, "share_alignment": 1.0, "target_weight": "pixel"}
+    objective, batch, _, _ = all_counted(**changes)
+    batch = batch._replace(target=DomainBatch(batch.source.images, batch.target.labels))
+    first = mean_weight(objective, batch)
+    objective.shares.update()  # the teacher stays
+    source, target = objective.shares.totals / objective.shares.totals.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(source, target, atol=5e-3, rtol=0)
+    assert mean_weight(objective, batch) == pytest.approx(first.expected, rel=1e-2)
+
+
 def test_the_teachers_shares_are_aligned_from_the_second_step_on():
     changes = {"share_alignment": 1.0, "target_weight": "pixel"}
     objective, batch, output, _ = all_counted(**changes)
@@ -259,7 +273,7 @@ def test_anchors_follow_the_teachers_class_means_of_the_source():
     before = objective.anchors.values.clone()
     output = objective.teacher(batch.source.images)
     labels = resize_labels(batch.source.labels[:, 0], output.logits.shape[2:])
-    alone = FollowingAnchors(before, 0.25, ANCHORS.min_pixels)
+    alone = FollowingAnchors(before, 0.25, ANCHORS)
     alone.collect(*output, labels)
     alone.update()
     objective(batch)
@@ -421,6 +435,24 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, fabric, often
     assert calls == [2, 2, 1] and advance.done == 3
     assert same(whole, resumed)
     assert curve.equals(again)
+
+
+def test_the_scale_of_half_precision_is_resumed_too(tmp_path, often):
+    """It grows and falls with the losses, and decides which steps are left out."""
+
+    def scaled(start):
+        scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=2)
+        fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+        return fabric, scaler
+
+    path, scales = tmp_path / "cut.pt", []
+    (whole, scaler), (cut, _), (resumed, last) = scaled(2.0), scaled(2.0), scaled(2.0**9)
+    run("supervised", small_network(), whole, tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run("supervised", small_network(), cut, path, batches=interrupted(3))
+    run("supervised", small_network(), resumed, path)
+    scales = [scaler.state_dict(), last.state_dict()]
+    assert scales[0] == scales[1] and scales[0]["scale"] > 2.0
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

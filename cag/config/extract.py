@@ -45,7 +45,7 @@ class Extract(ExtractSource):
     directions: Annotated[int, Field(ge=1, le=4096)] | None = about(
         "the most directions among the anchors along which a target pixel's features are kept, "
         "with what is left of their length: distances to the anchors stay the same but for "
-        "rounding, and the store is some ten times smaller; null: all channels, as they are",
+        "rounding, and the store is some six times smaller; null: all channels, as they are",
         "directions",
         default=None,
     )

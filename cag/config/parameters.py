@@ -83,12 +83,13 @@ def load_all(path: str | Path = "params.yaml") -> Parameters:
         _refer(path, f"evaluated.{index}", name, models)
         if name in params.evaluated[:index]:
             raise UserError(f"{path}: evaluated.{index} is '{name}' a second time; remove it")
-    if params.adapt.active_only and params.pseudo_label.quantile is not None:
+    online = params.adapt.teacher == "ema"
+    if online and params.adapt.active_only and params.pseudo_label.quantile is not None:
         raise UserError(
             f"{path}: adapt.active_only is true, but pseudo_label.quantile needs the whole target; "
             "set the quantile to null and give a margin"
         )
-    if params.adapt.teacher == "ema" and params.adapt.target_labels != "both":
+    if online and params.adapt.target_labels != "both":
         raise UserError(
             f"{path}: adapt.target_labels is '{params.adapt.target_labels}', which chooses among "
             "labels that were made once, but adapt.teacher is 'ema'; set it to 'both', or the "

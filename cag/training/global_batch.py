@@ -25,9 +25,10 @@ def uniform(images: int, numbers: int, device: torch.device) -> Tensor:
 
 @dataclass
 class Share:
-    """The images of a forward pass: `start`, `start` + 1, ... of a step's `total`."""
+    """The `images` of a forward pass: `start`, `start` + 1, ... of a step's `total`."""
 
     start: int
+    images: int
     total: int
 
     def uniform(self, images: int, numbers: int, device: torch.device) -> Tensor:
@@ -65,20 +66,23 @@ def share_batch_norm(network: nn.Module, device: torch.device) -> None:
 
 
 def share_draws(network: nn.Module, share: Share) -> None:
-    """Make dropout draw for the whole batch and take the current `share`.
+    """Make dropout in training draw for the whole batch and take the current `share`.
 
     Every process and piece must then start from the same random state.
     """
     for module in network.modules():
         if isinstance(module, _DropoutNd | DropPath):
-            module.forward = partial(_shared_drop, module.forward, share)
+            module.forward = partial(_shared_drop, module, module.forward, share)
 
 
-def _shared_drop(drop, share: Share, x: Tensor) -> Tensor:
-    whole = x.new_ones((share.total, *x.shape[1:]))
+def _shared_drop(layer: nn.Module, drop: Callable, share: Share, x: Tensor) -> Tensor:
+    if not layer.training:
+        return drop(x)
+    rows = len(x) // share.images  # of an image: more than 1 where it is cut into windows
+    whole = x.new_ones((share.total * rows, *x.shape[1:]))
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         whole = whole.contiguous(memory_format=torch.channels_last)  # draws follow the memory
-    return x * drop(whole)[share.start : share.start + len(x)]
+    return x * drop(whole)[share.start * rows : share.start * rows + len(x)]
 
 
 class _SharedBatchNorm(_BatchNorm):

@@ -36,7 +36,7 @@ READ_EVERY = 10  # steps between two readings of the losses, which wait for the 
 CURVE_POINTS = 100
 SAVE_EVERY = 30  # seconds between two checkpoints
 SAVE_SHARE = 0.02  # of the time, at most, goes into checkpoints
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def shared_batches(
@@ -127,8 +127,8 @@ def train(
     objective.to(fabric.device, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True  # all batches have one shape
     images = config.batch_size // fabric.world_size
-    share = Share(fabric.global_rank * images, config.batch_size)
     parts = pieces(images, run.max_batch_per_device)
+    share = Share(fabric.global_rank * images, images // parts, config.batch_size)
     _take_share(objective, share, fabric, parts)
     if config.freeze_encoder:
         objective.network.freeze_encoder()
@@ -139,7 +139,7 @@ def train(
     history = array("f")  # the losses of each step so far
     for group in _groups(optimizers):
         group["initial_lr"] = group["lr"]
-    start = _resume(checkpoint, objective, optimizers, history)
+    start = _resume(checkpoint, objective, optimizers, history, fabric)
     _check_start(start, checkpoint, fabric)
     advance(start, resumed=True)
     saved, interval, pending = time.monotonic(), _save_interval(), []
@@ -148,7 +148,7 @@ def train(
         factor = rate_factor(step, config)
         for group in _groups(optimizers):
             group["lr"] = group["initial_lr"] * factor
-        pending.append(_gradients(wrapped, batch, parts, share, mix(seed, step, 0), fabric))
+        pending.append(_gradients(wrapped, batch, share, mix(seed, step, 0), fabric))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -162,7 +162,7 @@ def train(
             due = began - saved > interval or step + 1 == config.iterations
             if fabric.is_global_zero and due:
                 losses = _by_step(history, objective)
-                checkpoint.save(_state(objective, optimizers, losses, step + 1))
+                checkpoint.save(_state(objective, optimizers, losses, step + 1, fabric))
                 saved = time.monotonic()
                 interval = _save_interval(saved - began)
     return _curve(_by_step(history, objective), objective.names, config)
@@ -205,12 +205,10 @@ def _save_interval(duration: float = 0.0) -> float:
     return max(SAVE_EVERY, duration / SAVE_SHARE) if chosen is None else chosen
 
 
-def _gradients(
-    wrapped: nn.Module, batch: Batch, parts: int, share: Share, seed: int, fabric: Fabric
-) -> Tensor:
+def _gradients(wrapped: nn.Module, batch: Batch, share: Share, seed: int, fabric: Fabric) -> Tensor:
     """Add a step's gradients, one part of the batch after the other; its losses [n]."""
-    images = len(batch.source.images)
-    first, size = fabric.global_rank * images, images // parts
+    images, size = len(batch.source.images), share.images
+    first, parts = fabric.global_rank * images, images // size
     total = 0.0
     for start in range(0, images, size):
         share.start = first + start
@@ -255,18 +253,23 @@ def _read(pending: list[Tensor], step: int, fabric: Fabric) -> Tensor:
 
 
 def _state(
-    objective: Objective, optimizers: list[Optimizer], history: Tensor, done: int
+    objective: Objective, optimizers: list[Optimizer], history: Tensor, done: int, fabric: Fabric
 ) -> dict[str, Any]:
     return {
         "objective": objective.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "precision": fabric.strategy.precision.state_dict(),  # of 16-mixed: the losses' scale
         "history": history,
         "iteration": done,
     }
 
 
 def _resume(
-    checkpoint: Checkpoint, objective: Objective, optimizers: list[Optimizer], history: array
+    checkpoint: Checkpoint,
+    objective: Objective,
+    optimizers: list[Optimizer],
+    history: array,
+    fabric: Fabric,
 ) -> int:
     state = checkpoint.load()
     if state is None:
@@ -274,6 +277,7 @@ def _resume(
     objective.load_state_dict(state["objective"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+    fabric.strategy.precision.load_state_dict(state["precision"])
     history.extend(state["history"][: state["iteration"]].flatten().tolist())
     return state["iteration"]
 
