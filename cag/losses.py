@@ -9,10 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cag.anchors import agreeing_labels, class_sums, resize_labels
-from cag.datasets.labels import IGNORE
 from cag.networks import NetworkOutput, upsampled
 from cag.runtime.precision import full_precision
-from cag.training.cross_entropy import Divisor, cross_entropy, labelled_pixels, own_count, quotient
+from cag.training.cross_entropy import (
+    Divisor,
+    cross_entropy,
+    labelled_pixels,
+    own_count,
+    pixel_losses,
+    quotient,
+)
 
 TARGET_LABELS = ("both", "anchor", "probability")
 DISTANCE_KINDS = ("class_mean", "pixel")
@@ -178,9 +184,7 @@ def weighted_cross_entropy(
     weights float [B, h, w]. So the loss is small where a teacher is unsure (DACS). `divisor` as for
     `AdaptationLoss`.
     """
-    labelled = labelled_pixels(labels, logits.shape[1])
-    labels = labels.long().masked_fill(~labelled, IGNORE)
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    losses, labelled = pixel_losses(logits, labels)
     return quotient((losses * weights).sum(), labelled.sum(), divisor)
 
 
@@ -194,10 +198,8 @@ def _target_cross_entropy(
     """Mean over the labelled pixels; those pasted from the source weigh by their class."""
     if weights is None or pasted is None:
         return cross_entropy(logits, labels, None, divisor)
-    labelled = labelled_pixels(labels, logits.shape[1])
-    labels = labels.long().masked_fill(~labelled, IGNORE)
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
-    weights = weights[labels.masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
+    losses, labelled = pixel_losses(logits, labels)
+    weights = weights[labels.long().masked_fill(~labelled, 0)].masked_fill(~pasted, 1) * labelled
     return quotient((losses * weights).sum(), weights.sum(), divisor)
 
 

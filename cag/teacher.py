@@ -17,6 +17,7 @@ from cag.runtime.precision import full_precision
 from cag.training.cross_entropy import Divisor, own_count
 
 WEIGHTINGS = ("share", "pixel", "threshold")
+SHARE_RATIOS = (0.05, 20)  # the least and the largest correction of a class's share
 
 
 def first_teacher(student: SegmentationNetwork) -> SegmentationNetwork:
@@ -173,7 +174,8 @@ class ClassShares(torch.nn.Module):
         first step nothing changes.
         """
         shares = self.totals / self.totals.sum(dim=1, keepdim=True)
-        factors = (shares[0] / shares[1].clamp(min=1e-6)).clamp(0.05, 20).nan_to_num(nan=1) ** power
+        ratios = (shares[0] / shares[1]).clamp(*SHARE_RATIOS).nan_to_num(nan=1)
+        factors = ratios**power
         aligned = probabilities * factors[:, None, None]
         return aligned / aligned.sum(dim=1, keepdim=True)
 

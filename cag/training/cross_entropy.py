@@ -50,6 +50,17 @@ def cross_entropy(
     return quotient(total, weight, divisor)
 
 
+def pixel_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pixel's cross-entropy float32 [B, h, w], 0 without a label; and which have one, bool.
+
+    Takes logits float [B, K, h, w] and labels integer [B, h, w]; others than 0..K-1 are ignored.
+    """
+    labelled = labelled_pixels(labels, logits.shape[1])
+    labels = labels.long().masked_fill(~labelled, IGNORE)
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+    return losses, labelled
+
+
 def quotient(total: Tensor, count: Tensor, divisor: Divisor) -> Tensor:
     """A mean from its sum and count; 0 if the count is 0."""
     count = divisor(count)
