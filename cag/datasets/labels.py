@@ -97,7 +97,7 @@ class Class(BaseModel, strict=True):
     """A class of a label space."""
 
     name: ClassName
-    color: Color
+    color: Color = Field(description="[red, green, blue], 0 to 255")
 
 
 class ClassList(BaseModel, strict=True):
@@ -295,7 +295,7 @@ RawValues = list[Annotated[RawInteger | Color, WrapValidator(_raw_value)]]
 class MappedClass(Class, extra="forbid"):
     """A class and its raw values."""
 
-    values: RawValues
+    values: RawValues = Field(description="a list, [] if the data set lacks the class")
 
 
 class ClassMapFile(ClassList, extra="forbid"):
