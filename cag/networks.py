@@ -45,14 +45,13 @@ NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
     *("activation", "upsampling", "aux_params"),
 )
+# How the names of timm's encoders begin.
+TIMM = "tu-"
 # Arguments of timm's encoders. It has others, and names of encoders, that open files or ask the
 # network; a model file from a stranger may give neither.
-TIMM, TIMM_OPTIONS = (
-    "tu-",
-    (
-        *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
-        *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"),
-    ),
+TIMM_OPTIONS = (
+    *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
+    *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"),
 )
 # Layers of an EfficientNet-Lite, from the original's name to timm's: the stem, a block, and a block
 # without expansion. Those of the head have no place in an encoder.

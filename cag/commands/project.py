@@ -127,8 +127,9 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
     Counts, unreadable files, sizes, label values, classes that never occur, the disk that `prepare`
     and the features will take, and the memory of a training step. Labels of target training images
-    are never opened. Problems are listed; the exit status is then 1. Files that are no images are
-    named, and images that EXIF data turn are counted. Warnings, which leave the exit status 0:
+    are never opened. Problems are listed; the exit status is then 1. Files with the same problem
+    are one line, which counts them; --json names each. Files that are no images are named, and
+    images that EXIF data turn are counted. Warnings, which leave the exit status 0:
     images that are nearly black, dark, nearly white, of one or few colours, or cut off; label maps
     that fit turned images better the other way; a network that `cag export` cannot trace; weights
     of an encoder that only the hub has; crops that do not suit the size of the images.
