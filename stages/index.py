@@ -1,4 +1,7 @@
-"""List the raw files, the weights and the models to score, so that DVC notices changes."""
+"""List the raw files, the weights and the models to score, so that DVC notices changes.
+
+It runs first, so it also finds what stops a later stage: domains of different classes.
+"""
 
 import os
 from collections.abc import Callable
@@ -8,9 +11,12 @@ from pathlib import Path
 import click
 import pandas as pd
 
+from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.parameters import load_all
 from cag.datasets.layouts import index_folder, splits
+from cag.datasets.preparation import domain_class_map
+from cag.datasets.prepared import require_same_classes
 from cag.runtime import files
 from cag.runtime.errors import UserError
 from cag.runtime.program import run_stage
@@ -52,6 +58,8 @@ def main() -> None:
     """Write `data/index/{source,target,weights,warmup}.csv` and the list of evaluated models."""
     params = load_all()
     require_own_outputs()
+    class_maps = (domain_class_map(getattr(params, domain).class_map) for domain in DOMAINS)
+    require_same_classes(*(class_map.label_space for class_map in class_maps))
     encoder_file = partial(files.encoder_weights_file, params.network.encoder)
     tables = {
         "source": domain_index("source", params.source),

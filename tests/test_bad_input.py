@@ -298,6 +298,14 @@ def test_a_missing_or_broken_class_map(project, fails):
     fails("prepare source", "classes.yaml")
 
 
+def test_domains_of_other_classes_are_found_before_the_pretraining(project, fails):
+    content = yaml.safe_load(Path("classes.yaml").read_text())
+    content["classes"].reverse()
+    Path("others.yaml").write_text(yaml.safe_dump(content))
+    change("target.class_map", "others.yaml")
+    fails("index", "train id 0 is 'road' in the source and 'car' in the target: give source.class")
+
+
 # Parameters
 
 

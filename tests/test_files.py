@@ -98,6 +98,13 @@ def test_a_local_weights_file_comes_before_a_packages(tmp_path, monkeypatch):
     assert encoder_weights_file(encoder, "imagenet") == local
 
 
+def test_an_absolute_path_is_shown_as_it_should_be(tmp_path):
+    with pytest.raises(UserError, match="is absolute; write it relative to this folder: sub/cams$"):
+        inside(tmp_path, str(tmp_path / "sub/cams"))
+    with pytest.raises(UserError, match="leaves this folder"):
+        inside(tmp_path / "data", str(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("relative", ["../a", "a/../../b", "a/../b", "/etc/passwd", "a\0b"])
 def test_paths_that_leave_their_folder_are_refused(tmp_path, relative):
     assert not is_local(relative)

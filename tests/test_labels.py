@@ -224,7 +224,7 @@ def test_names_of_classes_have_one_form_of_accents(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{name: a, color: [1, 2, 3]}", r"'classes\.1\.values' is missing"),
+        ("{name: a, color: [1, 2, 3]}", r"'classes\.1\.values' is missing in 'a': a list, \[\]"),
         ("{color: [1, 2, 3], values: [1]}", r"'classes\.1\.name' is missing"),
         ("{name: '', color: [1, 2, 3], values: [1]}", r"1\.name is '': .* at least 1 character"),
         ("{name: ' ', color: [1, 2, 3], values: [1]}", r"1\.name is ' ': .* at least 1 character"),
@@ -244,7 +244,7 @@ def test_names_of_classes_have_one_form_of_accents(tmp_path):
         ("{name: a, color: [1, 2, -1], values: [1]}", r"1\.color\.2 is -1: .* equal to 0"),
         ("{name: a, color: [1, 2, 3.0], values: [1]}", r"1\.color\.2 is 3\.0: .* a valid integer"),
         ("{name: a, color: [1, 2], values: [1]}", r"1\.color is \[1, 2\]: .* at least 3 items"),
-        ("{name: a, color: red, values: [1]}", r"1\.color is 'red': .* a valid list"),
+        ("{name: a, color: red, values: [1]}", r"1\.color is 'red': .* list: \[red, green, blue\]"),
         ("{name: a, color: [1, 2, 3], values: 1}", r"1\.values is 1: .* a valid list"),
         (
             "{name: a, color: [1, 2, 3], values: [x]}",

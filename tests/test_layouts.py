@@ -80,10 +80,26 @@ def test_missing_folders_are_named(tmp_path):
         index_folder(tmp_path / "none")
 
 
+@pytest.mark.parametrize(("given", "shown"), [(None, "not set"), ("/data", "/data")])
+def test_a_missing_folder_names_what_leads_to_it(tmp_path, monkeypatch, given, shown):
+    monkeypatch.delenv("CAG_DATA", raising=False)
+    if given:
+        monkeypatch.setenv("CAG_DATA", given)
+    with pytest.raises(UserError, match=rf"or correct `folder` in .* CAG_DATA \({shown}\)$"):
+        index_folder(tmp_path / "none", ["street"])
+    with pytest.raises(UserError, match="street: no such .*, or correct 'street' in params.yaml$"):
+        index_folder(tmp_path, ["street"])
+
+
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.txt").touch()
-    with pytest.raises(UserError, match=r"images: no image found; .*\.jpg"):
+    with pytest.raises(
+        UserError, match=r"images: no image found; .*jpg.* 1 .txt \(images/a.txt\)$"
+    ):
+        listed(tmp_path, "images", "labels")
+    (tmp_path / "images/a.txt").unlink()
+    with pytest.raises(UserError, match="images: no image found; .*, found no file$"):
         listed(tmp_path, "images", None)
 
 
@@ -402,8 +418,13 @@ def test_label_maps_of_two_kinds_do_not_hide_each_other(tmp_path):
         for name, pixels in {"fine": labels, "coarse": labels // 8, "photographs": image}.items():
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / f"{name}/{index}.png")
+    split = Split("train", "", None)
     with pytest.raises(UserError, match=r"(fine|coarse)/0\.png: 2 such files"):
-        refuse_label_maps(list_split(tmp_path, Split("train", "", None)), tmp_path)
+        refuse_label_maps(list_split(tmp_path, split), tmp_path)
+    for name in ("fine", "coarse", "photographs"):
+        (tmp_path / name / "1.png").unlink()
+    with pytest.raises(UserError, match=r"0\.png: this file has the name of another \(.*0\.png\)"):
+        refuse_label_maps(list_split(tmp_path, split), tmp_path)
 
 
 def test_photographs_beside_photographs_are_no_label_maps(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import logging
 import re
 import socket
 from functools import partial
@@ -547,10 +548,28 @@ def test_without_file_and_hub_every_way_out_is_named(
     with pytest.raises(UserError) as caught:
         build(config(architecture, encoder=encoder, encoder_weights=weights), 3, pretrained=True)
     message = str(caught.value)
-    assert message.startswith(f"network.encoder_weights: '{weights}'") and "\n" not in message
-    places = f"neither a file at {tmp_path / file} nor in an installed package (none is known) "
-    assert f"{places}nor to be had from the hub" in message
-    assert all(way in message for way in ("CAG_WEIGHTS", "install", "online", "null"))
+    assert "\n" not in message and "install" not in message  # no package is known
+    if weights.endswith(".safetensors"):
+        assert message.startswith(f"network.encoder_weights: no file at {tmp_path / file}; put it")
+        assert all(way in message for way in ("CAG_WEIGHTS", "imagenet", "null"))
+    else:
+        assert message.startswith(f"network.encoder_weights: '{weights}'")
+        assert f"neither a file at {tmp_path / file} nor to be had from the hub" in message
+        assert all(way in message for way in ("CAG_WEIGHTS", "online", "null"))
+
+
+def test_the_hubs_client_does_not_tell_of_its_retries(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    logger, enabled = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def refuse(*_, **__):
+        enabled.append(logger.isEnabledFor(logging.WARNING))
+        raise ConnectionError
+
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", refuse)
+    with pytest.raises(UserError, match="ConnectionError"):
+        build(config(encoder="mobilenet_v2", encoder_weights="imagenet"), 3, pretrained=True)
+    assert enabled == [False]
 
 
 def test_weights_may_not_lead_out_of_their_folder(tmp_path, monkeypatch):

@@ -217,6 +217,18 @@ def test_without_the_data_sets_their_numbers_are_known(tmp_path, monkeypatch):
         sample_domain("target", domain("camvid_day_to_dusk", "target"), tmp_path / "other")
 
 
+def test_domains_of_other_classes_have_no_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = load_all(ROOT / "presets/scenes.yaml")
+    changes = {"source": {}, "target": {"class_map": "classes/cityscapes_7.yaml"}}
+    domains = {
+        name: getattr(params, name).model_copy(update={"size": (32, 64), **change})
+        for name, change in changes.items()
+    }
+    with pytest.raises(UserError, match="the source has 19 classes, the target 7; train id 0 is"):
+        plan.Estimator(params.model_copy(update=domains), 1, tmp_path)
+
+
 # Times
 
 

@@ -10,7 +10,7 @@ import cag.datasets.prepared
 from cag.datasets.images import write_image, write_label
 from cag.datasets.labels import IGNORE, LabelSpace
 from cag.datasets.preparation import write_manifest
-from cag.datasets.prepared import COLUMNS, PreparedImages, read_manifest
+from cag.datasets.prepared import COLUMNS, PreparedImages, read_manifest, require_same_classes
 from cag.runtime.errors import UserError
 
 SPACE = LabelSpace(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
@@ -117,6 +117,18 @@ def test_loader_processes_can_use_it(folder):
     images, labels, names = next(iter(loader))
     assert images.shape == (3, 3, 4, 6) and labels.shape == (3, 8, 12)
     assert list(names) == dataset.names
+
+
+def test_classes_that_differ_are_named():
+    def space(*names):
+        return LabelSpace(names, ((0, 0, 0),) * len(names))
+
+    with pytest.raises(UserError, match=r"^train id 0 is 'sky' in the source and 'road' in the t"):
+        require_same_classes(space("sky", "road"), space("road", "sky"))
+    expected = "the source has 3 classes, the target 2; train id 2 is 'car' .* and missing in the"
+    with pytest.raises(UserError, match=expected):
+        require_same_classes(space("sky", "road", "car"), space("sky", "road"))
+    require_same_classes(space("sky", "road"), LabelSpace(("sky", "road"), ((1, 1, 1),) * 2))
 
 
 def batches(folder, sizes, *arguments):

@@ -17,7 +17,7 @@ from cag import cli
 from cag.config.parameters import load_all
 from cag.datasets.checks import oddity
 from cag.datasets.images import read_image, turned, write_label
-from cag.datasets.labels import IGNORE, ClassMap, LabelSpace
+from cag.datasets.labels import IGNORE, ClassMap, LabelSpace, read_class_map
 from cag.datasets.layouts import Split, list_split
 from cag.deploy.export import FullResolution
 from cag.networks import SegmentationNetwork
@@ -25,6 +25,7 @@ from cag.project.raw_data import (
     COMPLETE,
     SplitCheck,
     check_split,
+    crop_warnings,
     disk_needed,
     network_form,
     step_memory,
@@ -340,6 +341,13 @@ def project(tmp_path, monkeypatch):
     return choose
 
 
+def set_crops(size):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    for training in ("pretrain", "warmup", "adapt"):
+        params[training]["augmentation"]["crop"] = list(size)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
 def call(*arguments):
     cli.cli.main(["data", "check", *arguments], standalone_mode=False)
 
@@ -413,8 +421,8 @@ def test_broken_data_end_with_status_1_and_a_list(project, capsys, monkeypatch):
         wrong,
         (
             "RGB: 2 images, the data set has 3",
-            "0000001.png: the label has one channel, the class map reads channel 0",
-            "0000000.png: label value 23 (in 1 images) not in the class map",
+            "0000001.png: the label has one channel, the class map classes/synthia_13.yaml reads",
+            "0000000.png: label value 23 (in 1 images) not in the class map classes/synthia_13",
             "gtFine/val: no such folder",
             "the disk has 0.0 GB for 0.0 GB",
         ),
@@ -434,13 +442,14 @@ def test_part_of_a_data_set_and_classes_that_differ(project, capsys):
     Path("params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match="1 found to be wrong"):
         call("source", "--partial")
-    assert "the source has 16 classes, the target 13; train id 3 is 'wall' in" in (
+    assert "the source has 16 classes, the target 13; train id 3 is 'wall' in the" in (
         capsys.readouterr().out
     )
 
 
 def test_scenes_have_no_files_to_check(project, capsys):
     project("scenes")
+    set_crops(SIZE)
     call()
     said = capsys.readouterr().out
     assert "target: scenes, rendered by prepare" in said and "warning" not in said
@@ -474,7 +483,95 @@ def test_weights_that_only_the_hub_has_are_named_before_they_are_asked_for(monke
     (warning,) = cag.project.raw_data.weights_warnings(network)
     file = tmp_path / "mobilenet_v2_imagenet.safetensors"
     assert str(file) in warning and "`pretrain` will ask the hub" in warning
+    assert warning.endswith("take an encoder with a package: tu-tf_efficientnet_lite0")
     file.touch()
     others = [{}, {"encoder_weights": None}, {"encoder": "tu-tf_efficientnet_lite0"}]
     for update in others:  # a file, none, an installed package
         assert cag.project.raw_data.weights_warnings(network.model_copy(update=update)) == []
+
+
+# Crops
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_crops_of_the_presets_suit_their_images(path):
+    params = load_all(path)
+    sizes = {domain: getattr(params, domain).size for domain in ("source", "target")}
+    assert crop_warnings(params, sizes) == []
+
+
+def test_crops_that_do_not_suit_their_images_are_named_once_for_all_trainings():
+    params = load_all(ROOT / "presets/cityscapes_to_idd_lite.yaml")  # crops of [112, 160]
+    sizes = {"source": (256, 512), "target": (60, 96)}
+    small, large = crop_warnings(params, sizes)
+    assert small.startswith("augmentation.crop of pretrain, adapt is [112, 160], 14% of the source")
+    assert large.startswith("augmentation.crop of adapt is [112, 160], larger than the target")
+    assert "[60, 96], even at scale 1.75: each crop has black borders" in large
+    assert crop_warnings(params, {"source": (64, 92)}) == []  # 1.75 times as large, the crop's size
+    (large,) = crop_warnings(params, {"source": (256, 91)})
+    assert "of pretrain, adapt is" in large and "black borders" in large
+
+
+def test_the_command_warns_of_crops(project, capsys):
+    project("scenes")
+    set_crops((32, 128))
+    call("source")
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert "crop of pretrain, adapt is [32, 128], larger than the source images" in warning
+
+
+# Many problems
+
+
+def test_files_with_the_same_problem_are_one_line_and_none_is_lost(tmp_path):
+    raw_data(tmp_path, [f"{i:02}" for i in range(31)])
+    for i in range(31):
+        picture(tmp_path / f"labels/{i:02}.png")  # colours
+    (tmp_path / "images/30.png").write_text("no image")
+    found = check(tmp_path)
+    assert len(found.problems) == 31
+    colours, broken = found.summary()
+    assert colours.startswith(f"{tmp_path / 'labels/00.png'}: the label holds colours, ")
+    assert colours.endswith(" (and 29 more files)") and "30.png: not a readable" in broken
+
+
+def test_a_split_with_many_kinds_of_problems_leaves_room_for_the_others(tmp_path):
+    raw_data(tmp_path, [f"{i:02}" for i in range(14)])
+    for i in range(14):
+        label(tmp_path / f"labels/{i:02}.png", height=9 + i)
+    found = check(tmp_path)
+    assert len(found.problems) == 14 and len(found.summary()) == 11
+    assert found.summary()[-1] == "4 more kinds of problems in the split 'train'"
+
+
+def test_the_command_lists_kinds_and_counts_all(project, capsys):
+    raw = project("gta5_to_cityscapes")
+    write_gta5(raw / "gta5", 4, SIZE)
+    for path in (raw / "gta5/images").iterdir():
+        path.write_text("no image")
+    shutil.rmtree(raw / "cityscapes/gtFine/val")
+    with pytest.raises(UserError, match=r"5 found to be wrong; listed above by kind; --json has"):
+        call()
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
+    assert len(wrong) == 2 and "(and 3 more files)" in wrong[0] and "gtFine/val" in wrong[1]
+
+
+def test_the_class_map_is_named(tmp_path):
+    raw_data(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("classes: [{name: sky, color: [1, 2, 3], values: [8]}]")
+    problem, *_ = check(tmp_path, class_map=read_class_map(path)).problems
+    assert f"label value 7 (in 3 images) not in the class map {path}; list it" in problem
+
+
+def test_a_missing_file_of_weights_is_wrong_and_the_data_are_checked_too(project, capsys):
+    project("scenes")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["network"]["encoder_weights"] = "mine.safetensors"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match="1 found to be wrong"):
+        call()
+    shown = capsys.readouterr().out
+    path = Path("data/weights/mine.safetensors").absolute()
+    assert f"wrong: network.encoder_weights: no file at {path}; put it there" in shown
+    assert "target: scenes" in shown

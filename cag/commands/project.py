@@ -17,7 +17,7 @@ from cag.runtime.errors import UserError, printable
 if TYPE_CHECKING:
     from cag.project.raw_data import SplitCheck
 
-SHOWN_VALUES, SHOWN_PROBLEMS = 60, 30
+SHOWN_VALUES = 60
 COUNT, SIDE, SEED = (click.IntRange(*limits) for limits in ((1, 10**6), (1, 2**14), (0, 2**32)))
 EFFECTIVE = "Change nothing; print all values of NAME, or of params.yaml, with the defaults."
 PARTIAL = "A part of the data set on purpose: any count will do."
@@ -127,11 +127,12 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
 
     Counts, unreadable files, sizes, label values, classes that never occur, the disk that `prepare`
     and the features will take, and the memory of a training step. Labels of target training images
-    are never opened. Problems are listed; the exit status is then 1. Files that are no images are
-    named, and images that EXIF data turn are counted. Warnings, which leave the exit status 0:
+    are never opened. Problems are listed; the exit status is then 1. Files with the same problem
+    are one line, which counts them; --json names each. Files that are no images are named, and
+    images that EXIF data turn are counted. Warnings, which leave the exit status 0:
     images that are nearly black, dark, nearly white, of one or few colours, or cut off; label maps
     that fit turned images better the other way; a network that `cag export` cannot trace; weights
-    of an encoder that only the hub has.
+    of an encoder that only the hub has; crops that do not suit the size of the images.
 
     \b
     Examples:
@@ -144,7 +145,7 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
         params = load_all()
         checked = check_data(params, name, partial, _print_domain)
         prepare, features, free = (f"{n / 1e9:.1f} GB" for n in checked["disk_bytes"].values())
-        rounds = f"{len(params.rounds)} rounds"
+        rounds = f"{len(params.rounds)} round{'s' * (len(params.rounds) != 1)}"
         print(f"disk: prepare {prepare}, features {features} in {rounds}; free {free}")
         memory = f"{checked['step_bytes'] / 1e9:.1f} GB in {checked['step_precision']}"
         step = f"a step of {checked['step_training']} takes most, {memory} on one device"
@@ -155,10 +156,10 @@ def check(name: str | None, partial: bool, as_json: bool) -> None:
     else:
         for warning in checked["warnings"]:
             print(f"warning: {printable(warning)}")
-        for problem in problems[:SHOWN_PROBLEMS]:
+        for problem in checked["summary"]:
             print(f"wrong: {printable(problem)}")
     if problems:
-        more = f", {SHOWN_PROBLEMS} of them" if len(problems) > SHOWN_PROBLEMS else ""
+        more = " by kind; --json has all" if len(checked["summary"]) < len(problems) else ""
         raise UserError(f"{len(problems)} found to be wrong; listed above{more}")
 
 

@@ -87,8 +87,9 @@ def refuse_label_maps(items: Sequence[Item], folder: Path) -> None:
         looked_at = [pairs[i] for i in evenly_spaced(len(pairs), _LOOKED_AT)]
         if all(is_flat(path) and not all(map(is_flat, others)) for path, others in looked_at):
             path, others = pairs[0]
-            problem = f"{len(pairs)} such files have the names of others ({others[0]}) and are"
-            problem += " label maps by their values"
+            such = f"{len(pairs)} such files have the names of others"
+            such = such if len(pairs) > 1 else "this file has the name of another"
+            problem = f"{such} ({others[0]}) and the values of a label map"
             remedy = "move them elsewhere, or name a folder in target.images that holds none"
             raise UserError(f"{folder / path}: {problem}, which would be trained on; {remedy}")
 

@@ -97,7 +97,7 @@ class Class(BaseModel, strict=True):
     """A class of a label space."""
 
     name: ClassName
-    color: Color
+    color: Color = Field(description="[red, green, blue], 0 to 255")
 
 
 class ClassList(BaseModel, strict=True):
@@ -130,12 +130,18 @@ class ClassMap:
     """A map from a data set's raw label values, all integers or all (r, g, b), to train ids.
 
     With `ignore_rest` values beside `train_ids` become 255. `channel` holds the class (0: red);
-    None: labels have one channel, or are colour-coded.
+    None: labels have one channel, or are colour-coded. Messages name its `path`.
     """
 
     def __init__(
-        self, label_space: LabelSpace, train_ids: Mapping, ignore_rest: bool = False, channel=None
+        self,
+        label_space: LabelSpace,
+        train_ids: Mapping,
+        ignore_rest: bool = False,
+        channel: int | None = None,
+        path: Path | None = None,
     ):
+        self.called = "the class map" if path is None else f"the class map {path}"
         self.label_space, self.channel, self._train_ids = label_space, channel, train_ids
         self.by_color = any(isinstance(value, tuple) for value in train_ids)
         self._rest = IGNORE if ignore_rest else _UNKNOWN
@@ -162,7 +168,7 @@ class ClassMap:
         else:
             labels = self._search(_pack(raw) if self.by_color else raw)
         if self._rest == _UNKNOWN and (labels == _UNKNOWN).any():
-            raise UserError(_unknown_message(raw[labels == _UNKNOWN]))
+            raise UserError(_unknown_message(raw[labels == _UNKNOWN], self.called))
         return labels
 
     def count(self, raw: np.ndarray) -> dict[int | tuple[int, int, int], int]:
@@ -207,13 +213,16 @@ class ClassMap:
         if self.channel is not None:
             if raw.ndim == 3:
                 return raw[..., self.channel]
-            problem = f"has one channel, the class map reads channel {self.channel} of several"
-            remedy = "use the data set's own label files, or remove 'channel'"
+            problem = f"has one channel, {self.called} reads channel {self.channel} of several"
+            remedy = "use the data set's own label files, or a class map without 'channel' for them"
             raise UserError(f"the label {problem}; {remedy}")
-        if (raw.ndim == 3) != self.by_color:
-            kinds = ("integers", "colours")[:: -1 if raw.ndim == 3 else 1]
-            problem = f"the label holds {kinds[0]}, the class map lists {kinds[1]}"
-            raise UserError(f"{problem}; use the class map that belongs to this data set")
+        if raw.ndim == 3 and not self.by_color:
+            problem = f"the label holds colours, {self.called} lists integers"
+            remedy = "check the folder of labels, or set `channel` if one channel holds the class"
+            raise UserError(f"{problem}; {remedy}")
+        if raw.ndim == 2 and self.by_color:
+            problem = f"the label holds integers, {self.called} lists colours"
+            raise UserError(f"{problem}; use the class map that belongs to these labels")
         return raw
 
     def _search(self, keys: np.ndarray) -> np.ndarray:
@@ -232,13 +241,13 @@ def _unpack(key: int) -> tuple[int, int, int]:
     return key >> 32, key >> 16 & 0xFFFF, key & 0xFFFF
 
 
-def _unknown_message(values: np.ndarray) -> str:
+def _unknown_message(values: np.ndarray, class_map: str) -> str:
     unique = np.unique(values, axis=0).tolist()
     shown = ", ".join(map(str, unique[:_SHOWN_VALUES]))
     more = ", ..." if len(unique) > _SHOWN_VALUES else ""
     noun = "label value" if len(unique) == 1 else "label values"
     remedy = "list each under a class's 'values' or under 'ignore' (or write 'ignore: rest')"
-    return f"{noun} {shown}{more} not in the class map; {remedy}"
+    return f"{noun} {shown}{more} not in {class_map}; {remedy}"
 
 
 def read_class_map(path: Path) -> ClassMap:
@@ -262,7 +271,8 @@ def read_class_map(path: Path) -> ClassMap:
         file = ClassMapFile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(ClassMapFile, error, examples)}") from None
-    return ClassMap(file.label_space, file.train_ids, file.ignore == "rest", file.channel)
+    ignore_rest = file.ignore == "rest"
+    return ClassMap(file.label_space, file.train_ids, ignore_rest, file.channel, path)
 
 
 def _raw_value(value: Any, handler: Callable[[Any], Any]) -> int | tuple[int, int, int]:
@@ -285,7 +295,7 @@ RawValues = list[Annotated[RawInteger | Color, WrapValidator(_raw_value)]]
 class MappedClass(Class, extra="forbid"):
     """A class and its raw values."""
 
-    values: RawValues
+    values: RawValues = Field(description="a list, [] if the data set lacks the class")
 
 
 class ClassMapFile(ClassList, extra="forbid"):

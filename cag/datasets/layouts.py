@@ -12,7 +12,7 @@ import pandas as pd
 
 from cag.config.datasets import Source, Target
 from cag.datasets.preparation import Item
-from cag.runtime.errors import UserError, absent, printable, refuse_special
+from cag.runtime.errors import UserError, absent, printable, refuse_special, shortened
 from cag.runtime.files import inside
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
@@ -94,7 +94,10 @@ def list_split(folder: Path, split: Split) -> list[Item]:
     if not images:
         ends = ", ".join(split.image_suffix + extension for extension in sorted(EXTENSIONS))
         where = folder / split.images
-        raise UserError(f"{where}: no image found; expected files that end in {ends}")
+        others = [path for path, _ in _files(folder, split.images)]
+        found = shortened(describe_files(others), 200) or "no file"
+        problem = f"no image found; expected files that end in {ends}, found {found}"
+        raise UserError(f"{where}: {problem}")
     if split.labels is None:
         return [Item(*image, None, split.turn_by_exif) for image in sorted(images.values())]
     first, second = PurePosixPath(split.images), PurePosixPath(split.labels)
@@ -136,7 +139,9 @@ def _files(root: Path, below: str) -> Iterator[tuple[str, int]]:
     """The (posix path below root, bytes) of the visible files below root/below."""
     start = inside(root, below)
     if not start.is_dir():
-        raise absent(start, "folder", "put the data set there or point the folder elsewhere")
+        data = f"`folder` in params.yaml or CAG_DATA ({os.environ.get('CAG_DATA') or 'not set'})"
+        place = f"{below!r} in params.yaml" if root.is_dir() else data
+        raise absent(start, "folder", f"put the data set there, or correct {place}")
     prefix = PurePosixPath(below).as_posix() + "/" if PurePosixPath(below).parts else ""
     return _walk(start, prefix, root.resolve(), (start.resolve(),))
 

@@ -63,19 +63,26 @@ def read_label_space(folder: Path) -> LabelSpace:
 def read_shared_label_space(source: Path, target: Path) -> LabelSpace:
     """Read the target's classes; a UserError unless the source's have the same names and order."""
     theirs, ours = read_label_space(source), read_label_space(target)
-    if ours.names != theirs.names:
-        raise UserError(class_difference(theirs.names, ours.names))
+    require_same_classes(theirs, ours)
     return ours
+
+
+def require_same_classes(source: LabelSpace, target: LabelSpace) -> None:
+    """Raise a UserError unless two domains have classes of the same names in the same order."""
+    if source.names != target.names:
+        raise UserError(class_difference(source.names, target.names))
 
 
 def class_difference(source: Sequence[str], target: Sequence[str]) -> str:
     """The error message for two domains whose classes differ."""
     pairs = enumerate(zip_longest(source, target))
-    train_id, (name, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    train_id, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    name, other = ("missing" if name is None else repr(name) for name in names)
+    counts = f"the source has {len(source)} classes, the target {len(target)}; "
     return (
-        f"the source has {len(source)} classes, the target {len(target)}; train id {train_id} is "
-        f"{name!r} in the source and {other!r} in the target: give "
-        "source.class_map and target.class_map the same classes in the same order"
+        f"{counts * (len(source) != len(target))}train id {train_id} is {name} in the source and "
+        f"{other} in the target: give source.class_map and target.class_map the same classes in "
+        "the same order"
     )
 
 

@@ -17,7 +17,7 @@ from cag.batch_norm import spread
 from cag.config.base import DOMAINS
 from cag.config.parameters import Parameters, load_all
 from cag.config.training import Training
-from cag.datasets.prepared import read_label_space
+from cag.datasets.prepared import read_shared_label_space
 from cag.features import source_bytes, target_bytes
 from cag.networks import build
 from cag.prediction import predict, predict_pixels
@@ -114,7 +114,8 @@ class Estimator:
             domain: sample_domain(domain, getattr(params, domain), folder / domain)
             for domain in DOMAINS
         }
-        self.num_classes = read_label_space(folder / "source").num_classes
+        classes = read_shared_label_space(folder / "source", folder / "target")
+        self.num_classes = classes.num_classes
         self.width, stride = network_form(params, self.num_classes)
         self.network = build(params.network, self.num_classes)
         self.model_bytes = sum(value.nbytes for value in self.network.state_dict().values())

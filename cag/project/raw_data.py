@@ -1,7 +1,7 @@
 """Checks of raw data before any training: counts, files, sizes, label values, disk."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from cag.config.base import DOMAINS
 from cag.config.datasets import Source, Target
 from cag.config.networks import Network
 from cag.config.parameters import Parameters
+from cag.config.training import Augmentation
 from cag.datasets.checks import TURNS, edges_fit, oddity, refuse_label_maps
 from cag.datasets.images import read_image, read_picture
 from cag.datasets.labels import IGNORE, ClassMap
@@ -33,7 +34,14 @@ from cag.networks import build, feature_form, hub_name
 from cag.project.dry_run import Shapes, training_step
 from cag.runtime.devices import best_precision
 from cag.runtime.errors import UserError
-from cag.runtime.files import data_root, encoder_weights_file, free_bytes, inside, used_bytes
+from cag.runtime.files import (
+    WEIGHTS_PACKAGES,
+    data_root,
+    encoder_weights_file,
+    free_bytes,
+    inside,
+    used_bytes,
+)
 from cag.runtime.overlap import cores, in_order
 from cag.runtime.progress import progress
 from cag.training.global_batch import pieces
@@ -44,6 +52,8 @@ PREPARED, FEATURES = Path("data/prepared"), Path("data/features")
 UNKNOWN, IGNORED = "(not in the class map)", "(ignored)"
 SEVERAL_PAGES = "of several pages or frames, of which only the first is read,"
 _SHOWN_UNKNOWN = 8  # label values in a message
+_SHOWN_PROBLEMS = 10  # of a split, in a summary
+_SMALL_CROP = 1 / 6  # of the image's area
 _BETTER = 1.2  # so many times the steepness at labels' borders shows that images lie otherwise
 
 
@@ -64,8 +74,27 @@ class SplitCheck:
     absent: list[str] = field(default_factory=list)  # classes without a pixel, if there are labels
     turned: dict[str, int] = field(default_factory=dict)  # images by what their EXIF data say
     passed_over: list[str] = field(default_factory=list)  # files that are none of them
-    problems: list[str] = field(default_factory=list)  # a line each
+    kinds: dict[str, list[str]] = field(default_factory=dict)  # problems that differ in the file
     warnings: list[str] = field(default_factory=list)  # what may be wrong, a line each
+
+    def add(self, problem: str, kind: str | None = None) -> None:
+        """Add a problem, one line; `kind` is the same for each file that has it."""
+        self.kinds.setdefault(kind or problem, []).append(problem)
+
+    @property
+    def problems(self) -> list[str]:
+        """All problems, a line each."""
+        return [problem for lines in self.kinds.values() for problem in lines]
+
+    def summary(self) -> list[str]:
+        """The first problem of each kind, a line each; no more than a screen takes."""
+        lines = []
+        for first, *rest in list(self.kinds.values())[:_SHOWN_PROBLEMS]:
+            more = f" (and {len(rest)} more {'files' if len(rest) > 1 else 'file'})"
+            lines.append(first + more * bool(rest))
+        if (hidden := len(self.kinds) - len(lines)) > 0:
+            lines.append(f"{hidden} more kinds of problems in the split '{self.split}'")
+        return lines
 
     def plain(self) -> dict:
         """All but problems and warnings, in plain values."""
@@ -108,7 +137,7 @@ def check_split(
     result = SplitCheck(split.name, len(items))
     if complete is not None and len(items) != complete:
         problem = f"{len(items)} images, the data set has {complete}; fetch what is missing"
-        result.problems.append(f"{folder / split.images}: {problem} (--partial accepts a part)")
+        result.add(f"{folder / split.images}: {problem} (--partial accepts a part)")
     values: dict = {}
     orientations, odd, fits = Counter(), defaultdict(list), []
     check = partial(_check_item, folder=folder, split=split, class_map=class_map)
@@ -116,7 +145,11 @@ def check_split(
         for item, found in zip(items, checked, strict=True):
             size = found.size
             if found.problem is not None:
-                result.problems.append(found.problem)
+                paths = [str(folder / path) for path in (item.image, item.label) if path]
+                kind = found.problem
+                for path in paths:
+                    kind = kind.replace(path, "")
+                result.add(found.problem, kind)
             result.left_out += found.left_out
             orientations[found.orientation] += 1
             if found.oddity:
@@ -125,7 +158,7 @@ def check_split(
                 fits.append(found.fits)
             if size is not None:
                 if one_size and result.size not in (None, size):
-                    result.problems.append(
+                    result.add(
                         f"{folder / item.image}: {size[1]} x {size[0]} pixels, those before it "
                         f"{result.size[1]} x {result.size[0]}; the rounds need one size of target "
                         "images: set target.size to [height, width]"
@@ -190,22 +223,20 @@ def _add_values(
         texts, (path, *_) = zip(*unknown, strict=True)
         more = f" and {len(texts) - _SHOWN_UNKNOWN} more" if len(texts) > _SHOWN_UNKNOWN else ""
         noun, one = ("label value", "it") if len(texts) == 1 else ("label values", "each")
-        problem = f"{noun} {', '.join(texts[:_SHOWN_UNKNOWN])}{more} not in the class map"
+        problem = f"{noun} {', '.join(texts[:_SHOWN_UNKNOWN])}{more} not in {class_map.called}"
         hint = f"list {one} under a class's 'values' or under 'ignore'"
-        result.problems.append(f"{path}: {problem}; {hint}")
+        result.add(f"{path}: {problem}; {hint}")
     table = pd.DataFrame(rows, columns=["value", "class", "pixels", "images", "label"])
     result.values = table.sort_values("pixels", ascending=False, kind="stable", ignore_index=True)
     absent = [i for i in range(len(names)) if i not in present]
     result.absent = [names[i] for i in absent]
     if values and not present - {None, IGNORE}:
-        result.problems.append(void_labels(folder, result.split))
+        result.add(void_labels(folder, result.split))
     elif absent_is_wrong and values:
-        result.problems += [
-            f"{folder}: the class '{names[i]}' never occurs in the split '{result.split}'; check "
-            "its values in the class map (an empty list says that the data set lacks it)"
-            for i in absent
-            if i in class_map.mapped
-        ]
+        for name in (names[i] for i in absent if i in class_map.mapped):
+            problem = f"{folder}: the class '{name}' never occurs in the split '{result.split}'"
+            hint = "an empty list says that the data set lacks it"
+            result.add(f"{problem}; check its values in {class_map.called} ({hint})")
 
 
 def check_domain(
@@ -224,7 +255,8 @@ def check_domain(
                 refuse_label_maps(items, folder)
             listed.append((split, items))
         except UserError as error:
-            checks.append(SplitCheck(split.name, 0, problems=[str(error)]))
+            checks.append(SplitCheck(split.name, 0))
+            checks[-1].add(str(error))
     total = sum(len(items) for _, items in listed)
     with progress(f"check {domain}", total, "images") as advance:
         for split, items in listed:
@@ -323,15 +355,40 @@ def weights_warnings(network: Network) -> list[str]:
     UserError: the hub does not have them either.
     """
     name = network.encoder_weights
-    if name is None or name.endswith(".safetensors"):
+    if name is None:
         return []
     path = encoder_weights_file(network.encoder, name)
     if path.exists():
         return []
     hub_name(network.encoder, name, path)
     found = f"{name!r} of {network.encoder} is neither the file {path} nor in an installed package"
-    remedy = "without a network, put the file there, or take an encoder with a package"
+    example = next(iter(WEIGHTS_PACKAGES))
+    remedy = f"without a network, put the file there, or take an encoder with a package: {example}"
     return [f"network.encoder_weights: {found}: `pretrain` will ask the hub; {remedy}"]
+
+
+def crop_warnings(params: Parameters, sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """That a crop is always larger than its image, or holds little of it.
+
+    `sizes` are the heights and widths of the domains' prepared images.
+    """
+    found = defaultdict(list)
+    for training in trainings(params):
+        augmentation = getattr(params, training).augmentation
+        for domain in DOMAINS[:1] if training == "pretrain" else DOMAINS:
+            if problem := domain in sizes and _crop_problem(augmentation, domain, sizes[domain]):
+                found[f"is {list(augmentation.crop)}, {problem}"].append(training)
+    return [f"augmentation.crop of {', '.join(names)} {text}" for text, names in found.items()]
+
+
+def _crop_problem(augmentation: Augmentation, domain: str, size: tuple[int, int]) -> str | None:
+    crop, most, images = augmentation.crop, augmentation.scale[1], f"{domain} images, {list(size)}"
+    if any(part > most * whole for part, whole in zip(crop, size, strict=True)):
+        problem = f"larger than the {images}, even at scale {most:g}"
+        return f"{problem}: each crop has black borders; set a smaller one"
+    if (share := np.prod(crop) / np.prod(size)) < _SMALL_CROP:
+        return f"{share:.0%} of the {images}; set a larger one, or a smaller {domain}.size"
+    return None
 
 
 def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: OnDomain) -> dict:
@@ -340,17 +397,22 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     `on_domain` is called after each domain, with its name and place, and its splits. The result, in
     plain values: `domains`, the splits of each; `disk_bytes` that `prepare` and the rounds'
     `extract` will write and that are `free`, with those they will replace; `step_bytes`,
-    `step_training` and `step_precision`, see `StepMemory`; `problems` and `warnings`, a line each.
-    UserError: a class map cannot be read, or the network cannot be built or does not fit the
-    images.
+    `step_training` and `step_precision`, see `StepMemory`; `problems` and `warnings`, a line each;
+    `summary`, the first problem of each kind. UserError: a class map cannot be read, or the network
+    cannot be built or does not fit the images.
     """
     configs = {domain: getattr(params, domain) for domain in DOMAINS}
     class_maps = {domain: domain_class_map(configs[domain].class_map) for domain in DOMAINS}
     names = [class_map.label_space.names for class_map in class_maps.values()]
-    problems = [class_difference(*names)] if names[0] != names[1] else []
+    summary = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    warnings = [*weights_warnings(params.network), *export_warnings(params, len(names[0]))]
-    domains, disk = {}, []
+    warnings = export_warnings(params, len(names[0]))
+    try:
+        warnings = weights_warnings(params.network) + warnings
+    except UserError as error:
+        summary.append(str(error))
+    problems = list(summary)
+    domains, disk, sizes = {}, [], {}
     for domain in DOMAINS if name is None else [name]:
         config = configs[domain]
         if config.layout == "scenes":
@@ -363,6 +425,9 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         on_domain(f"{domain}: {config.layout}, {place}", checks)
         domains[domain] = [check.plain() for check in checks]
         problems += [problem for check in checks for problem in check.problems]
+        summary += [line for check in checks for line in check.summary()]
+        if size := config.size or next((c.size for c in checks if c.split == "train"), None):
+            sizes[domain] = size
         warnings += [warning for check in checks for warning in check.warnings]
         disk.append(disk_needed(domain, config, checks, params, len(names[0]), form))
     needed = Disk(*map(sum, zip(*disk, strict=True)))
@@ -370,9 +435,11 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     free = free_bytes(PREPARED) + written
     if sum(needed) > free:
         hint = "free some space, or take fewer rounds or a smaller size"
-        problems.append(f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}")
+        problem = f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}"
+        problems, summary = [*problems, problem], [*summary, problem]
+    warnings += crop_warnings(params, sizes)
     disk_bytes = {**needed._asdict(), "free": free}
     memory = step_memory(params, len(names[0]))._asdict()
     step = {f"step_{field}": value for field, value in memory.items()}
-    found = {"problems": problems, "warnings": warnings}
+    found = {"problems": problems, "summary": summary, "warnings": warnings}
     return {"domains": domains, "disk_bytes": disk_bytes, **step, **found}

@@ -128,6 +128,10 @@ def inside(folder: Path, relative: str) -> Path:
     """
     path, real = Path(folder) / relative, os.path.realpath
     # resolve() raises for a circle of links before Python 3.13
+    is_absolute = PurePosixPath(relative).is_absolute() and "\0" not in relative
+    if is_absolute and is_local(below := os.path.relpath(relative, folder)):
+        problem = f"the path {relative!r} is absolute; write it relative to this folder: {below}"
+        raise UserError(f"{folder}: {problem}")
     if not is_local(relative) or not Path(real(path)).is_relative_to(real(folder)):
         remedy = "use a path below it, without '..' and without links that lead elsewhere"
         raise UserError(f"{folder}: the path {relative!r} leaves this folder; {remedy}")

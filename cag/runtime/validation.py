@@ -2,10 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -38,6 +38,7 @@ _PLAIN = (
 _DEEPEST = 32  # levels of nesting
 _LONGEST_INTEGER = 100  # characters
 _MOST_VALUES = 100_000  # an alias counts as all that it stands for
+_TAG = "layout"  # the key that says which of several forms a value has
 
 
 class _PlainValues:
@@ -139,7 +140,12 @@ def parse_yaml(text: str) -> Any:
     given twice, dates, tags, control characters, aliases that stand for more than 100,000 values,
     and deep nesting.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1
+        hint = "indent with spaces, like the lines beside it, and close brackets and quotes"
+        raise ValueError(f"line {line}: {error.problem}; {hint}") from None
 
 
 def read_yaml(path: str | Path, missing: str, broken: str) -> dict[Any, Any]:
@@ -156,31 +162,66 @@ def explain(
 ) -> str:
     """The first of pydantic's complaints in one line: key, value, expected value.
 
-    `example` says where a complete input is, for a missing key. The value of a `tagged` key has one
-    of several forms, which locations name after the key.
+    What a missing key is, or the list that is expected, is said by the field's description. If it
+    has none, `example` says where a complete input is. The value of a `tagged` key has one of
+    several forms, which locations name after the key.
     """
     # A misspelt key is an unknown and a missing one; the unknown says more.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     kind, value = first["type"], first["input"]
     section, *parts = first["loc"] or ("the whole",)
+    models = _models(model.model_fields[section].annotation) if section in tagged else []
+    about = _description(model, first["loc"])
     parts = parts[1:] if section in tagged else parts
     # The location of a mapping's bad key ends with "[key]".
     key = shortened(".".join(str(part) for part in (section, *parts) if part != "[key]"), 100)
     if kind == "union_tag_not_found":
-        return f"'{key}.layout' is missing"
+        known = ", ".join(repr(tag) for form in models for tag in _tags(form))
+        return f"'{key}.{_TAG}' is missing: expected one of {known}"
     if kind == "union_tag_invalid":
         tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"]
-        return f"{key}.layout is {tag!r}: expected one of {expected}"
+        return f"{key}.{_TAG} is {tag!r}: expected one of {expected}"
     if kind == "extra_forbidden":
         known = "check its spelling" if parts else f"known are {', '.join(model.model_fields)}"
         return f"unknown key '{key}'; {known}"
     if kind == "missing":
-        return f"'{key}' is missing" + ("" if parts else f"; {example}")
+        named = value.get("name") if isinstance(value, dict) else None
+        place = f" in {shortened(repr(named), 100)}" if isinstance(named, str) else ""
+        return f"'{key}' is missing{place}" + (f": {about}" if about and parts else f"; {example}")
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("valid tuple", "valid list").replace("dictionary", "mapping")
     message = f"{message[0].lower()}{message[1:]}" if kind != "model_type" else "expected a mapping"
     if isinstance(value, dict):
         return f"{key}: {message}" if first["loc"] else message
-    hint = ": true or false" if kind == "bool_type" else ""
+    hint = {"bool_type": ": true or false"}.get(kind, "")
+    if kind in ("list_type", "tuple_type") and about:
+        hint = f": {about}"
+    elif kind == "string_type" and isinstance(value, int | float):
+        hint = "; put it in quotes"
     shown = shortened(repr(list(value) if isinstance(value, tuple) else value), 100)
     return f"{key} is {shown}: {message}{hint}"
+
+
+def _description(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    """What the field at a location of pydantic's is; empty if nothing is said of it."""
+    models, description = [model], ""
+    for part in location:
+        if forms := [form for form in models if part in _tags(form)]:
+            models = forms
+        elif fields := [form.model_fields[part] for form in models if part in form.model_fields]:
+            description = fields[0].description or ""
+            models = [form for field in fields for form in _models(field.annotation)]
+    return shortened(description, 160)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type such as a union or a list of them."""
+    if parts := get_args(annotation):
+        return [form for part in parts for form in _models(part)]
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [annotation] if is_model else []
+
+
+def _tags(form: type[BaseModel]) -> tuple[Any, ...]:
+    """The tags that a form of a tagged value has; none for another model."""
+    return get_args(form.model_fields[_TAG].annotation) if _TAG in form.model_fields else ()
