@@ -642,12 +642,13 @@ def draw() -> None:
     if not related.empty:
         print_related("Rank correlation with the mIoU", related, "+.2f")
         print_related("The better of two models has more, %", ordered_rightly(models), ".0f")
-        table = regressions(scores).astype(str).reset_index(names="number").to_dict("records")
-        print(f"Losses of mIoU from a model of a run to the next\n\n{markdown(table)}\n")
         related.index = related.index.str.replace("_", " ")
         related.columns = related.columns.str.replace("_", " ")
         lines, label = [0, 0.7], "rank correlation with the mIoU"
         figures["label_free"] = dots_figure({"": related}, label, lines, "+.2f")
+    if not (lost := regressions(scores)).empty:
+        table = lost.astype(str).reset_index(names="number").to_dict("records")
+        print(f"Losses of mIoU from a model of a run to the next\n\n{markdown(table)}\n")
     if (SCRATCH / "pictures").is_dir():
         figures["adaptation_pictures"] = pictures_figure(SCRATCH / "pictures")
     for name, figure in figures.items():

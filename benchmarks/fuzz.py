@@ -65,6 +65,7 @@ from cag.report.gather import (
     read_round,
     read_verdict,
 )
+from cag.runtime.devices import one_device
 from cag.runtime.errors import UserError
 from cag.runtime.files import write_csv, write_json
 from cag.training.loop import Checkpoint, _resume
@@ -327,7 +328,7 @@ def write_checkpoint(folder: Path) -> Path:
     """The checkpoint of a training after two steps."""
     layer, (optimizer,) = trained_state()
     state = {"objective": layer.state_dict(), "optimizers": [optimizer.state_dict()]}
-    state |= {"history": torch.ones(2, 3), "iteration": 2}
+    state |= {"history": torch.ones(2, 3), "iteration": 2, "precision": {}}
     Checkpoint(folder / "checkpoint.pt", "a").save(state)
     return folder / "checkpoint.pt"
 
@@ -335,7 +336,7 @@ def write_checkpoint(folder: Path) -> Path:
 def read_checkpoint(path: Path) -> bool:
     """Resume a training, or start it afresh; whether it was as it had been."""
     (layer, optimizers), history = training_state(), array("f")
-    start = _resume(Checkpoint(path, "a"), layer, optimizers, history)
+    start = _resume(Checkpoint(path, "a"), layer, optimizers, history, one_device("cpu"))
     expected, (optimizer,) = trained_state() if start else training_state()
     return (
         (start, *history) in ((0,), (2, *[1.0] * 6))

@@ -32,6 +32,7 @@ from benchmarks.measure import alternating_seconds, machine, table
 from benchmarks.miniature import LENIENT, merged, scenes_params, write_params
 from cag.config.parameters import load_all
 from cag.networks import build
+from cag.runtime.devices import one_device
 from cag.runtime.files import sha256
 from cag.runtime.program import run
 from cag.runtime.progress import progress
@@ -308,11 +309,11 @@ def checkpoint_cost(preset: str, folder: Path) -> dict[str, str]:
     for optimizer in optimizers:
         optimizer.step()  # creates the momenta
     history = torch.zeros(params.adapt.iterations, 5)
-    checkpoint = Checkpoint(folder / f"{preset}.pt", "0" * 64)
+    checkpoint, fabric = Checkpoint(folder / f"{preset}.pt", "0" * 64), one_device("cpu")
     with progress(f"checkpoints of {preset}", SAVES, "saves") as advance:
 
         def save() -> None:
-            checkpoint.save(_state(objective, optimizers, history, 1))
+            checkpoint.save(_state(objective, optimizers, history, 1, fabric))
             advance()
 
         (seconds,) = alternating_seconds([save], SAVES - 1, warm_up=1)
