@@ -355,10 +355,13 @@ def test_dots_stand_at_the_values_and_the_line_at_their_mean():
 def test_draw_prints_tables_and_writes_plots_from_the_scores_alone(folder, capsys):
     run, label_free = Run(("c", "x", 0), {}), [json.dumps({"entropy": -i}) for i in range(3)]
     watched = [rows("a", "w", {i: 40 + i}, label_free=label_free[i])[0] for i in range(3)]
+    for model, miou, entropy in (("pretrain", 43, -3), ("round1", 39, 1)):  # a loss that it shows
+        numbers = json.dumps({"entropy": entropy})
+        watched += rows("a", "w", {3: miou}, model, label_free=numbers)
     adaptation.replace_rows(run, [*SCORES.to_dict("records"), *watched])
     adaptation.draw.main([], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "Losses of mIoU" not in printed  # no run has two models with numbers
+    assert "| entropy |    1 |      0 |      0 |            0 |" in printed
     assert "| without mixing " in printed and "| entropy | +1.00 | +1.00 |" in printed
     for name in ("adaptation", "adaptation_ablation", "label_free"):
         with Image.open(folder / f"docs/images/{name}.png") as image:
