@@ -558,6 +558,19 @@ def test_without_file_and_hub_every_way_out_is_named(
         assert all(way in message for way in ("CAG_WEIGHTS", "online", "null"))
 
 
+def test_without_file_and_hub_a_package_is_a_way_out_where_one_is_known(
+    tmp_path, monkeypatch, offline
+):
+    encoder = "tu-tf_efficientnet_lite1"
+    monkeypatch.setattr("cag.runtime.files.packaged_weights_file", lambda _: None)
+    monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        build(config(encoder=encoder, encoder_weights="imagenet"), 3, pretrained=True)
+    message, (module, _) = str(caught.value), WEIGHTS_PACKAGES[encoder]
+    assert "\n" not in message and f"nor in an installed package ({module}) nor to be" in message
+    assert all(way in message for way in ("CAG_WEIGHTS", "install the package", "online", "null"))
+
+
 def test_the_hubs_client_does_not_tell_of_its_retries(tmp_path, monkeypatch):
     monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
     logger, enabled = logging.getLogger("huggingface_hub.utils._http"), []
