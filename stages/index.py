@@ -33,6 +33,15 @@ def domain_index(domain: str, config: Source | Target) -> pd.DataFrame:
     return index_folder(files.inside(files.data_root(), config.folder), below)
 
 
+def size_table(config: Source | Target) -> pd.DataFrame:
+    """The height and width of a domain's prepared images; nothing for null.
+
+    DVC's cache of runs ignores each key called `size`, also of parameters: without this file, it
+    would take prepared images of another size for those asked for.
+    """
+    return pd.DataFrame([config.size] if config.size else [], columns=["height", "width"])
+
+
 def weights_index(weights: str | None, find: Callable[[str], Path]) -> pd.DataFrame:
     """Name and digest of a weights file, `hub` if this machine has none; nothing for None."""
     paths = [] if weights is None else [find(weights)]
@@ -55,7 +64,7 @@ def require_own_outputs() -> None:
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Write `data/index/{source,target,weights,warmup}.csv` and the list of evaluated models."""
+    """Write `data/index/`, of files and sizes, and the list of evaluated models."""
     params = load_all()
     require_own_outputs()
     class_maps = (domain_class_map(getattr(params, domain).class_map) for domain in DOMAINS)
@@ -70,6 +79,9 @@ def main() -> None:
     for name, table in tables.items():
         files.write_csv(INDEX.format(name), table)
         print(f"index: {len(table)} files of {name}")
+    for domain in DOMAINS:
+        sizes = size_table(getattr(params, domain))
+        files.write_csv(INDEX.format(f"{domain}_size"), sizes)
     files.write_csv(EVALUATED, pd.DataFrame({"model": params.evaluated}))
 
 

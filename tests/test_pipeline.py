@@ -85,6 +85,17 @@ def label_map(path: Path) -> np.ndarray:
 # Artifacts
 
 
+def test_images_of_another_size_are_prepared_anew(tmp_path):
+    project = make_project(tmp_path / "project")
+    params = read_params(project)
+    for size in ([32, 64], [48, 96], [32, 64]):  # DVC's cache of runs ignores the size
+        params["source"]["size"] = size
+        write_params(project, params)
+        dvc(project, "repro", "prepare@source")
+        manifest = pd.read_csv(project / "data/prepared/source/manifest.csv")
+        assert set(manifest["height"]) == {size[0]} and set(manifest["width"]) == {size[1]}
+
+
 def test_index_lists_nothing_of_scenes(finished):
     for domain in ("source", "target"):
         table = pd.read_csv(finished / f"data/index/{domain}.csv")
