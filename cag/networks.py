@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -409,6 +410,8 @@ def _encoder_state(
             problem = f"{path}: not a safetensors file ({in_one_line(error)}); fetch it again"
             raise refusal(error, path) or UserError(problem) from None
     named = hub_name(name, weights, path)
+    asking = f"encoder '{name}': asking the hub for its weights '{weights}'"
+    print(asking, file=sys.stderr, flush=True)  # without a network the answer takes half a minute
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its retries
     try:
         if timm_whole:

@@ -1,4 +1,4 @@
-"""List the raw files, the weights and the models to score, so that DVC notices changes.
+"""List the raw files, the sizes, the weights and the models to score: DVC notices their changes.
 
 It runs first, so it also finds what stops a later stage: domains of different classes.
 """

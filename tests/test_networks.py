@@ -542,7 +542,7 @@ def test_a_damaged_weights_file_is_named(tmp_path, monkeypatch, offline):
     ],
 )
 def test_without_file_and_hub_every_way_out_is_named(
-    tmp_path, monkeypatch, offline, architecture, encoder, weights, file
+    tmp_path, monkeypatch, capsys, offline, architecture, encoder, weights, file
 ):
     monkeypatch.setenv("CAG_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError) as caught:
@@ -556,6 +556,8 @@ def test_without_file_and_hub_every_way_out_is_named(
         assert message.startswith(f"network.encoder_weights: '{weights}'")
         assert f"neither a file at {tmp_path / file} nor to be had from the hub" in message
         assert all(way in message for way in ("CAG_WEIGHTS", "online", "null"))
+        asked = f"encoder '{encoder}': asking the hub for its weights 'imagenet'\n"
+        assert capsys.readouterr().err == (asked if weights == "imagenet" else "")
 
 
 def test_without_file_and_hub_a_package_is_a_way_out_where_one_is_known(
