@@ -415,7 +415,7 @@ def main() -> None:
 @click.option("--pairs", default="", help="Only these, with commas.")
 @click.option("--variants", default="", help="Only these, with commas.")
 @click.option("--seeds", default="", help="Only these, with commas.")
-@click.option("--force", is_flag=True, help="Also runs whose scores are there.")
+@click.option("--force", is_flag=True, help="Also runs whose scores are there, if DVC lacks them.")
 @click.option("--list", "listing", is_flag=True, help="Show what is done and what is missing.")
 def make(jobs: int, pairs: str, variants: str, seeds: str, force: bool, listing: bool) -> None:
     """Make the runs of the grid that have no scores yet."""

@@ -79,12 +79,19 @@ def test_scores_that_are_not_known_are_no_numbers_and_end_nothing():
     assert not re.search(r"\bnan\b", re.sub('<svg.*?</svg>|base64,[^"]*', "", page, flags=re.S))
 
 
+def list_models(*names):
+    """Write the list of evaluated models, as `index` does."""
+    Path("data/evaluation").mkdir(parents=True, exist_ok=True)
+    Path("data/evaluation/models.csv").write_text("\n".join(("model", *names, "")))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"miou": "x"}', '{"miou": 2}'])
 def test_damaged_scores_are_one_line(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = Path("data/evaluation/round1/metrics.json")
     path.parent.mkdir(parents=True)
     path.write_text('{"miou": 0.25, "iou": {}}')
+    list_models("round1")
     assert results.workspace_scores() == {"round1": 0.25}
     path.write_text('{"miou": null}')
     assert results.workspace_scores() == {"round1": None}
@@ -143,6 +150,7 @@ def test_a_score_that_is_not_known_is_shown_as_such(tmp_path, monkeypatch):
         path = tmp_path / f"data/evaluation/{model}/metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(f'{{"miou": {score}}}')
+    list_models("pretrain", "round1")
     assert row(results.workspace_rows(), "round1")[1:] == ["30.0", ""]
     assert row(results.workspace_rows(), "source only")[1:] == ["none", ""]
     assert results.workspace_scores()["pretrain"] is None
@@ -154,7 +162,26 @@ def test_workspace_table_shows_the_change_against_source_only(tmp_path, monkeypa
         path = tmp_path / "data/evaluation" / model / "metrics.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"miou": miou}))
+    list_models("pretrain", "round1")
     assert row(results.workspace_rows(), "round1")[1:] == ["30.1", "+5.1"]
+
+
+def test_scores_of_an_earlier_runs_models_are_not_those_of_the_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model in ("round2", "pretrain", "round1"):
+        path = Path("data/evaluation") / model / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text('{"miou": 0.5}')
+    list_models("pretrain", "round1", "round3")  # round3 has no validation labels
+    assert list(results.workspace_scores()) == ["pretrain", "round1"]
+
+
+def test_a_damaged_list_of_models_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    list_models("pretrain")
+    Path("data/evaluation/models.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="models.csv: not a list of models .*; run `dvc repro`"):
+        results.workspace_scores()
 
 
 def test_missing_workers_are_started_and_all_failures_awaited(monkeypatch):

@@ -35,8 +35,9 @@ def status(times: bool, repair: bool, as_json: bool) -> None:
     """Say of each stage whether it is fresh, stale or missing, when it ran, and what it takes.
 
     Stale: something that it reads has changed, so `dvc repro` will run it, or fetch its outputs
-    from DVC's cache. `ran`, `took` and `images/s` are of its last run in this folder; an output
-    from a cache did not run. --json prints everything, also what --times adds.
+    from DVC's cache. Changed raw files and weights are not seen here, but by `dvc repro`. `ran`,
+    `took` and `images/s` are of its last run in this folder; an output from a cache did not run.
+    --json prints everything, also what --times adds.
 
     \b
     Examples:

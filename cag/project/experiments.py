@@ -32,6 +32,7 @@ from cag.runtime.progress import progress
 from cag.runtime.validation import parse_yaml, read_yaml, readable
 
 SCRATCH = Path(".scratch/oracle")
+EVALUATED = "data/evaluation/models.csv"
 ORACLE_METRICS = "data/oracle/metrics.json"
 MODEL = "data/models/pretrain.safetensors"
 ORACLE_NEEDS = (PARAMS, "classes", "data/prepared/source", "data/prepared/target", MODEL)
@@ -45,8 +46,15 @@ POLL_SECONDS = 10
 
 
 def workspace_scores() -> dict[str, float | None]:
-    """The last run's mIoU by model in [0, 1], None without known labels; UserError: no run."""
-    paths = sorted(Path().glob(METRICS.format("*")))
+    """The last run's mIoU by model in [0, 1], None without known labels; UserError: no run.
+
+    Of the models that `index` listed: scores of an earlier run's other models may lie beside them.
+    """
+    names = []
+    if Path(EVALUATED).exists():
+        with readable(EVALUATED, "a list of models", "run `dvc repro`", "run `dvc repro`"):
+            names = pd.read_csv(EVALUATED, dtype=str)["model"].tolist()
+    paths = [path for name in names if (path := Path(METRICS.format(name))).exists()]
     if not paths:
         raise UserError(
             f"{METRICS.format('<model>')}: no scores; `dvc repro` makes them where target "
