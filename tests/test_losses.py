@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import cag.losses
+from cag.datasets.images import write_label
 from cag.losses import (
     AdaptationLoss,
     AdaptationLosses,
@@ -19,6 +20,7 @@ from cag.losses import (
 )
 from cag.networks import NetworkOutput
 from cag.pseudo_labels import by_anchor, by_probability
+from cag.training import samples
 from cag.training.cross_entropy import class_balance_weights, cross_entropy
 
 K = 19
@@ -346,8 +348,28 @@ def test_pasted_pixels_weigh_as_on_the_source_and_pseudo_labels_one(golden):
 
 def test_class_balance_weights_by_hand():
     pixels = torch.tensor([100, 25, 0, 400])
-    assert class_balance_weights(pixels, 0.5).tolist() == [1, 2, 0, 0.5]
-    assert class_balance_weights(pixels, 0).tolist() == [1, 1, 0, 1]
+    assert class_balance_weights(pixels, 0.5).tolist() == [1, 2, 2, 0.5]
+    assert class_balance_weights(pixels, 0).tolist() == [1, 1, 1, 1]
+    assert class_balance_weights(0 * pixels, 0.5).tolist() == [1, 1, 1, 1]
+
+
+def test_a_class_that_was_not_counted_is_learnt():
+    weights = class_balance_weights(torch.tensor([100, 25, 0]), 0.5)
+    logits = torch.zeros(1, 3, 1, 2, requires_grad=True)
+    cross_entropy(logits, torch.tensor([[[2, 0]]]), weights).backward()
+    assert logits.grad[0, 2, 0, 0] < 0
+
+
+def test_classes_are_counted_in_maps_that_are_drawn_not_spaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "COUNTED_LABELS", 30)
+    palette, maps = np.zeros((3, 3), np.uint8), []
+    for number in range(60):  # two cameras by turns: the second alone sees class 2
+        maps.append(tmp_path / f"{number}.png")
+        write_label(maps[-1], np.full((1, 4), 2 * (number % 2), np.uint8), palette)
+    given = [samples.Sample(path, (path,), 3) for path in maps]
+    front, none, rear = samples.class_pixels(given, 3).tolist()
+    assert (none, front + rear) == (0, 120) and min(front, rear) >= 32
+    assert samples.class_pixels(given[:30], 3).tolist() == [60, 0, 60]  # all of few
 
 
 def test_weighted_cross_entropy_is_the_weighted_mean():

@@ -19,14 +19,15 @@ def own_count(count: Tensor) -> Tensor:
 def class_balance_weights(pixels: Tensor, power: float) -> Tensor:
     """Weights that make rare classes count more: (median frequency / frequency) ^ power.
 
-    float32 [K] from each class's labelled pixels, integer [K]; 0 for a class without pixels. The
-    paper's cross-entropy is plain (power 0), but a short training on few images then never learns
-    classes of a percent of the pixels. Power 1 is median frequency balancing.
+    float32 [K] from each class's labelled pixels, integer [K]. A class without pixels gets the
+    largest weight of the others: in the counted images it is rarer than they. The paper's
+    cross-entropy is plain (power 0), but a short training on few images then never learns classes
+    of a percent of the pixels. Power 1 is median frequency balancing.
     """
     seen = pixels > 0
     frequency = pixels.double().masked_fill(~seen, torch.nan)
     weights = (frequency.nanmedian() / frequency) ** power
-    return weights.masked_fill(~seen, 0).float()
+    return weights.masked_fill(~seen, weights[seen].max() if seen.any() else 1).float()
 
 
 def cross_entropy(

@@ -76,8 +76,11 @@ def _rows(folder: Path, split: str) -> pd.DataFrame:
 
 
 def class_pixels(samples: Sequence[Sample], num_classes: int) -> Tensor:
-    """Labelled pixels of each class, int64 [K], in up to 1,000 evenly spaced label maps."""
-    chosen = samples[:: -(-len(samples) // COUNTED_LABELS)]
+    """Labelled pixels of each class, int64 [K], in all label maps, or in 1,000 drawn from more."""
+    chosen = samples
+    if len(samples) > COUNTED_LABELS:  # at random: every third image may be of the same camera
+        drawn = np.random.default_rng(0).permutation(len(samples))[:COUNTED_LABELS]
+        chosen = [samples[number] for number in sorted(drawn)]
 
     def count(sample: Sample) -> np.ndarray:
         train_ids = read_train_ids(sample.labels[:1], num_classes)
