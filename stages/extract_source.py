@@ -19,6 +19,7 @@ from cag.runtime import files
 from cag.runtime.devices import make_fabric
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
+from cag.runtime.provenance import code_digest, require_unchanged
 from cag.runtime.seeds import mix
 
 SOURCE, MODEL = Path("data/prepared/source"), "data/models/{}.safetensors"
@@ -48,6 +49,7 @@ def main(round_name: str, teacher: str) -> None:
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
     scratch = Path(SCRATCH.format(round_name)) / files.fingerprint(
         format=features.SHARD_FORMAT,
+        code=code_digest(),
         seed=params.seed,
         device=fabric.device.type,
         precision=fabric.strategy.precision.precision,
@@ -70,6 +72,7 @@ def main(round_name: str, teacher: str) -> None:
     extraction.make(missing, fabric.device, processes, "extract source")
     if processes.main:
         features.join_source(Path(store), images.names, shards.paths, per_class)
+        require_unchanged()
         shutil.rmtree(scratch.parent)
 
 

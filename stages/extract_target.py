@@ -19,6 +19,7 @@ from cag.runtime import files
 from cag.runtime.devices import make_fabric
 from cag.runtime.processes import Processes
 from cag.runtime.program import run_stage
+from cag.runtime.provenance import code_digest, require_unchanged
 
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL, STORE = "data/models/{}.safetensors", "data/features/{}/source.h5"
@@ -58,6 +59,7 @@ def main(round_name: str, teacher: str, anchors: str) -> None:
     network = fabric.to_device(network.to(memory_format=torch.channels_last))
     scratch = Path(SCRATCH.format(round_name)) / files.fingerprint(
         format=features.SHARD_FORMAT,
+        code=code_digest(),
         device=fabric.device.type,
         precision=fabric.strategy.precision.precision,
         extract=config.model_dump(),
@@ -80,6 +82,7 @@ def main(round_name: str, teacher: str, anchors: str) -> None:
     extraction.make(missing, fabric.device, processes, "extract target")
     if processes.main:
         features.move_target(shards, folder, images.names, projection)
+        require_unchanged()
         shutil.rmtree(scratch.parent)
 
 

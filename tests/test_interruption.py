@@ -208,3 +208,30 @@ def test_interrupt_says_so_and_other_parameters_start_afresh(pretraining):
     write_params(pretraining, changed)
     execute(pretraining, "python", *PRETRAIN)
     assert (pd.read_csv(pretraining / CURVE)["loss"] > 0).all()
+
+
+def test_other_code_starts_afresh(pretraining):
+    interrupt_pretraining(pretraining, signal.SIGKILL)
+    mark_history(pretraining)
+    with open(pretraining / "cag/training/loop.py", "a") as file:
+        file.write("# edited\n")
+    execute(pretraining, "python", *PRETRAIN)
+    assert (pd.read_csv(pretraining / CURVE)["loss"] > 0).all()
+
+
+def test_parameters_edited_meanwhile_cost_no_training_once_they_are_back(pretraining):
+    before = read_params(pretraining)
+    process = start(pretraining, *PRETRAIN)
+    while not (pretraining / CHECKPOINT).exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    write_params(pretraining, merged(before, {"pretrain": {"weight_decay": 0.001}}))
+    said, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert "error: pretrain of params.yaml: changed while this stage ran" in said
+
+    write_params(pretraining, before)
+    assert mark_history(pretraining) == 80
+    execute(pretraining, "python", *PRETRAIN)
+    assert (pd.read_csv(pretraining / CURVE)["loss"] == -1).all()
+    assert not (pretraining / CHECKPOINT).exists()

@@ -9,6 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cag.runtime.errors import UserError
+from cag.runtime.provenance import note_parameters
 from cag.runtime.validation import YamlDumper, explain, read_yaml
 
 # A bound keeps a slip of the pen from filling the memory: more than anybody trains with.
@@ -65,9 +66,15 @@ def about(meaning: str, unit: str | None = None, source: str = OURS, default: An
 
 def load_params(model: type[P], path: str | Path = "params.yaml") -> P:
     """Read the keys of a YAML file that `model` has; a UserError if one is bad or none readable."""
-    content = read_parameters(path)
-    wanted = {name: content[name] for name in model.model_fields if name in content}
-    return validated(model, wanted, path)
+
+    def read() -> P:
+        content = read_parameters(path)
+        wanted = {name: content[name] for name in model.model_fields if name in content}
+        return validated(model, wanted, path)
+
+    params = read()
+    note_parameters(dict(params), lambda: dict(read()))
+    return params
 
 
 def validated(model: type[P], content: Mapping[str, Any], path: str | Path) -> P:

@@ -26,6 +26,7 @@ from cag.runtime.environment import launch
 from cag.runtime.errors import UserError, in_one_line, refusal
 from cag.runtime.files import project_root, write_json
 from cag.runtime.progress import finished_bars, is_main_process
+from cag.runtime.provenance import noted, require_unchanged
 
 RECORDS = Path(".scratch/runs")
 
@@ -82,14 +83,17 @@ def run_stage(main: click.Command) -> None:
     cannot write it has still succeeded.
 
     Two runs of one stage would write the same files. So the second ends with a UserError that says
-    which process is at work.
+    which process is at work. A stage whose code or parameters were changed while it ran fails too,
+    since DVC would record it with the changed ones.
     """
     stage = "@".join([Path(sys.argv[0]).stem, *sys.argv[1:2]])
 
     def alone(*given: Any, **named: Any) -> None:
         launch()  # checks its variables
-        with _held(stage) if is_main_process() else ExitStack():
+        with _held(stage) if is_main_process() else ExitStack(), noted():
             main.callback(*given, **named)
+            if is_main_process():
+                require_unchanged()
 
     locked = copy(main)
     locked.callback = alone

@@ -15,6 +15,7 @@ from cag.networks import Model, save_model
 from cag.runtime.devices import best_precision, make_fabric
 from cag.runtime.files import atomic_file, existing, fingerprint, sha256, write_csv
 from cag.runtime.progress import is_main_process, progress
+from cag.runtime.provenance import code_digest, require_unchanged
 from cag.runtime.seeds import mix
 from cag.training.loop import Checkpoint, shared_batches, train
 from cag.training.objectives import Objective, source_class_weights
@@ -91,6 +92,7 @@ class Fit:
             "precision": best_precision(self.params.precision),
             "reads": [_digest(path) for path in reads],
             "processes": self.fabric.world_size,
+            "code": code_digest(),
         }
         images = len(domains) * self.config.batch_size
         with progress(self.name, self.config.iterations, "iterations", images) as advance:
@@ -110,6 +112,9 @@ class Fit:
     ) -> None:
         """Write the model and its learning curve; the training is over, so its resume state goes.
 
+        The state stays if code or parameters were changed in the meantime, which is a UserError: it
+        is still of use when they are as they were.
+
         Args:
             path: The model's file.
             model: The network that is kept, and what describes it.
@@ -121,6 +126,7 @@ class Fit:
             write_csv(curve_path, curve)
             size = common_size(read_manifest(images).query("split == 'train'"))
             save_model(path, *model._replace(size=size))
+            require_unchanged()
             self.checkpoint.unlink(missing_ok=True)
 
 
