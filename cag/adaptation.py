@@ -123,8 +123,8 @@ class OnlineTeacherObjective(TwoDomainObjective):
 
     loss = CE(source) + weighted CE(mixed target) + distance_weight (distance(source) +
     distance(mixed target)). The last two names are the target pixels' mean weight, and the share of
-    them where the student predicts the teacher's label. No pixel counts where a crop is larger than
-    its image.
+    them where the student predicts the teacher's label: means over the crops, of which one that is
+    pasted over wholly counts 0. No pixel counts where a crop is larger than its image.
     """
 
     names = ("loss", *AdaptationLosses._fields[1:], "target_weight", "agreement")

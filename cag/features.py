@@ -26,6 +26,7 @@ from cag.datasets.labels import IGNORE
 from cag.projection import Projection
 from cag.runtime.errors import UserError, in_one_line, refusal
 from cag.runtime.files import atomic_file, atomic_folder, is_local
+from cag.runtime.precision import to_half
 from cag.runtime.seeds import mix
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def sample_pixels(features: Tensor, labels: Tensor, draws: Tensor, per_class: in
     labels, draws = labels.flatten(), draws.flatten()  # [B h w]
     keep = _lowest(labels, draws, per_class)
     columns = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
-    chosen = columns[keep.to(columns.device, non_blocking=True)].half()
+    chosen = to_half(columns[keep.to(columns.device, non_blocking=True)])
     return PixelSample(chosen, labels[keep], draws[keep])
 
 

@@ -17,6 +17,7 @@ from cag.datasets.prepared import PreparedImages
 from cag.networks import NetworkOutput, upsampled
 from cag.runtime.errors import UserError
 from cag.runtime.overlap import in_order, threads
+from cag.runtime.precision import to_half
 
 if TYPE_CHECKING:
     from cag.config.extract import Views
@@ -135,7 +136,7 @@ def predict_pixels(
     """
     features, logits = predict_views(network, images, views, fabric)
     probability, prediction = logits.float().softmax(1).max(1)  # [B, h, w]
-    return features.half(), prediction.byte(), probability
+    return to_half(features), prediction.byte(), probability
 
 
 def _view(images: Tensor, scale: float, gamma: float, flip: bool) -> Tensor:

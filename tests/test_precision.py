@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cag.anchors import class_sums
 from cag.losses import distance_loss
 from cag.pseudo_labels import anchor_distances
-from cag.runtime.precision import full_precision
+from cag.runtime.precision import full_precision, to_half
 
 K, D = 19, 64
 
@@ -92,3 +92,8 @@ def test_distances_and_class_sums_ignore_what_is_set(kernel, setting):
         assert torch.equal(one, other)
     assert products.precisions and set(products.precisions) == {"highest"}
     assert torch.get_float32_matmul_precision() == setting
+
+
+def test_a_value_beyond_float16_becomes_the_largest_one():
+    stored = to_half(torch.tensor([1e6, -1e6, 0.1]))
+    assert stored.dtype == torch.float16 and stored.tolist() == [65504, -65504, 0.0999755859375]

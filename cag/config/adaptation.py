@@ -97,7 +97,7 @@ class Adapt(Training):
     target_statistics: Fraction = about(
         "the share of the target's own statistics in batch norm, taken after the last step from "
         "training images as they are; 0: those of the training stay. A frozen encoder keeps its "
-        "own",
+        "own; `batch_norm: frozen` is about the steps before",
         source="alpha-BN",
         default=0.0,
     )

@@ -1,9 +1,16 @@
-"""Full precision for the few computations that need it."""
+"""Half precision for what is stored, full precision for the few computations that need it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+
+def to_half(values: Tensor) -> Tensor:
+    """The nearest float16 values, at most 65,504: a larger one would be infinite."""
+    limit = torch.finfo(torch.float16).max
+    return values.clamp(-limit, limit).half()
 
 
 @contextmanager
