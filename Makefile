@@ -37,7 +37,7 @@ docs: install  ## build the documentation: site/index.html
 bench: install  ## measure kernels, training step, memory, resuming
 	python -m benchmarks.kernels
 	python -m benchmarks.training
-	python -m benchmarks.memory
+	python -m benchmarks.memory --images 300,3000 --out .scratch/memory.png
 	python -m benchmarks.resume --kills 2
 
 clean:  ## remove what the pipeline wrote, but not DVC's cache
