@@ -36,9 +36,9 @@ docs: install  ## build the documentation: site/index.html
 
 bench: install  ## measure kernels, training step, memory, resuming
 	python -m benchmarks.kernels
-	python -m benchmarks.training
+	python -m benchmarks.training --steps 9
 	python -m benchmarks.memory --images 300,3000 --out .scratch/memory.png
-	python -m benchmarks.resume --kills 2
+	python -m benchmarks.resume --kills 1 --processes 1
 
 clean:  ## remove what the pipeline wrote, but not DVC's cache
 	rm -rf .scratch data/index data/prepared data/models data/curves data/features data/rounds data/pseudo_label_evaluation data/watch data/evaluation data/report data/results data/oracle
