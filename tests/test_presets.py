@@ -14,10 +14,12 @@ from project import ROOT, dvc, make_project, merged, ran
 from raw import write_cityscapes, write_gta5, write_photographs, write_synthia
 from watch import watched
 
+from cag.commands.runs import results
 from cag.config.base import load_params
 from cag.datasets.images import read_label
 from cag.datasets.prepared import read_manifest
-from cag.project.oracle import LABELLED, OracleParams, prepare_labelled
+from cag.project.oracle import LABELLED, OracleParams, prepare_labelled, require_labels
+from cag.runtime.errors import UserError
 from stages.prepare import raw_folder
 
 CLASSES = {
@@ -203,8 +205,36 @@ def test_the_oracle_alone_finds_the_training_labels(tmp_path, monkeypatch):
     (tmp_path / "classes").symlink_to(ROOT / "classes")
     Path("params.yaml").write_text(yaml.safe_dump(shrunk("synthia_to_cityscapes")))
     params = load_params(OracleParams)
+    require_labels(params)
     with raw_folder("target", params.target, oracle=True) as raw:
         prepare_labelled(params, raw)
     rows = read_manifest(LABELLED)
     assert len(rows) == TRAINING and (rows["label"] != "").all()
     assert read_label(LABELLED / rows["label"][0]).shape == tuple(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "oracle", "runs"),
+    [
+        ((), True, False),
+        (("++oracle.labels=null",), True, True),  # these labels may be there
+        ((), False, True),
+    ],
+)
+def test_missing_labels_of_the_oracle_are_said_before_any_training(
+    tmp_path, monkeypatch, overrides, oracle, runs
+):
+    write_cityscapes(tmp_path / "raw/cityscapes", {"train": TRAINING, "val": 1}, RAW_SIZE)
+    shutil.rmtree(tmp_path / "raw/cityscapes/gtFine/train")
+    monkeypatch.setenv("CAG_DATA", str(tmp_path / "raw"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes").symlink_to(ROOT / "classes")
+    Path("params.yaml").write_text(yaml.safe_dump(shrunk("synthia_to_cityscapes")))
+
+    def run_experiments(*_):
+        raise UserError("trained")
+
+    monkeypatch.setattr("cag.project.experiments.run_experiments", run_experiments)
+    expected = "^trained$" if runs else "gtFine/train.*`cag results --no-oracle` leaves"
+    with pytest.raises(UserError, match=expected):
+        results.callback("0", overrides, None, 1, oracle, None)

@@ -348,8 +348,8 @@ def test_command_names_what_differs(browser):
     set_control(browser, "agreement", False)
     command = "return document.getElementById('command').dataset.command"
     assert browser.execute_script(command) == (
-        "dvc exp run -S pseudo_label.relative_margin=null -S pseudo_label.quantile=0.1"
-        " -S pseudo_label.agreement=false"
+        "dvc exp run -S ++pseudo_label.relative_margin=null -S ++pseudo_label.quantile=0.1"
+        " -S ++pseudo_label.agreement=false"
     )
     set_sliders(browser, dict.fromkeys(KINDS))
     assert browser.execute_script(command) == ""

@@ -139,6 +139,7 @@ def results(
       cag results --seeds 0,1,2,3,4 -S network.encoder_weights=null --jobs 2
       cag results --grid benchmarks/ablations.yaml --jobs 2 --out ablations.csv
     """
+    from cag.config.base import load_params
     from cag.config.parameters import load_all
     from cag.project.experiments import (
         TITLE,
@@ -148,6 +149,7 @@ def results(
         run_experiments,
         seed_rows,
     )
+    from cag.project.oracle import OracleParams, require_labels
     from cag.report.seeds import write_seeds
     from cag.runtime.files import write_csv
 
@@ -158,7 +160,11 @@ def results(
     load_all()  # errors in params.yaml come before anything runs
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
-    scores = run_experiments(variants, numbers, jobs, oracle and grid is None)
+    oracle = oracle and grid is None
+    changed_keys = [entry.lstrip("+~").partition(".")[0] for entry in overrides]
+    if oracle and not {"target", "oracle"} & set(changed_keys):
+        require_labels(load_params(OracleParams))
+    scores = run_experiments(variants, numbers, jobs, oracle)
     if out is not None:
         write_csv(out, scores)
     print_rows(seed_rows(scores) if grid is None else grid_rows(scores), TITLE)

@@ -31,7 +31,7 @@ def show(
 
     \b
     Example:
-      dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0,2.5,3.0'
+      dvc exp run --queue -S ++adapt.teacher=cached -S '++pseudo_label.relative_margin=0.1,0.2,0.3'
       dvc queue start --jobs 2
       cag sweep show --plot margins.png
     """

@@ -21,7 +21,7 @@ from cag.datasets.prepared import PreparedImages
 from cag.evaluation import BATCH_SIZE, predict_labelled
 from cag.networks import load_model
 from cag.runtime.errors import UserError
-from cag.runtime.files import atomic_folder
+from cag.runtime.files import atomic_folder, data_root, inside
 from cag.runtime.progress import progress
 from cag.training.fit import Fit
 from cag.training.objectives import SupervisedObjective
@@ -30,6 +30,7 @@ from cag.training.samples import Sample, labelled_samples
 SOURCE, TARGET = Path("data/prepared/source"), Path("data/prepared/target")
 MODEL = Path("data/models/pretrain.safetensors")
 LABELLED = Path(".scratch/oracle/labelled")
+WITHOUT = "`cag results --no-oracle` leaves the oracle out"
 
 
 class OracleParams(Run):
@@ -63,8 +64,21 @@ def labelled_split(params: OracleParams) -> Split:
         return replace(train, labels=params.oracle.labels)
     if validation:
         return validation[0]
-    hint = "set oracle.labels, or give the target labelled validation images"
+    hint = f"set oracle.labels, or give the target labelled validation images; {WITHOUT}"
     raise UserError(f"oracle: the target has no labels: {hint}")
+
+
+def require_labels(params: OracleParams) -> None:
+    """Raise a UserError if raw labels that the oracle needs are missing; opens no file.
+
+    So `cag results` says it before it trains, and not after all its seeds.
+    """
+    split = labelled_split(params)
+    if params.target.layout != "scenes":
+        try:
+            list_split(inside(data_root(), params.target.folder), split)
+        except UserError as error:
+            raise UserError(f"oracle: {error}; {WITHOUT}") from None
 
 
 def prepare_labelled(params: OracleParams, raw: Path) -> None:

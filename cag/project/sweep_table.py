@@ -60,7 +60,7 @@ def swept_parameter(table: pd.DataFrame, wanted: str | None = None) -> str:
         known = ", ".join(numbers) or "none"
         raise UserError(f"{wanted} has not two values that are numbers; these have: {known}")
     if not numbers:
-        hint = "a sweep makes them, e.g. `dvc exp run --queue -S 'pseudo_label.margin=1.5,2.0'`"
+        hint = "a sweep makes them, e.g. `dvc exp run --queue -S '++pseudo_label.margin=1.5,2.0'`"
         raise UserError(f"no parameter has two values that are numbers; {hint}")
     return wanted or numbers[0]
 

@@ -220,7 +220,7 @@
     for (const key of sliders) wanted[key] = chosenValue(key);
     const order = [...kinds, "agreement", "probability"];
     const changes = order.filter((key) => wanted[key] !== data.rules[key]);
-    return "dvc exp run" + changes.map((key) => " -S pseudo_label." + key + "=" + wanted[key]).join("");
+    return "dvc exp run" + changes.map((key) => " -S ++pseudo_label." + key + "=" + wanted[key]).join("");
   }
 
   function range(key, code) {
