@@ -21,8 +21,10 @@ FOLDERS = Folders(
 @click.command(help=__doc__)
 def main() -> None:
     """Read the artifacts, write `data/report/`."""
-    write(collect(FOLDERS, load_params(Experiment)), FOLDERS.report)
-    print(f"report: {FOLDERS.report}/index.html; `cag summary` prints the scores")
+    params = load_params(Experiment)
+    write(collect(FOLDERS, params), FOLDERS.report)
+    scores = "; `cag summary` prints the scores" if params.evaluated else ""
+    print(f"report: {FOLDERS.report}/index.html{scores}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import cag.scenes
 from cag import cli
 from cag.commands import project
 from cag.config.parameters import load_all
+from cag.project import template
 from cag.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +102,17 @@ def test_init_makes_a_project_whose_pipeline_dvc_understands(tmp_path):
     assert "dvc.yaml" in status.stdout
     with pytest.raises(UserError, match="dvc.yaml: is there already"):
         call("init", str(goal))
+
+
+def test_a_new_project_begins_with_a_preset_whatever_this_one_has_edited(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    for name in template.TEMPLATE:
+        template._copy(template.PACKAGES / name, here / name)
+    (here / "params.yaml").write_text("seed: 7\n")
+    monkeypatch.setattr(template, "template", lambda: here)
+    call("init", str(tmp_path / "mine"))
+    begun = (tmp_path / "mine/params.yaml").read_bytes()
+    assert begun == (here / "presets/scenes.yaml").read_bytes()
 
 
 def git(folder, *arguments):

@@ -97,6 +97,16 @@ def test_experiments_of_every_state_are_named(monkeypatch):
     assert sweeps._changed([row["params"] for row in rows]) == ["pseudo_label.margin"]
 
 
+def test_a_workspace_without_results_is_stale(monkeypatch):
+    monkeypatch.setattr(sweeps, "_results", lambda *_: ({}, set()))
+    shown = [
+        {"data": experiment("", None, 1)["revs"][0]["data"], "experiments": None},
+        {"data": {}, "experiments": [experiment("good", "success", 2)]},
+    ]
+    rows = [sweeps._row(one) for one in repository._experiments(shown)]
+    assert [row["state"] for row in rows] == ["stale", "finished"]
+
+
 def test_without_a_commit_one_line_says_so():
     with pytest.raises(UserError, match="no commit yet"):
         list(repository._experiments([]))

@@ -22,6 +22,7 @@ LOCK, COVERAGE = "dvc.lock", "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
 REPRO = "run `dvc repro`"
 FIXED, TIME = ("experiment", "state"), ("seconds", "stages")
+STALE = "stale"
 _RESULTS = (".coverage.", ".precision.", ".miou")  # parts of columns, in their order
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
 
@@ -29,7 +30,8 @@ _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."} 
 def sweep_table(all_commits: bool = False) -> pd.DataFrame:
     """A row for the workspace, then one for each experiment of the last commit, or of all.
 
-    Columns: experiment; state (finished, queued, running, failed); the parameters that differ, by
+    Columns: experiment; state (finished, queued, running, failed, and stale of a workspace whose
+    results are none of its parameters' or not there yet); the parameters that differ, by
     dotted names; for each round `round1.coverage.anchor` (share of the target training pixels) and
     `.probability`, `round1.precision.anchor` (on the labelled target validation images) and
     `.probability`; `round1.miou`, `pretrain.miou`, ...; seconds that its stages took here, and
@@ -115,7 +117,9 @@ def _row(experiment: Experiment) -> dict[str, Any]:
         params = validated(Parameters, params, PARAMS).model_dump(mode="json")
     seconds = float(times["seconds"].sum()) if len(times) else None
     stages = " ".join(times["stage"]) if len(times) else None
-    row = {"experiment": experiment.name, "state": experiment.state, "params": dict(dotted(params))}
+    stale = experiment.name == repository.WORKSPACE and not results
+    state = STALE if stale else experiment.state
+    row = {"experiment": experiment.name, "state": state, "params": dict(dotted(params))}
     return row | {"results": results, "seconds": seconds, "stages": stages}
 
 

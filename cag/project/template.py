@@ -18,7 +18,7 @@ from cag.runtime.files import atomic_file, require_new
 
 PACKAGES = Path(__file__).resolve().parents[2]
 PRESETS, PARAMS = Path("presets"), Path("params.yaml")
-GITIGNORE = ".gitignore"
+GITIGNORE, BEGUN = ".gitignore", "presets/scenes.yaml"
 TEMPLATE = ("dvc.yaml", "params.yaml", ".dvcignore", GITIGNORE, ".dvc/config")
 TEMPLATE += (".dvc/.gitignore", "presets", "classes", "data/README.md")
 
@@ -48,6 +48,7 @@ def start_project(folder: Path) -> Path:
         require_new(folder)
     sources = {name: template() / name for name in TEMPLATE}
     sources |= {name: PACKAGES / name for name in ("cag", "stages")}
+    sources["params.yaml"] = template() / BEGUN  # not this project's, which may have been edited
     taken = [name for name in sources if name != GITIGNORE and os.path.lexists(folder / name)]
     if taken:
         hint = "a project brings its own; move it away, or name a new folder"
