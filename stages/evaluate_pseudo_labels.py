@@ -97,12 +97,16 @@ def summary(scores: dict[str, dict[str, float]], count: int) -> str:
     if not count:
         return "no labelled validation images"
     rules = (
-        f"{rule} " + ", ".join(f"{name} {percent(share)} %" for name, share in shares.items())
+        f"{rule} " + ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
         for rule, shares in scores.items()
     )
     known = all(share["recall"] == share["recall"] for share in scores.values())
     note = "" if known else "; no pixel of their labels has a class"
     return f"{'; '.join(rules)} over {count} images{note}"
+
+
+def _percent(share: float) -> str:
+    return f"{percent(share)} %" if share == share else "unknown"
 
 
 @click.command(help=__doc__)

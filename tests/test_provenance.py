@@ -23,9 +23,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     shutil.copyfile(ROOT / "presets/scenes.yaml", "params.yaml")
     (tmp_path / "house").mkdir()
-    for name in ("__init__", "early", "late", "never"):
+    (tmp_path / "house/attic").mkdir()
+    for name in ("__init__", "early", "late", "never", "attic/__init__", "attic/box"):
         (tmp_path / f"house/{name}.py").write_text("value = 1\n")
     importlib.import_module("house.early")
+    importlib.import_module("house.attic.box")
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "house"]:
         del sys.modules[name]
@@ -80,7 +82,9 @@ def test_parameters_that_are_changed_back(folder, capsys):
     assert outcome(work, capsys) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["__init__", "early", "late", "never"])
+@pytest.mark.parametrize(
+    "name", ["__init__", "early", "late", "never", "attic/__init__", "attic/box"]
+)
 def test_code_that_changes_meanwhile(folder, capsys, name):
     def work():
         replace(folder / f"house/{name}.py", "1", "2")

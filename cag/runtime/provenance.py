@@ -37,8 +37,10 @@ class Used:
 
     def changed(self) -> list[str]:
         """The files of code, and the sections of parameters, that are no longer the same."""
-        paths = [path for path in _loaded().values() if self.files.get(path) != _digest(path)]
-        names = [f"{path.parent.name}/{path.name}" for path in sorted(paths)]
+        loaded = sorted(_loaded().items())
+        names = [
+            _shown(name, path) for name, path in loaded if self.files.get(path) != _digest(path)
+        ]
         for used, again in self.parameters:
             try:
                 now = again()
@@ -93,6 +95,12 @@ def _loaded() -> dict[str, Path]:
         for spec in specs
         if spec and spec.origin and spec.name.partition(".")[0] in PACKAGES
     }
+
+
+def _shown(module: str, path: Path) -> str:
+    """A module's file below the folder of its package, as cag/runtime/files.py."""
+    depth = module.count(".") + 1 + (path.stem == "__init__")
+    return "/".join(path.parts[-depth:])
 
 
 def _digest(path: Path) -> str | None:
