@@ -327,14 +327,20 @@ def disk_needed(
     return Disk(prepared_bytes(pixels), len(params.rounds) * features)
 
 
-def step_memory(params: Parameters, num_classes: int) -> StepMemory:
-    """The most that a step of a training takes, see `training_step`."""
+def step_memory(
+    params: Parameters, num_classes: int, on_training: Callable[[], object] = lambda: None
+) -> StepMemory:
+    """The most that a step of a training takes, see `training_step`.
+
+    `on_training` is called after each training.
+    """
     network, precision = build(params.network, num_classes), best_precision(params.precision)
 
     def memory(training: str) -> StepMemory:
         images = getattr(params, training).batch_size
         images //= pieces(images, params.max_batch_per_device)
         work = training_step(training, params, network, images, Shapes(precision))
+        on_training()
         return StepMemory(work.memory, training, precision)
 
     return max(map(memory, trainings(params)))
@@ -406,9 +412,9 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
     names = [class_map.label_space.names for class_map in class_maps.values()]
     summary = [class_difference(*names)] if names[0] != names[1] else []
     form = network_form(params, len(names[0]))
-    warnings = export_warnings(params, len(names[0]))
+    warnings, of_files = [], []
     try:
-        warnings = weights_warnings(params.network) + warnings
+        warnings = weights_warnings(params.network)
     except UserError as error:
         summary.append(str(error))
     problems = list(summary)
@@ -428,7 +434,7 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         summary += [line for check in checks for line in check.summary()]
         if size := config.size or next((c.size for c in checks if c.split == "train"), None):
             sizes[domain] = size
-        warnings += [warning for check in checks for warning in check.warnings]
+        of_files += [warning for check in checks for warning in check.warnings]
         disk.append(disk_needed(domain, config, checks, params, len(names[0]), form))
     needed = Disk(*map(sum, zip(*disk, strict=True)))
     written = sum(used_bytes(PREPARED / domain) for domain in domains) + used_bytes(FEATURES)
@@ -437,9 +443,12 @@ def check_data(params: Parameters, name: str | None, is_part: bool, on_domain: O
         hint = "free some space, or take fewer rounds or a smaller size"
         problem = f"the disk has {free / 1e9:.1f} GB for {sum(needed) / 1e9:.1f} GB; {hint}"
         problems, summary = [*problems, problem], [*summary, problem]
-    warnings += crop_warnings(params, sizes)
     disk_bytes = {**needed._asdict(), "free": free}
-    memory = step_memory(params, len(names[0]))._asdict()
+    with progress("try the network", 1 + len(trainings(params)), "trials") as advance:
+        warnings += export_warnings(params, len(names[0]))
+        advance()
+        memory = step_memory(params, len(names[0]), advance)._asdict()
+    warnings += of_files + crop_warnings(params, sizes)
     step = {f"step_{field}": value for field, value in memory.items()}
     found = {"problems": problems, "summary": summary, "warnings": warnings}
     return {"domains": domains, "disk_bytes": disk_bytes, **step, **found}
