@@ -161,7 +161,7 @@ def results(
     variants = {"": []} if grid is None else read_grid(grid)
     variants = {name: [*overrides, *entries] for name, entries in variants.items()}
     oracle = oracle and grid is None
-    changed_keys = [entry.lstrip("+~").partition(".")[0] for entry in overrides]
+    changed_keys = [re.split("[.=]", entry.lstrip("+~"))[0] for entry in overrides]
     if oracle and not {"target", "oracle"} & set(changed_keys):
         require_labels(load_params(OracleParams))
     scores = run_experiments(variants, numbers, jobs, oracle)

@@ -14,6 +14,7 @@ from cag.config.base import RULES, dotted, validated
 from cag.config.parameters import Parameters
 from cag.project import repository
 from cag.project.repository import FINISHED, METRICS, PARAMS, WORKSPACE, Experiment
+from cag.project.status import STALE
 from cag.runtime.errors import UserError
 from cag.runtime.program import RECORDS, read_records
 from cag.runtime.validation import parse_yaml, readable
@@ -22,7 +23,6 @@ LOCK, COVERAGE = "dvc.lock", "data/rounds/{}/coverage.csv"
 PRECISION = "data/pseudo_label_evaluation/{}/metrics.json"
 REPRO = "run `dvc repro`"
 FIXED, TIME = ("experiment", "state"), ("seconds", "stages")
-STALE = "stale"
 _RESULTS = (".coverage.", ".precision.", ".miou")  # parts of columns, in their order
 _SHORT = {"coverage": "cover.", "precision": "precis.", "probability": "prob."}  # in a terminal
 
@@ -117,7 +117,7 @@ def _row(experiment: Experiment) -> dict[str, Any]:
         params = validated(Parameters, params, PARAMS).model_dump(mode="json")
     seconds = float(times["seconds"].sum()) if len(times) else None
     stages = " ".join(times["stage"]) if len(times) else None
-    stale = experiment.name == repository.WORKSPACE and not results
+    stale = experiment.name == WORKSPACE and not results
     state = STALE if stale else experiment.state
     row = {"experiment": experiment.name, "state": state, "params": dict(dotted(params))}
     return row | {"results": results, "seconds": seconds, "stages": stages}
